@@ -1,0 +1,59 @@
+//! Which instructions the kernels may use: detected once, or lowered by the user for comparison.
+
+use std::sync::OnceLock;
+
+/// Instruction sets that the kernels come in, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    Portable,
+    /// aarch64, always there.
+    Neon,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Isa {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Everything that this machine can run, strongest first; always ends with `Portable`.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma");
+            if avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                found.push(Self::Avx512);
+            }
+            if avx2 {
+                found.push(Self::Avx2);
+            }
+        }
+        if cfg!(target_arch = "aarch64") {
+            found.push(Self::Neon);
+        }
+        found.push(Self::Portable);
+        found
+    }
+
+    /// The set in use: the strongest available, or the one that `ENGINE_ISA` names (an unknown or unavailable name
+    /// falls back to the strongest; `engine doctor` prints what runs).
+    pub fn current() -> Self {
+        static CURRENT: OnceLock<Isa> = OnceLock::new();
+        *CURRENT.get_or_init(|| {
+            let available = Self::available();
+            let wanted = std::env::var("ENGINE_ISA").ok();
+            let found = wanted.and_then(|name| available.iter().copied().find(|isa| isa.name() == name));
+            found.unwrap_or(available[0])
+        })
+    }
+}

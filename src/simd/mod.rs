@@ -1,0 +1,4 @@
+//! CPU micro-kernels, packing and the thread pool. Knows neither training nor inference.
+
+pub mod isa;
+pub mod pool;
