@@ -13,4 +13,8 @@ pub mod error;
 pub mod tensor;
 pub mod rng;
 pub mod model;
+pub mod config;
+pub mod data;
 pub mod simd;
+pub mod optim;
+pub mod backend;

@@ -1,4 +1,5 @@
 //! CPU micro-kernels, packing and the thread pool. Knows neither training nor inference.
 
+pub(crate) mod dispatch;
 pub mod isa;
 pub mod pool;

@@ -105,6 +105,24 @@ impl Pool {
         }
         assert!(!panicked, "a task of the pool panicked");
     }
+
+    /// Hands each item to `body` once, in no order. Items are usually disjoint chunks of slices.
+    pub fn for_each<T: Send>(&self, items: Vec<T>, body: impl Fn(T) + Sync) {
+        self.map(items, body);
+    }
+
+    /// As `for_each`; the results come in the order of the items.
+    pub fn map<T: Send, R: Send>(&self, items: Vec<T>, body: impl Fn(T) -> R + Sync) -> Vec<R> {
+        let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        let results: Vec<Mutex<Option<R>>> = items.iter().map(|_| Mutex::new(None)).collect();
+        self.run(items.len(), &|task| {
+            let item = items[task].lock().expect("a task locks its own item alone").take();
+            let result = body(item.expect("each task runs once"));
+            *results[task].lock().expect("a task locks its own result alone") = Some(result);
+        });
+        let take = |slot: Mutex<Option<R>>| slot.into_inner().ok().flatten().expect("every task has run");
+        results.into_iter().map(take).collect()
+    }
 }
 
 fn worker(shared: &Shared) {

@@ -1,0 +1,144 @@
+//! The CPU backend: f32, NHWC, the oracle for every other backend and the default on a machine without a GPU.
+//!
+//! `units` groups the graph's operations into what is walked forward and backward; `batch_norm`, `pooling`, `loss` and
+//! `input` are the memory-bound operations, `simd::conv` the convolutions; `memory` hands out buffers; `walk` runs a
+//! step. All reductions are in an order that the shapes fix, so results do not depend on the number of threads.
+
+pub mod batch_norm;
+pub mod input;
+pub mod loss;
+pub mod pooling;
+mod memory;
+mod params;
+mod units;
+mod walk;
+
+use super::{Backend, NamedTensors, Outcome, Step};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::graph::lower;
+use crate::model::spec::ResNetSpec;
+use crate::simd::conv::Scratch;
+use crate::simd::isa::Isa;
+use crate::simd::pool::Pool;
+use crate::tensor::HostTensor;
+use params::Params;
+use std::collections::VecDeque;
+use walk::Walk;
+
+/// What a CPU backend is made from.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    pub spec: ResNetSpec,
+    /// Side of a training image.
+    pub resolution: usize,
+    pub seed: u64,
+    pub zero_gamma: bool,
+    /// Which parameters weight decay applies to.
+    pub decay: crate::config::Decay,
+    /// 0 means one a core.
+    pub threads: usize,
+    pub isa: Isa,
+}
+
+/// A network with its optimiser state in main memory.
+pub struct CpuBackend {
+    spec: ResNetSpec,
+    engine: Engine,
+    params: Params,
+    training: Walk,
+    /// For evaluation at another resolution than training's.
+    evaluation: Option<Walk>,
+    outcomes: VecDeque<Outcome>,
+}
+
+/// What computes.
+struct Engine {
+    pool: Pool,
+    isa: Isa,
+    scratch: Scratch,
+}
+
+/// Threads and instructions, handed down to every memory-bound operation.
+#[derive(Clone, Copy)]
+pub struct Cpu<'a> {
+    pub pool: &'a Pool,
+    pub isa: Isa,
+}
+
+impl CpuBackend {
+    /// Freshly initialised.
+    pub fn new(options: &CpuOptions) -> Result<Self> {
+        let graph = lower(&options.spec, options.resolution)?;
+        let params = Params::new(&graph, options);
+        let engine =
+            Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
+        let training = Walk::new(graph);
+        Ok(Self { spec: options.spec, engine, params, training, evaluation: None, outcomes: VecDeque::new() })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
+        check_batch(batch, self.spec.classes)?;
+        if batch.resolution != self.training.graph.resolution {
+            self.training = Walk::new(lower(&self.spec, batch.resolution)?);
+        }
+        let outcome = self.training.step(&mut self.engine, &mut self.params, batch, step);
+        self.outcomes.push_back(outcome);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
+    }
+
+    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+        check_batch(batch, self.spec.classes)?;
+        let walk = if batch.resolution == self.training.graph.resolution {
+            &mut self.training
+        } else {
+            if self.evaluation.as_ref().is_none_or(|walk| walk.graph.resolution != batch.resolution) {
+                self.evaluation = Some(Walk::new(lower(&self.spec, batch.resolution)?));
+            }
+            self.evaluation.as_mut().expect("made above")
+        };
+        let logits = walk.evaluate(&mut self.engine, &self.params, batch);
+        HostTensor::new("logits", vec![batch.labels.len(), self.spec.classes], logits)
+    }
+
+    fn state(&self) -> NamedTensors {
+        self.params.state(&self.training.graph)
+    }
+
+    fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
+        self.params.load_state(&self.training.graph, state)
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        if let Some(found) = self.params.read(&self.training.graph, name) {
+            return Ok(found);
+        }
+        self.training.read(name).ok_or_else(|| {
+            let hint =
+                "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
+            Error::usage(format!("{}: no tensor {name}; {hint}", self.spec.name))
+        })
+    }
+}
+
+fn check_batch(batch: &Batch, classes: usize) -> Result<()> {
+    let want = batch.labels.len() * batch.resolution * batch.resolution * 3;
+    if batch.images.len() != want || batch.labels.is_empty() {
+        let got = batch.images.len();
+        return Err(Error::failed(format!(
+            "batch.images has {got} bytes, its labels and resolution want {want}"
+        )));
+    }
+    match batch.labels.iter().find(|&&label| label as usize >= classes) {
+        Some(label) => {
+            Err(Error::input(format!("label {label} in a batch; the model has {classes} classes")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,212 @@
+//! Weights, velocities, gradients and running statistics, in this backend's layouts.
+//!
+//! Convolution and classifier weights are RSCK ([r][s][c][k]) here and KCRS outside; everything else is a vector.
+
+use super::{Cpu, CpuOptions};
+use crate::backend::{MOMENTUM_PREFIX, NamedTensors};
+use crate::config::Decay;
+use crate::error::{Error, Result};
+use crate::model::graph::{Graph, ParamId};
+use crate::model::params::{Param, Role};
+use crate::optim::sgd::Sgd;
+use crate::simd::dispatch::multiversion;
+use crate::tensor::HostTensor;
+
+/// One vector a parameter, in the order of the graph.
+pub struct Params {
+    pub weight: Vec<Vec<f32>>,
+    pub velocity: Vec<Vec<f32>>,
+    pub gradient: Vec<Vec<f32>>,
+    /// One vector a running statistic, in the order of the graph.
+    pub running: Vec<Vec<f32>>,
+    decay: Decay,
+}
+
+impl Params {
+    pub fn new(graph: &Graph, options: &CpuOptions) -> Self {
+        let initial = |(index, param): (usize, &Param)| {
+            to_internal(param, &param.initial_values(options.seed, index, options.zero_gamma))
+        };
+        let zeros = || graph.params.iter().map(|param| vec![0.0; param.elements()]).collect();
+        Self {
+            weight: graph.params.iter().enumerate().map(initial).collect(),
+            velocity: zeros(),
+            gradient: zeros(),
+            running: graph.buffers.iter().map(|buffer| vec![buffer.initial; buffer.channels]).collect(),
+            decay: options.decay,
+        }
+    }
+
+    /// Name of the first parameter whose gradient has a value that is not finite.
+    pub fn first_bad_gradient<'g>(&self, cpu: Cpu, graph: &'g Graph) -> Option<&'g str> {
+        let bad = cpu.pool.map(self.gradient.iter().collect(), |gradient| !all_finite(gradient));
+        bad.iter().position(|&bad| bad).map(|index| graph.params[index].name.as_str())
+    }
+
+    /// One optimiser step over all parameters.
+    pub fn update(&mut self, cpu: Cpu, graph: &Graph, sgd: &Sgd) {
+        const CHUNK: usize = 64 * 1024;
+        let mut items = vec![];
+        let slices = self.weight.iter_mut().zip(&mut self.velocity).zip(&self.gradient);
+        for (param, ((weight, velocity), gradient)) in graph.params.iter().zip(slices) {
+            let weight_decay = if decays(self.decay, param.role) { sgd.weight_decay } else { 0.0 };
+            let rule = Sgd { weight_decay, ..*sgd };
+            let chunks = weight.chunks_mut(CHUNK).zip(velocity.chunks_mut(CHUNK)).zip(gradient.chunks(CHUNK));
+            items.extend(chunks.map(|((weight, velocity), gradient)| (rule, weight, velocity, gradient)));
+        }
+        cpu.pool.for_each(items, |(rule, weight, velocity, gradient)| {
+            step(cpu.isa, &rule, weight, velocity, gradient);
+        });
+    }
+
+    pub fn state(&self, graph: &Graph) -> NamedTensors {
+        let mut state = NamedTensors::new();
+        for (index, param) in graph.params.iter().enumerate() {
+            let tensor =
+                |values: &[f32]| HostTensor { shape: param.shape.clone(), data: to_external(param, values) };
+            state.insert(param.name.clone(), tensor(&self.weight[index]));
+            state.insert(format!("{MOMENTUM_PREFIX}{}", param.name), tensor(&self.velocity[index]));
+        }
+        for (buffer, values) in graph.buffers.iter().zip(&self.running) {
+            state.insert(
+                buffer.name.clone(),
+                HostTensor { shape: vec![buffer.channels], data: values.clone() },
+            );
+        }
+        state
+    }
+
+    pub fn load_state(&mut self, graph: &Graph, state: &NamedTensors) -> Result<()> {
+        for (index, param) in graph.params.iter().enumerate() {
+            self.weight[index] = to_internal(param, find(state, &param.name, &param.shape)?);
+            let velocity = format!("{MOMENTUM_PREFIX}{}", param.name);
+            self.velocity[index] = to_internal(param, find(state, &velocity, &param.shape)?);
+        }
+        for (buffer, values) in graph.buffers.iter().zip(&mut self.running) {
+            values.copy_from_slice(find(state, &buffer.name, &[buffer.channels])?);
+        }
+        Ok(())
+    }
+
+    pub fn read(&self, graph: &Graph, name: &str) -> Option<HostTensor> {
+        let named = |name: &str| graph.params.iter().position(|param| param.name == name);
+        let tensor = |index: ParamId, values: &[f32]| {
+            let param = &graph.params[index];
+            HostTensor { shape: param.shape.clone(), data: to_external(param, values) }
+        };
+        if let Some(index) = named(name) {
+            return Some(tensor(index, &self.weight[index]));
+        }
+        if let Some(index) = name.strip_prefix("grad.").and_then(named) {
+            return Some(tensor(index, &self.gradient[index]));
+        }
+        let index = graph.buffers.iter().position(|buffer| buffer.name == name)?;
+        Some(HostTensor { shape: vec![graph.buffers[index].channels], data: self.running[index].clone() })
+    }
+}
+
+multiversion! {
+    fn step(rule: &Sgd, weight: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
+        rule.step(weight, velocity, gradient);
+    }
+}
+
+/// Any infinity or NaN has all exponent bits set.
+pub fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let chunk_is_finite =
+        |chunk: &[f32]| chunk.iter().fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT));
+    values.chunks(4096).all(chunk_is_finite)
+}
+
+fn decays(decay: Decay, role: Role) -> bool {
+    match (decay, role) {
+        (_, Role::ConvWeight | Role::LinearWeight) | (Decay::All, _) => true,
+        (Decay::Unnormalised, Role::LinearBias) => true,
+        (Decay::Weights | Decay::Unnormalised, _) => false,
+    }
+}
+
+fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<&'s [f32]> {
+    let tensor = state
+        .get(name)
+        .ok_or_else(|| Error::input(format!("{name} is missing; this checkpoint is of another network")))?;
+    if tensor.shape != shape {
+        let got = &tensor.shape;
+        return Err(Error::input(format!(
+            "{name} is {got:?}, the network wants {shape:?}; trained from another spec?"
+        )));
+    }
+    Ok(&tensor.data)
+}
+
+/// K, C and R S of a weight that is stored RSCK; none for vectors.
+fn weight_dims(param: &Param) -> Option<(usize, usize, usize)> {
+    match param.role {
+        Role::ConvWeight => Some((param.shape[0], param.shape[1], param.shape[2] * param.shape[3])),
+        Role::LinearWeight => Some((param.shape[0], param.shape[1], 1)),
+        Role::Gamma | Role::Beta | Role::LinearBias => None,
+    }
+}
+
+fn to_internal(param: &Param, kcrs: &[f32]) -> Vec<f32> {
+    let Some((k, c, taps)) = weight_dims(param) else { return kcrs.to_vec() };
+    let mut rsck = vec![0.0; kcrs.len()];
+    for (filter, values) in kcrs.chunks_exact(c * taps).enumerate() {
+        for (channel, values) in values.chunks_exact(taps).enumerate() {
+            for (tap, &value) in values.iter().enumerate() {
+                rsck[(tap * c + channel) * k + filter] = value;
+            }
+        }
+    }
+    rsck
+}
+
+fn to_external(param: &Param, rsck: &[f32]) -> Vec<f32> {
+    let Some((k, c, taps)) = weight_dims(param) else { return rsck.to_vec() };
+    let mut kcrs = vec![0.0; rsck.len()];
+    for (filter, values) in kcrs.chunks_exact_mut(c * taps).enumerate() {
+        for (channel, values) in values.chunks_exact_mut(taps).enumerate() {
+            for (tap, value) in values.iter_mut().enumerate() {
+                *value = rsck[(tap * c + channel) * k + filter];
+            }
+        }
+    }
+    kcrs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{graph::lower, spec::RESNET_TINY};
+
+    #[test]
+    fn layouts_are_inverse() {
+        let graph = lower(&RESNET_TINY, 32).unwrap();
+        for (index, param) in graph.params.iter().enumerate() {
+            let values = param.initial_values(1, index, false);
+            assert_eq!(to_external(param, &to_internal(param, &values)), values, "{}", param.name);
+        }
+    }
+
+    #[test]
+    fn finiteness_sees_every_kind() {
+        assert!(all_finite(&[0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-45]));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = vec![0.0; 10_000];
+            values[9_999] = bad;
+            assert!(!all_finite(&values), "{bad}");
+        }
+    }
+
+    #[test]
+    fn decay_follows_the_role() {
+        let exempt = |decay| {
+            [Role::ConvWeight, Role::LinearWeight, Role::LinearBias, Role::Gamma, Role::Beta]
+                .map(|role| decays(decay, role))
+        };
+        assert_eq!(exempt(Decay::Weights), [true, true, false, false, false]);
+        assert_eq!(exempt(Decay::Unnormalised), [true, true, true, false, false]);
+        assert_eq!(exempt(Decay::All), [true; 5]);
+    }
+}

@@ -1,0 +1,449 @@
+//! A training run's configuration: TOML, environment and `--set`, merged into one validated struct.
+
+mod merge;
+mod recipe;
+
+pub use merge::{Overrides, load};
+pub use recipe::{differing_keys, recipe_keys};
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Everything that a run is told. Field names are the keys of the file; the defaults are the requirements' recipe
+/// (90 epochs, batch 256, lr 0.1, momentum 0.9, weight decay 1e-4, cosine with 5 epochs of warm-up).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of the run in logs and curves.
+    pub name: String,
+    pub epochs: usize,
+    pub seed: u64,
+    pub model: Model,
+    pub data: Data,
+    pub augment: Augment,
+    pub loss: Loss,
+    pub optim: Optim,
+    pub schedule: Schedule,
+    pub eval: Eval,
+    pub checkpoint: CheckpointPolicy,
+    pub device: Device,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A name of `model::spec::ALL`; the number of classes comes from the data.
+    pub arch: String,
+    /// Start the last batch norm of each block at zero (arXiv:1706.02677).
+    pub zero_gamma: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// Folder or tar; empty means the embedded synthetic set, written below the output folder.
+    pub path: String,
+    /// Side of a training image in pixels.
+    pub resolution: usize,
+    /// Images in an optimiser step.
+    pub batch: usize,
+    /// Images in one forward and backward pass; 0 means `batch`. Batch norm sees this many.
+    pub micro_batch: usize,
+    pub workers: Workers,
+    /// First N images of a fixed shuffle; 0 means all.
+    pub limit: usize,
+    /// Share of unreadable images above which a run fails.
+    pub bad_share: f64,
+    pub synth: Synth,
+}
+
+/// Size of the embedded set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Synth {
+    pub train_per_class: usize,
+    pub val_per_class: usize,
+    /// Side of a picture in pixels.
+    pub size: usize,
+}
+
+/// Decoding threads: `"auto"` or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Workers {
+    Auto(Auto),
+    Count(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    Auto,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Share of the picture's area that a random crop covers, from and to.
+    pub crop_scale: [f64; 2],
+    /// Width over height of a random crop, from and to.
+    pub crop_ratio: [f64; 2],
+    /// Probability of a horizontal flip.
+    pub flip: f64,
+    pub interpolation: Interpolation,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    Bilinear,
+    Bicubic,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Loss {
+    /// Share of the target spread evenly over all classes (arXiv:1512.00567).
+    pub label_smoothing: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    pub rule: Rule,
+    /// Learning rate of a batch of `lr_per` images.
+    pub lr: f64,
+    /// The rate in use is `lr * data.batch / lr_per` (linear scaling, arXiv:1706.02677); 0 takes `lr` as it is.
+    pub lr_per: usize,
+    pub momentum: f64,
+    pub nesterov: bool,
+    pub weight_decay: f64,
+    pub decay: Decay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    Sgd,
+}
+
+/// What weight decay applies to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// Convolution and classifier weights (NVIDIA, timm).
+    Weights,
+    /// Weights and the classifier's bias, not batch norm (torchvision V2's `--norm-weight-decay 0`).
+    Unnormalised,
+    /// Everything (torchvision V1).
+    All,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    pub kind: ScheduleKind,
+    pub warmup_epochs: f64,
+    /// The rate at the first step, as a share of the full rate.
+    pub warmup_start: f64,
+    /// Where the rate ends, as a share of the full rate (cosine and linear).
+    pub end: f64,
+    /// Epochs at which `step` multiplies the rate by `factor`.
+    pub milestones: Vec<f64>,
+    pub factor: f64,
+    /// Whether the rate changes at every step or at the beginning of an epoch.
+    pub per: Per,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    Cosine,
+    Step,
+    Linear,
+    Constant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Per {
+    Step,
+    Epoch,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eval {
+    /// Side of a validation image; 0 means `data.resolution`.
+    pub resolution: usize,
+    /// Centre crop as a share of the resized shorter side (224 of 256).
+    pub crop_ratio: f64,
+    /// Images in one forward pass; 0 means the training batch.
+    pub batch: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointPolicy {
+    /// Between 1 and 5.
+    pub every_epochs: usize,
+    /// Also inside an epoch, after this many minutes; 0 turns it off.
+    pub every_minutes: f64,
+    /// Also every this many optimiser steps; 0 turns it off.
+    pub every_steps: usize,
+    /// Newest checkpoints kept, at least 2.
+    pub keep: usize,
+    /// Kept for good: every this many epochs, at most 5.
+    pub keep_every_epochs: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Device {
+    /// CPU threads for training; 0 means one a core. The result does not depend on it.
+    pub threads: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "run".into(),
+            epochs: 90,
+            seed: 0,
+            model: Model::default(),
+            data: Data::default(),
+            augment: Augment::default(),
+            loss: Loss::default(),
+            optim: Optim::default(),
+            schedule: Schedule::default(),
+            eval: Eval::default(),
+            checkpoint: CheckpointPolicy::default(),
+            device: Device::default(),
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { arch: "resnet50".into(), zero_gamma: true }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            resolution: 224,
+            batch: 256,
+            micro_batch: 0,
+            workers: Workers::Auto(Auto::Auto),
+            limit: 0,
+            bad_share: 0.01,
+            synth: Synth::default(),
+        }
+    }
+}
+
+impl Default for Synth {
+    fn default() -> Self {
+        Self { train_per_class: 200, val_per_class: 40, size: 72 }
+    }
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self {
+            crop_scale: [0.08, 1.0],
+            crop_ratio: [3.0 / 4.0, 4.0 / 3.0],
+            flip: 0.5,
+            interpolation: Interpolation::Bilinear,
+        }
+    }
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Self { label_smoothing: 0.0 }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            rule: Rule::Sgd,
+            lr: 0.1,
+            lr_per: 256,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 1e-4,
+            decay: Decay::Weights,
+        }
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Cosine,
+            warmup_epochs: 5.0,
+            warmup_start: 0.01,
+            end: 0.0,
+            milestones: vec![30.0, 60.0, 80.0],
+            factor: 0.1,
+            per: Per::Step,
+        }
+    }
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { resolution: 0, crop_ratio: 0.875, batch: 0 }
+    }
+}
+
+impl Default for CheckpointPolicy {
+    fn default() -> Self {
+        Self { every_epochs: 1, every_minutes: 10.0, every_steps: 0, keep: 2, keep_every_epochs: 5 }
+    }
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self { threads: 0 }
+    }
+}
+
+impl Config {
+    /// Images in one forward and backward pass.
+    pub fn micro_batch(&self) -> usize {
+        if self.data.micro_batch == 0 { self.data.batch } else { self.data.micro_batch }
+    }
+
+    /// Forward and backward passes in an optimiser step.
+    pub fn micro_steps(&self) -> usize {
+        self.data.batch / self.micro_batch()
+    }
+
+    /// The learning rate after linear scaling.
+    pub fn full_lr(&self) -> f64 {
+        match self.optim.lr_per {
+            0 => self.optim.lr,
+            per => self.optim.lr * self.data.batch as f64 / per as f64,
+        }
+    }
+
+    pub fn eval_resolution(&self) -> usize {
+        if self.eval.resolution == 0 { self.data.resolution } else { self.eval.resolution }
+    }
+
+    pub fn eval_batch(&self) -> usize {
+        if self.eval.batch == 0 { self.micro_batch() } else { self.eval.batch }
+    }
+
+    pub fn workers(&self) -> usize {
+        match self.data.workers {
+            Workers::Auto(_) => std::thread::available_parallelism().map_or(1, usize::from),
+            Workers::Count(count) => count.max(1),
+        }
+    }
+
+    /// The file that `train` leaves beside the log: every key with the value in effect.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is plain tables, numbers and strings")
+    }
+
+    /// Values that each are of the right type but make no sense.
+    fn validate(&self) -> Result<()> {
+        let arch = &self.model.arch;
+        if crate::model::spec::ResNetSpec::named(arch).is_none() {
+            let known = crate::model::spec::ALL.map(|spec| spec.name).join(", ");
+            return Err(Error::usage(format!("model.arch is \"{arch}\", expected one of {known}")));
+        }
+        let micro = self.micro_batch();
+        let policy = &self.checkpoint;
+        let scale = self.augment.crop_scale;
+        let ratio = self.augment.crop_ratio;
+        let rules: [(bool, &str, String, &str); 17] = [
+            (self.epochs > 0, "epochs", self.epochs.to_string(), "at least 1"),
+            (self.data.batch > 0, "data.batch", self.data.batch.to_string(), "at least 1"),
+            (
+                self.data.batch % micro.max(1) == 0,
+                "data.micro_batch",
+                micro.to_string(),
+                "a divisor of data.batch",
+            ),
+            (self.data.resolution >= 8, "data.resolution", self.data.resolution.to_string(), "at least 8"),
+            (
+                self.eval_resolution() >= 8,
+                "eval.resolution",
+                self.eval.resolution.to_string(),
+                "0 or at least 8",
+            ),
+            share("data.bad_share", self.data.bad_share),
+            share("augment.flip", self.augment.flip),
+            share("loss.label_smoothing", self.loss.label_smoothing),
+            (
+                0.0 < self.eval.crop_ratio && self.eval.crop_ratio <= 1.0,
+                "eval.crop_ratio",
+                self.eval.crop_ratio.to_string(),
+                "above 0 and at most 1",
+            ),
+            (
+                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
+                "augment.crop_scale",
+                format!("{scale:?}"),
+                "[low, high] with 0 < low <= high <= 1",
+            ),
+            (
+                0.0 < ratio[0] && ratio[0] <= ratio[1],
+                "augment.crop_ratio",
+                format!("{ratio:?}"),
+                "[low, high] with 0 < low <= high",
+            ),
+            (
+                self.optim.lr > 0.0 && self.optim.lr.is_finite(),
+                "optim.lr",
+                self.optim.lr.to_string(),
+                "above 0",
+            ),
+            (
+                (0.0..1.0).contains(&self.optim.momentum),
+                "optim.momentum",
+                self.optim.momentum.to_string(),
+                "from 0 to below 1",
+            ),
+            (
+                self.optim.weight_decay >= 0.0 && self.optim.weight_decay.is_finite(),
+                "optim.weight_decay",
+                self.optim.weight_decay.to_string(),
+                "0 or more",
+            ),
+            (
+                (1..=5).contains(&policy.every_epochs),
+                "checkpoint.every_epochs",
+                policy.every_epochs.to_string(),
+                "1 to 5",
+            ),
+            (
+                policy.keep >= 2,
+                "checkpoint.keep",
+                policy.keep.to_string(),
+                "at least 2: the last may be torn",
+            ),
+            (
+                (1..=5).contains(&policy.keep_every_epochs),
+                "checkpoint.keep_every_epochs",
+                policy.keep_every_epochs.to_string(),
+                "1 to 5",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, key, got, wanted)) => Err(Error::usage(format!("{key} is {got}, expected {wanted}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn share(key: &'static str, value: f64) -> (bool, &'static str, String, &'static str) {
+    ((0.0..=1.0).contains(&value), key, value.to_string(), "from 0 to 1")
+}
