@@ -5,12 +5,16 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
+//! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 
 pub mod error;
+pub mod failpoint;
+pub mod files;
 pub mod tensor;
 pub mod rng;
 pub mod model;
 pub mod simd;
+pub mod checkpoint;
