@@ -5,11 +5,18 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
+//! | [`config`] | TOML, environment and flags -> one validated struct |
+//! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
+//! | [`optim`] | update rules on slices, schedules: the oracle for fused kernels |
+//! | [`backend`] | a training step on a device |
+//! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 
 pub mod error;
+pub mod failpoint;
+pub mod files;
 pub mod tensor;
 pub mod rng;
 pub mod model;
@@ -18,3 +25,4 @@ pub mod data;
 pub mod simd;
 pub mod optim;
 pub mod backend;
+pub mod checkpoint;

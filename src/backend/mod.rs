@@ -1,6 +1,7 @@
 //! Where the work is done. One trait at the level of a step, so that each backend keeps memory and fusion to itself.
 
 pub mod cpu;
+pub mod loss;
 
 use crate::data::Batch;
 use crate::error::Result;

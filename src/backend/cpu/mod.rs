@@ -1,12 +1,12 @@
 //! The CPU backend: f32, NHWC, the oracle for every other backend and the default on a machine without a GPU.
 //!
-//! `units` groups the graph's operations into what is walked forward and backward; `batch_norm`, `pooling`, `loss` and
+//! `units` groups the graph's operations into what is walked forward and backward; `batch_norm`, `pooling` and
 //! `input` are the memory-bound operations, `simd::conv` the convolutions; `memory` hands out buffers; `walk` runs a
 //! step. All reductions are in an order that the shapes fix, so results do not depend on the number of threads.
 
 pub mod batch_norm;
 pub mod input;
-pub mod loss;
+
 pub mod pooling;
 mod memory;
 mod params;

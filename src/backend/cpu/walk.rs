@@ -1,7 +1,7 @@
 //! One network at one resolution: walks its units forward, backward, or forward for evaluation.
 
 use super::batch_norm::{self, Affine, Epilogue, Statistics};
-use super::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use super::memory::{Buffer, Buffers};
 use super::params::{Params, all_finite};
 use super::pooling::{self, PoolShape};

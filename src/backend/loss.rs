@@ -1,4 +1,4 @@
-//! Softmax cross-entropy with label smoothing, and how often the label is among the best.
+//! Softmax cross-entropy with label smoothing, and how often the label is among the best: on logits in host memory.
 
 use crate::backend::Score;
 

@@ -1,0 +1,13 @@
+//! Named tensors <-> file, so that a run killed at any moment goes on as if nothing had happened.
+//!
+//! [`format`] is one file: safetensors with torchvision's names, and digests over every byte. [`store`] is a folder of
+//! them: what is kept, which one is the newest that verifies. [`background`] writes while training goes on.
+
+pub mod background;
+pub mod format;
+pub mod header;
+pub mod store;
+
+pub use background::BackgroundWriter;
+pub use format::{Checkpoint, Tensor, Values};
+pub use store::{Found, Position, Search, Store};

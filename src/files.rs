@@ -1,0 +1,178 @@
+//! Writing so that a file is either the old one or the new one, whatever happens in between.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::failpoint;
+
+/// Ending of every temporary name: `NAME.<process id>.tmp`.
+pub const TEMPORARY: &str = ".tmp";
+
+/// Writes `path` through a temporary file beside it: write, fsync, rename, fsync of the folder. On an error the
+/// temporary is removed and an existing `path` is untouched. `scope` names the failpoints. A symbolic link is followed, and
+/// a file marked read-only is refused, as a plain write would.
+pub fn write_atomically(
+    scope: &str,
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let permissions = fs::metadata(&target).ok().map(|metadata| metadata.permissions());
+    if permissions.as_ref().is_some_and(|permissions| permissions.readonly()) {
+        return Err(Error::output_file(path, "write", &io::ErrorKind::PermissionDenied.into()));
+    }
+    let temporary = temporary_name(&target);
+    let result = write_temporary(scope, &temporary, permissions, write).and_then(|()| {
+        failpoint::hit(scope, "tmp_synced");
+        fs::rename(&temporary, &target)?;
+        failpoint::hit(scope, "renamed");
+        sync_folder(folder_of(&target))
+    });
+    result.map_err(|source| {
+        // Gone already where the rename succeeded; the first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+        Error::output_file(path, "write", &source)
+    })
+}
+
+fn write_temporary(
+    scope: &str,
+    temporary: &Path,
+    permissions: Option<fs::Permissions>,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut file = File::create(temporary)?;
+    if let Some(permissions) = permissions {
+        file.set_permissions(permissions)?;
+    }
+    write(&mut file)?;
+    failpoint::hit(scope, "tmp_written");
+    file.sync_all()
+}
+
+/// [`write_atomically`] of bytes in memory.
+pub fn write_bytes_atomically(scope: &str, path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(scope, path, |file| {
+        let (head, tail) = bytes.split_at(bytes.len() / 2);
+        file.write_all(head)?;
+        failpoint::hit(scope, "tmp_half_written");
+        file.write_all(tail)
+    })
+}
+
+fn temporary_name(target: &Path) -> PathBuf {
+    let mut name: OsString = target.as_os_str().to_owned();
+    name.push(format!(".{}{TEMPORARY}", std::process::id()));
+    PathBuf::from(name)
+}
+
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a rename durable. File systems that cannot sync a folder say so with EINVAL or "unsupported" (some network and
+/// FUSE ones); they order renames themselves or not at all.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(windows) {
+        return Ok(());
+    }
+    match File::open(folder)?.sync_all() {
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+/// Creates a folder with its parents.
+pub fn create_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|source| Error::output_file(folder, "create", &source))
+}
+
+/// Held while a run writes into a folder; the system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes `folder/.engine.lock`, or says that another process holds it. A file system without locks grants it.
+    pub fn take(folder: &Path) -> Result<Self> {
+        create_folder(folder)?;
+        let path = folder.join(".engine.lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(|source| Error::output_file(&path, "create", &source))?;
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => Err(Error::usage(format!(
+                "{}: another engine writes into this folder (it holds .engine.lock); wait for it, stop it, or choose \
+                 another --output",
+                folder.display()
+            ))),
+            Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(Self { _file: file }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_bytes_atomically("test", &path, b"old").unwrap();
+        let error = write_atomically("test", &path, |file| {
+            file.write_all(b"ne")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        let message = error.unwrap_err().message;
+        assert!(message.contains("cannot write") && message.contains("free some space"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_read_only_file_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_bytes_atomically("test", &path, b"old").unwrap();
+        let mut permissions = fs::metadata(&path).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&path, permissions).unwrap();
+        let message = write_bytes_atomically("test", &path, b"new").unwrap_err().message;
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_symbolic_link_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+        fs::write(&real, b"old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        write_bytes_atomically("test", &link, b"new").unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = FolderLock::take(folder.path()).unwrap();
+        let message = FolderLock::take(folder.path()).unwrap_err().message;
+        assert!(message.contains("another engine"), "{message}");
+        drop(held);
+        FolderLock::take(folder.path()).unwrap();
+    }
+}
