@@ -2,3 +2,5 @@
 
 pub mod isa;
 pub mod pool;
+pub mod peak;
+pub mod conv;
