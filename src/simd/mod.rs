@@ -3,3 +3,5 @@
 pub(crate) mod dispatch;
 pub mod isa;
 pub mod pool;
+pub mod peak;
+pub mod conv;

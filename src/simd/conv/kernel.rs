@@ -1,0 +1,198 @@
+//! The two micro-kernels, written once over a vector register type; the ISA files instantiate them under their
+//! `#[target_feature]`, where everything here is inlined.
+
+/// A register of f32 lanes. Methods are only called, and always inlined, inside functions that enable the instructions.
+pub(super) trait Lanes: Copy {
+    const LANES: usize;
+
+    unsafe fn zero() -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn splat(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    /// self + a * b
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+}
+
+/// One tile of `rows` output pixels by one panel of output channels:
+/// `out[m][j] (+)= sum over taps t and channels i of sources[t][m][first + i] * panel[slices[t]][first + i][j]`.
+pub(super) struct GatherTile<'a> {
+    /// [taps][MR] pointers to the channels of a source pixel, or to zeros.
+    pub sources: &'a [*const f32],
+    /// [taps] which tap of the panel each one multiplies.
+    pub slices: &'a [u32],
+    /// First channel of the block, and how many.
+    pub first: usize,
+    pub len: usize,
+    /// [taps of the filter][channels][NR]
+    pub panel: *const f32,
+    /// Channels of a tap in the panel.
+    pub channels: usize,
+    /// [MR] where each pixel's first output channel of this panel goes; only the first `rows` are used.
+    pub out: &'a [*mut f32],
+    pub rows: usize,
+    /// Output channels that exist in this panel, at most NR.
+    pub cols: usize,
+    /// Add to what is there, or overwrite it.
+    pub accumulate: bool,
+}
+
+/// # Safety
+/// Every source has `first + len` readable floats, the panel `channels * NR` for every slice named, every output
+/// pixel `cols` writable floats; the machine has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &GatherTile) {
+    assert!(tile.sources.len() == tile.slices.len() * MR && tile.out.len() == MR);
+    let width = V::LANES * NV;
+    // SAFETY: the caller's promise; table sizes are checked above.
+    unsafe {
+        let mut acc = [[V::zero(); NV]; MR];
+        for (t, &slice) in tile.slices.iter().enumerate() {
+            let mut a = [std::ptr::null(); MR];
+            for m in 0..MR {
+                a[m] = tile.sources.get_unchecked(t * MR + m).add(tile.first);
+            }
+            let mut w = tile.panel.add((slice as usize * tile.channels + tile.first) * width);
+            for i in 0..tile.len {
+                let mut b = [V::zero(); NV];
+                for j in 0..NV {
+                    b[j] = V::load(w.add(j * V::LANES));
+                }
+                for m in 0..MR {
+                    let x = V::splat(a[m].add(i));
+                    for j in 0..NV {
+                        acc[m][j] = acc[m][j].mul_add(x, b[j]);
+                    }
+                }
+                w = w.add(width);
+            }
+        }
+        let row = |m: usize| *tile.out.get_unchecked(m);
+        write_tile(&acc, row, tile.rows, tile.cols, tile.accumulate);
+    }
+}
+
+/// `MR` rows of the weight gradient by one panel of its columns, summed over `pixels`:
+/// `out[m][j] (+)= sum over (x, y) in pixels of source[x + m] * gradient[y + j]`.
+pub(super) struct OuterTile<'a> {
+    /// Offsets in floats: of the source pixel, of the gradient's row.
+    pub pixels: &'a [[u32; 2]],
+    /// The first of the tile's `MR` channels of source pixel 0.
+    pub source: *const f32,
+    /// Rows of NR floats.
+    pub gradient: *const f32,
+    pub out: *mut f32,
+    /// Floats from one row of `out` to the next.
+    pub pitch: usize,
+    /// Columns that exist in this panel, at most NR.
+    pub cols: usize,
+    pub accumulate: bool,
+}
+
+/// # Safety
+/// For every pixel, `MR` floats can be read at its source offset and NR at its gradient offset; `out` has `MR` rows of
+/// `cols` writable floats; the machine has the instructions of `V`.
+#[inline(always)]
+pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &OuterTile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut acc = [[V::zero(); NV]; MR];
+        for &[x, y] in tile.pixels {
+            let a = tile.source.add(x as usize);
+            let dy = tile.gradient.add(y as usize);
+            let mut b = [V::zero(); NV];
+            for j in 0..NV {
+                b[j] = V::load(dy.add(j * V::LANES));
+            }
+            for m in 0..MR {
+                let x = V::splat(a.add(m));
+                for j in 0..NV {
+                    acc[m][j] = acc[m][j].mul_add(x, b[j]);
+                }
+            }
+        }
+        write_tile(&acc, |m| tile.out.add(m * tile.pitch), MR, tile.cols, tile.accumulate);
+    }
+}
+
+/// Writes the first `rows` rows and `cols` columns. Loops have constant bounds, or the accumulators would leave their
+/// registers.
+///
+/// # Safety
+/// `row(m)` has `cols` writable floats for every `m` below `rows`.
+#[inline(always)]
+unsafe fn write_tile<V: Lanes, const MR: usize, const NV: usize>(
+    acc: &[[V; NV]; MR],
+    row: impl Fn(usize) -> *mut f32,
+    rows: usize,
+    cols: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the caller's promise; `edge` has room for the widest tile, which the assertion states.
+    unsafe {
+        if cols == V::LANES * NV {
+            for m in 0..MR {
+                if m < rows {
+                    let to = row(m);
+                    for j in 0..NV {
+                        let to = to.add(j * V::LANES);
+                        let sum = if accumulate { acc[m][j].add(V::load(to)) } else { acc[m][j] };
+                        sum.store(to);
+                    }
+                }
+            }
+            return;
+        }
+        const EDGE: usize = 14 * 32;
+        const { assert!(MR * NV * V::LANES <= EDGE) };
+        let mut edge = [0.0f32; EDGE];
+        for m in 0..MR {
+            for j in 0..NV {
+                acc[m][j].store(edge.as_mut_ptr().add((m * NV + j) * V::LANES));
+            }
+        }
+        for m in 0..rows {
+            let sums = &edge[m * NV * V::LANES..][..cols];
+            let to = std::slice::from_raw_parts_mut(row(m), cols);
+            for (to, sum) in to.iter_mut().zip(sums) {
+                *to = if accumulate { *sum + *to } else { *sum };
+            }
+        }
+    }
+}
+
+/// The micro-kernels of one instruction set and their tile sizes.
+pub(super) struct Kernels {
+    /// Output pixels of a gather tile.
+    pub gather_rows: usize,
+    /// Channels in a panel, NR, of both kernels.
+    pub width: usize,
+    pub gather: unsafe fn(&GatherTile),
+    /// Indexed by the number of rows less one: `outer[12]` makes 13 rows.
+    pub outer: &'static [unsafe fn(&OuterTile)],
+}
+
+/// Instantiates both kernels for a register type under its target features: a module of its own per set.
+macro_rules! kernels {
+    ($features:literal, $lanes:ty, gather: $gather:literal x $vectors:literal, outer: [$($rows:literal)*]) => {
+        #[target_feature(enable = $features)]
+        unsafe fn gather(tile: &crate::simd::conv::kernel::GatherTile) {
+            // SAFETY: this function's caller promises what the kernel asks for.
+            unsafe { crate::simd::conv::kernel::gather::<$lanes, $gather, $vectors>(tile) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn outer<const MR: usize>(tile: &crate::simd::conv::kernel::OuterTile) {
+            // SAFETY: this function's caller promises what the kernel asks for.
+            unsafe { crate::simd::conv::kernel::outer::<$lanes, MR, $vectors>(tile) }
+        }
+
+        pub(super) static KERNELS: crate::simd::conv::kernel::Kernels = crate::simd::conv::kernel::Kernels {
+            gather_rows: $gather,
+            width: $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES,
+            gather,
+            outer: &[$(outer::<$rows>),*],
+        };
+    };
+}
+pub(super) use kernels;

@@ -1,0 +1,86 @@
+//! The multiply-add peak of this machine, which benchmarks give shares of.
+
+use super::isa::Isa;
+use super::pool::Pool;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Multiply-adds of one thread of one measurement, in registers; a few milliseconds' worth.
+const STEPS: usize = 1 << 20;
+const CHAINS: usize = 12;
+
+/// Seconds-free view of one measurement: f32 operations (two a multiply-add) per second of all the pool's threads
+/// together, once. Take the largest of several, between the measurements that it is compared with.
+pub fn measure(pool: &Pool, isa: Isa) -> f64 {
+    assert!(Isa::available().contains(&isa), "this machine has no {}", isa.name());
+    let start = Instant::now();
+    pool.run(pool.threads() * 4, &|_| {
+        // SAFETY: the machine has the instructions, checked above.
+        unsafe { chains(isa) }
+    });
+    let lanes = match isa {
+        Isa::Avx512 => 16,
+        Isa::Avx2 => 8,
+        Isa::Neon | Isa::Portable => 4,
+    };
+    let operations = 2 * lanes * CHAINS * (STEPS / 4) * pool.threads() * 4;
+    operations as f64 / start.elapsed().as_secs_f64()
+}
+
+/// # Safety
+/// The machine has the instructions of `isa`.
+unsafe fn chains(isa: Isa) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon(),
+            _ => portable(),
+        }
+    }
+}
+
+/// Independent chains, more than the latency times the number of units, each `STEPS / 4` long.
+macro_rules! chains {
+    ($name:ident, $features:literal, $splat:path, $mul_add:path) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name() {
+            let (a, b) = (black_box($splat(0.999)), black_box($splat(1e-3)));
+            let mut sums = [b; CHAINS];
+            for _ in 0..STEPS / 4 {
+                for sum in &mut sums {
+                    *sum = $mul_add(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+#[cfg(target_arch = "x86_64")]
+chains!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
+#[cfg(target_arch = "x86_64")]
+chains!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+#[cfg(target_arch = "aarch64")]
+chains!(neon, "neon", vdupq_n_f32, vfmaq_f32);
+
+fn portable() {
+    let (a, b) = (black_box([0.999f32; 4]), black_box([1e-3f32; 4]));
+    let mut sums = [b; CHAINS];
+    for _ in 0..STEPS / 4 {
+        for sum in &mut sums {
+            for i in 0..4 {
+                sum[i] = sum[i] * a[i] + b[i];
+            }
+        }
+    }
+    black_box(sums);
+}
