@@ -1,3 +1,4 @@
+#[derive(Clone)]
 pub struct Batch {
     pub images: Vec<u8>,
     pub labels: Vec<u32>,

@@ -1,0 +1,54 @@
+//! A validation pass: every image once.
+
+use super::stop::Stop;
+use crate::backend::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::{Backend, Score};
+use crate::config::Config;
+use crate::data::{Batch, EvalTransform, Loader};
+use crate::error::{Error, Result};
+use crate::tensor::HostTensor;
+
+/// Resize and centre crop for validation at `resolution` pixels: the crop is `crop_ratio` of the resized shorter side,
+/// rounded (224 of 256 at 0.875).
+pub fn transform(config: &Config, resolution: usize) -> EvalTransform {
+    EvalTransform {
+        resize: (resolution as f64 / config.eval.crop_ratio).round() as usize,
+        crop: resolution,
+        interpolation: config.augment.interpolation.into(),
+    }
+}
+
+/// Scores all batches of `loader`. With `flip`, the logits are averaged with those of the mirrored images. The loss is
+/// the plain cross-entropy, without smoothing.
+pub fn evaluate(backend: &mut dyn Backend, loader: &mut Loader, flip: bool, stop: &Stop) -> Result<Score> {
+    let mut total = Score::default();
+    while let Some(batch) = loader.next() {
+        if stop.requested() {
+            return Err(Error::stopped("stopped during validation"));
+        }
+        let batch = batch?;
+        let logits = logits(backend, &batch, flip)?;
+        let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
+        total += softmax_cross_entropy(&logits.data, &batch.labels, options, None);
+    }
+    Ok(total)
+}
+
+/// Logits [n, classes] of a batch, averaged with the mirrored images' where `flip` is set.
+pub fn logits(backend: &mut dyn Backend, batch: &Batch, flip: bool) -> Result<HostTensor> {
+    let mut logits = backend.eval_batch(batch)?;
+    if flip {
+        let mirrored = backend.eval_batch(&mirror(batch))?;
+        logits.data.iter_mut().zip(mirrored.data).for_each(|(a, b)| *a = 0.5 * (*a + b));
+    }
+    Ok(logits)
+}
+
+fn mirror(batch: &Batch) -> Batch {
+    let mut mirrored = batch.clone();
+    for row in mirrored.images.chunks_exact_mut(batch.resolution * 3) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+    mirrored
+}

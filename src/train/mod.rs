@@ -1,0 +1,12 @@
+//! The trainer: epochs, validation, resume, progress.
+
+pub mod evaluate;
+pub mod model_file;
+mod resume;
+pub mod state;
+pub mod stop;
+pub mod trainer;
+mod output;
+mod progress;
+
+pub use trainer::{Resume, TrainOptions, train};

@@ -1,0 +1,122 @@
+//! From a checkpoint, or weights from elsewhere, to a network that can be run: what it is, what its classes are called,
+//! how a picture is prepared for it.
+
+use super::state::named_tensors;
+use crate::backend::NamedTensors;
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, Interpolation};
+use crate::data::Class;
+use crate::error::{Error, Result};
+use crate::export::read_weights;
+use crate::model::graph::{Graph, lower};
+use crate::model::spec::{ALL, ResNetSpec};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Metadata key of [`Description`].
+pub const MODEL_KEY: &str = "engine.model";
+
+/// What a checkpoint says of its network besides the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    pub arch: String,
+    /// (id, label) in the order of the logits.
+    pub classes: Vec<(String, String)>,
+    /// Side of a validation image.
+    pub resolution: usize,
+    pub crop_ratio: f64,
+    pub interpolation: Interpolation,
+}
+
+impl Description {
+    pub fn new(config: &Config, classes: &[Class]) -> Self {
+        Self {
+            arch: config.model.arch.clone(),
+            classes: classes.iter().map(|class| (class.id.clone(), class.label.clone())).collect(),
+            resolution: config.eval_resolution(),
+            crop_ratio: config.eval.crop_ratio,
+            interpolation: config.augment.interpolation,
+        }
+    }
+
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain fields")
+    }
+}
+
+/// A network's weights with its description.
+#[derive(Debug)]
+pub struct Model {
+    pub spec: ResNetSpec,
+    pub description: Description,
+    pub tensors: NamedTensors,
+}
+
+impl Model {
+    /// Reads an engine checkpoint, or any safetensors or .pth state dict with torchvision's names. Weights without a
+    /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
+    pub fn read(path: &Path) -> Result<Self> {
+        let checkpoint = read_any(path)?;
+        let described = checkpoint.metadata.get(MODEL_KEY).map(|text| {
+            serde_json::from_str::<Description>(text)
+                .map_err(|error| Error::input_file(path, format!("{MODEL_KEY}: {error}")))
+        });
+        let tensors = named_tensors(checkpoint);
+        let spec = identify(&tensors).map_err(|error| error.within(path.display()))?;
+        let description = described.transpose()?.unwrap_or_else(|| Description {
+            arch: spec.name.to_owned(),
+            classes: (0..spec.classes).map(|index| (index.to_string(), index.to_string())).collect(),
+            resolution: 224,
+            crop_ratio: 0.875,
+            interpolation: Interpolation::Bilinear,
+        });
+        if description.classes.len() != spec.classes {
+            let (named, outputs) = (description.classes.len(), spec.classes);
+            return Err(Error::input_file(path, format!("names {named} classes, its fc.weight has {outputs}")));
+        }
+        Ok(Self { spec, description, tensors })
+    }
+}
+
+/// Reads any weights file: by its content, not by its name.
+pub fn read_any(path: &Path) -> Result<Checkpoint> {
+    read_weights(path)
+}
+
+/// The known network whose parameters have these names and shapes.
+pub fn identify(tensors: &NamedTensors) -> Result<ResNetSpec> {
+    let fc = tensors.get("fc.weight").ok_or_else(|| {
+        Error::input("no fc.weight: expected a ResNet state dict with torchvision's names")
+    })?;
+    let classes = *fc.shape.first().unwrap_or(&0);
+    let candidates = ALL.map(|spec| spec.with_classes(classes));
+    let missing = |spec: &ResNetSpec| first_mismatch(&lower(spec, 64).expect("64 px is enough"), tensors);
+    match candidates.iter().find(|spec| missing(spec).is_none()) {
+        Some(spec) => Ok(*spec),
+        None => {
+            let reason = missing(&candidates[0]).expect("no candidate fits");
+            let known = ALL.map(|spec| spec.name).join(", ");
+            Err(Error::input(format!("none of {known} has these tensors; against resnet50: {reason}")))
+        }
+    }
+}
+
+/// The first parameter or running statistic of `graph` that `tensors` lacks or has in another shape, or the first
+/// weight in `tensors` that the graph has no place for.
+fn first_mismatch(graph: &Graph, tensors: &NamedTensors) -> Option<String> {
+    let params = graph.params.iter().map(|param| (&param.name, param.shape.clone()));
+    let buffers = graph.buffers.iter().map(|buffer| (&buffer.name, vec![buffer.channels]));
+    let wanted: Vec<(&String, Vec<usize>)> = params.chain(buffers).collect();
+    for (name, shape) in &wanted {
+        match tensors.get(*name) {
+            None => return Some(format!("{name} is missing")),
+            Some(found) if found.shape != *shape => {
+                return Some(format!("{name} is {:?}, wanted {shape:?}", found.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let known = |name: &str| name.contains("num_batches_tracked") || name.contains("optim.") || name.contains("ema.");
+    let extra = tensors.keys().find(|name| !known(name) && !wanted.iter().any(|(wanted, _)| wanted == name));
+    extra.map(|name| format!("{name} has no place"))
+}

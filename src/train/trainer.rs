@@ -1,0 +1,427 @@
+//! The epoch loop.
+
+use super::evaluate::{evaluate, transform};
+use super::model_file::Description;
+use super::output::{Output, RunFile};
+use super::progress::{Progress, Tick};
+use super::resume::{self, Start};
+use super::state::{Best, Environment, RunState};
+use super::stop::Stop;
+use crate::backend::{Backend, Score, Step};
+use crate::checkpoint::{BackgroundWriter, Store};
+use crate::config::{Config, recipe_keys};
+use crate::data::{Crop, Dataset, EvalOptions, JPEG_DECODER, Loader, TrainOptions as LoaderOptions, TrainTransform};
+use crate::error::{Error, Kind, Result};
+use crate::failpoint;
+use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
+use crate::optim::schedule::LearningRate;
+use crate::optim::sgd::Sgd;
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where a run begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint in the output folder that verifies; the beginning where there is none.
+    Auto,
+    /// The beginning.
+    None,
+    /// This checkpoint.
+    From(PathBuf),
+}
+
+/// What `engine train` was asked for, beside the configuration.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    pub output: PathBuf,
+    pub resume: Resume,
+    /// First weights from elsewhere.
+    pub init: Option<PathBuf>,
+}
+
+/// Trains until the last epoch, a signal or a fault. `backend` is freshly initialised. Epoch lines go to stdout,
+/// everything else to stderr.
+pub fn train(
+    config: &Config,
+    options: &TrainOptions,
+    dataset: &Dataset,
+    backend: &mut dyn Backend,
+    environment: Environment,
+) -> Result<()> {
+    let output = Output::open(&options.output)?;
+    let steps_per_epoch = steps_per_epoch(config, dataset)?;
+    let mut recipe = recipe_keys(config);
+    recipe.extend(data_identity(dataset));
+    let store = Store::open(
+        &output.checkpoints(),
+        config.checkpoint.keep,
+        config.checkpoint.keep_every_epochs as u32,
+    )?;
+    let fresh = RunState::new(recipe, environment);
+    let Start { state, notes } = resume::start(fresh, options, &store, backend)?;
+    if state.epoch >= config.epochs {
+        eprintln!("{}", finished(&state, &output));
+        return Ok(());
+    }
+    let run = resume::run_file(config, &state, &options.resume, &output)?;
+    output.write_config(config)?;
+    let header = RunHeader { id: run.id.clone(), name: run.name.clone(), configuration: summary(config, dataset) };
+    let mut log = RunLog::open(&output.folder, &header, &state.history, state.total_steps)?;
+    log.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    for note in notes {
+        log.note(&note)?;
+    }
+    let now = Instant::now();
+    let mut trainer = Trainer {
+        config,
+        dataset,
+        rate: LearningRate::new(config, steps_per_epoch),
+        steps_per_epoch,
+        model: Description::new(config, &dataset.classes).to_json(),
+        state,
+        writer: BackgroundWriter::new(store),
+        log,
+        stop: Stop::on_signals()?,
+        saved: now,
+        saved_step: None,
+    };
+    eprintln!("{}", trainer.opening(&output));
+    let outcome = trainer.run(backend);
+    let durable = trainer.writer.wait();
+    let finishing = trainer.log.finish();
+    output.write_run(&RunFile { hours: run.hours + now.elapsed().as_secs_f64() / 3600.0, ..run })?;
+    outcome?;
+    durable?;
+    finishing?;
+    eprintln!("{}", finished(&trainer.state, &output));
+    Ok(())
+}
+
+struct Trainer<'a> {
+    config: &'a Config,
+    dataset: &'a Dataset,
+    rate: LearningRate,
+    steps_per_epoch: usize,
+    /// The network's description, as checkpoints carry it.
+    model: String,
+    state: RunState,
+    writer: BackgroundWriter,
+    log: RunLog,
+    stop: Stop,
+    saved: Instant,
+    /// Optimiser step of the newest checkpoint that this process has handed over.
+    saved_step: Option<(usize, u64)>,
+}
+
+impl Trainer<'_> {
+    fn run(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        while self.state.epoch < self.config.epochs {
+            self.epoch(backend)?;
+        }
+        Ok(())
+    }
+
+    fn epoch(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        let mut loader = self.training_loader()?;
+        let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
+        let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
+        while self.state.step < self.steps_per_epoch {
+            self.step(backend, &mut loader, &mut progress)?;
+            failpoint::hit("train", "step");
+            if self.stop.requested() {
+                progress.finish();
+                return self.save_and_stop(backend);
+            }
+            if self.checkpoint_is_due() && self.state.step < self.steps_per_epoch {
+                self.save(backend)?;
+            }
+        }
+        progress.finish();
+        report_bad("training", &loader);
+        drop(loader);
+        let val = match self.validate(backend) {
+            Err(error) if error.kind == Kind::Stopped => return self.save_and_stop(backend),
+            outcome => outcome?,
+        };
+        self.close_epoch(val)?;
+        if self.state.epoch % self.config.checkpoint.every_epochs == 0
+            || self.state.epoch == self.config.epochs
+            || self.is_best()
+        {
+            self.save(backend)?;
+        }
+        if self.stop.requested() && self.state.epoch < self.config.epochs {
+            return self.save_and_stop(backend);
+        }
+        Ok(())
+    }
+
+    /// One optimiser step: its passes, its figures.
+    fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader, progress: &mut Progress) -> Result<()> {
+        let of = self.config.micro_steps();
+        let lr = self.rate.at(self.state.total_steps as usize);
+        let mut score = Score::default();
+        for index in 0..of {
+            let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
+            backend.submit(&batch, &self.pass(lr, index, of))?;
+            while let Some(outcome) = backend.poll() {
+                if let Some(fault) = outcome.fault {
+                    return Err(self.fault(outcome.score, &fault));
+                }
+                score += outcome.score;
+            }
+        }
+        let mut sums = Score::from(self.state.sums);
+        sums += score;
+        self.state.sums = sums.into();
+        self.state.step += 1;
+        self.state.total_steps += 1;
+        self.state.passes += of as u64;
+        self.report_step(score, lr, loader.waited(), progress)
+    }
+
+    fn pass(&self, lr: f64, index: usize, of: usize) -> Step {
+        let optim = &self.config.optim;
+        let sgd = Sgd {
+            lr: lr as f32,
+            momentum: optim.momentum as f32,
+            nesterov: optim.nesterov,
+            weight_decay: optim.weight_decay as f32,
+        };
+        Step { index, of, sgd, label_smoothing: self.config.loss.label_smoothing as f32 }
+    }
+
+    fn report_step(&mut self, score: Score, lr: f64, waited: Duration, progress: &mut Progress) -> Result<()> {
+        let (step, batch) = (self.state.step, self.config.data.batch);
+        let (images_per_second, wait) = progress.rates(step, batch, waited);
+        self.log.step(&StepRecord {
+            epoch: self.state.epoch as u32 + 1,
+            step: self.state.total_steps,
+            scores: scores(score),
+            lr,
+            images: self.state.total_steps * batch as u64,
+            clock: StepClock { images_per_second, wait },
+        })?;
+        let epochs_after = self.config.epochs - self.state.epoch - 1;
+        progress.tick(Tick {
+            step,
+            batch,
+            loss: score.loss / score.count as f64,
+            waited,
+            steps_after: epochs_after * self.steps_per_epoch,
+        });
+        Ok(())
+    }
+
+    fn validate(&self, backend: &mut dyn Backend) -> Result<Score> {
+        let resolution = self.config.eval_resolution();
+        let mut loader = Loader::eval(
+            Arc::clone(&self.dataset.val),
+            EvalOptions {
+                transform: transform(self.config, resolution),
+                batch: self.config.eval_batch(),
+                limit: 0,
+                workers: self.config.workers(),
+                bad_share: self.config.data.bad_share,
+            },
+        )?;
+        let score = evaluate(backend, &mut loader, false, &self.stop)?;
+        report_bad("validation", &loader);
+        Ok(score)
+    }
+
+    /// Turns the epoch's sums into its line.
+    fn close_epoch(&mut self, val: Score) -> Result<()> {
+        self.state.epoch += 1;
+        self.state.step = 0;
+        let epoch = EpochScores {
+            epoch: self.state.epoch as u32,
+            step: self.state.total_steps,
+            train: scores(self.state.sums.into()),
+            val: scores(val),
+        };
+        self.state.sums = Score::default().into();
+        self.state.history.push(epoch);
+        if self.state.best.as_ref().is_none_or(|best| epoch.val.top1 > best.top1) {
+            let (epoch_number, total_steps) = (self.state.epoch, self.state.total_steps);
+            self.state.best = Some(Best { top1: epoch.val.top1, epoch: epoch_number, total_steps });
+        }
+        self.log.epoch(&epoch)?;
+        println!("{}", epoch.fields());
+        Ok(())
+    }
+
+    fn is_best(&self) -> bool {
+        self.state.best.as_ref().is_some_and(|best| best.epoch == self.state.epoch)
+    }
+
+    fn training_loader(&self) -> Result<Loader> {
+        let config = self.config;
+        let [low, high] = config.augment.crop_scale;
+        let [narrow, wide] = config.augment.crop_ratio;
+        let transform = TrainTransform {
+            resolution: config.data.resolution,
+            crop: Crop { scale: (low, high), ratio: (narrow, wide) },
+            flip: config.augment.flip,
+            interpolation: config.augment.interpolation,
+        };
+        Loader::train(
+            Arc::clone(&self.dataset.train),
+            LoaderOptions {
+                transform,
+                batch: config.micro_batch(),
+                seed: config.seed,
+                epoch: self.state.epoch as u64,
+                start_batch: self.state.step * config.micro_steps(),
+                limit: config.data.limit,
+                workers: config.workers(),
+                bad_share: config.data.bad_share,
+            },
+        )
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let policy = &self.config.checkpoint;
+        let by_steps = policy.every_steps > 0 && self.state.total_steps % policy.every_steps as u64 == 0;
+        let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
+        by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
+    }
+
+    /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no
+    /// checkpoint is ahead of them.
+    fn save(&mut self, backend: &dyn Backend) -> Result<()> {
+        self.log.flush()?;
+        let checkpoint = self.state.to_checkpoint(backend, &self.model);
+        self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
+        self.saved = Instant::now();
+        self.saved_step = Some((self.state.epoch, self.state.total_steps));
+        Ok(())
+    }
+
+    fn save_and_stop(&mut self, backend: &dyn Backend) -> Result<()> {
+        if self.saved_step != Some((self.state.epoch, self.state.total_steps)) {
+            self.save(backend)?;
+        }
+        self.writer.wait()?;
+        let path = self.writer.store().path(self.state.position());
+        Err(Error::stopped(format!(
+            "stopped on request at epoch {}, step {}; {} is on disk; run the same command again to go on",
+            self.state.epoch + 1,
+            self.state.step,
+            path.display()
+        )))
+    }
+
+    fn fault(&mut self, score: Score, fault: &str) -> Error {
+        // The newest checkpoint is named once it is known to be whole; failing to write it is the smaller news.
+        let _ = self.writer.wait();
+        let last = self.writer.store().newest().ok().and_then(|search| search.found);
+        let kept = last.map_or("there is no checkpoint yet".to_owned(), |found| {
+            format!("the last good checkpoint is {}", found.path.display())
+        });
+        Error::failed(format!(
+            "epoch {}, step {}: loss {}: {fault}; {kept}; a lower optim.lr or a longer schedule.warmup_epochs may help",
+            self.state.epoch + 1,
+            self.state.step + 1,
+            score.loss / score.count as f64,
+        ))
+    }
+
+    fn opening(&self, output: &Output) -> String {
+        let config = self.config;
+        let at = match self.state.total_steps {
+            0 => String::new(),
+            _ => format!(", going on from epoch {}, step {}", self.state.epoch + 1, self.state.step),
+        };
+        let (train, val) = (self.dataset.train.len(), self.dataset.val.len());
+        format!(
+            "{}: {} at {} px, {train} training and {val} validation images of {} classes, batch {}, {} epochs, \
+             learning rate {:.4}, into {}{at}",
+            config.name,
+            config.model.arch,
+            config.data.resolution,
+            self.dataset.classes.len(),
+            config.data.batch,
+            config.epochs,
+            config.full_lr(),
+            output.folder.display(),
+        )
+    }
+}
+
+/// The reasons a run cannot begin that only show once the data are known.
+fn steps_per_epoch(config: &Config, dataset: &Dataset) -> Result<usize> {
+    let all = dataset.train.len();
+    let images = if config.data.limit == 0 { all } else { all.min(config.data.limit) };
+    match images / config.data.batch {
+        0 => Err(Error::usage(format!(
+            "data.batch is {}, but there are only {images} training images; lower data.batch",
+            config.data.batch
+        ))),
+        steps => Ok(steps),
+    }
+}
+
+/// What of the data a run's result depends on: counts, and a digest of class names and labels.
+fn data_identity(dataset: &Dataset) -> Vec<(String, String)> {
+    let mut hash = Sha256::new();
+    for class in &dataset.classes {
+        hash.update(class.id.as_bytes());
+        hash.update([0]);
+    }
+    for split in [&dataset.train, &dataset.val] {
+        (0..split.len()).for_each(|index| hash.update(split.label(index).to_le_bytes()));
+    }
+    let digest: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![
+        ("data: training images".into(), dataset.train.len().to_string()),
+        ("data: validation images".into(), dataset.val.len().to_string()),
+        ("data: classes and labels".into(), digest),
+    ]
+}
+
+fn scores(score: Score) -> Scores {
+    let count = score.count.max(1) as f64;
+    let percent = |hits: u64| 100.0 * hits as f64 / count;
+    Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }
+}
+
+/// A line or two for the log's section.
+fn summary(config: &Config, dataset: &Dataset) -> String {
+    let (optim, data) = (&config.optim, &config.data);
+    format!(
+        "{} at {} px, {} classes, {} training and {} validation images, batch {}, {} epochs, seed {}; {:?} lr {} \
+         momentum {} weight decay {}, {:?} schedule after {} epochs of warm-up, label smoothing {}; decoder {JPEG_DECODER}",
+        config.model.arch,
+        data.resolution,
+        dataset.classes.len(),
+        dataset.train.len(),
+        dataset.val.len(),
+        data.batch,
+        config.epochs,
+        config.seed,
+        optim.rule,
+        config.full_lr(),
+        optim.momentum,
+        optim.weight_decay,
+        config.schedule.kind,
+        config.schedule.warmup_epochs,
+        config.loss.label_smoothing,
+    )
+}
+
+fn report_bad(what: &str, loader: &Loader) {
+    for bad in loader.bad() {
+        eprintln!("warning: left out of {what}: {}", bad.message);
+    }
+}
+
+fn finished(state: &RunState, output: &Output) -> String {
+    let best = state.best.as_ref().map_or(String::new(), |best| {
+        format!("; best val_top1 {:.2}% after epoch {}", best.top1, best.epoch)
+    });
+    let folder = output.checkpoints();
+    format!("finished: {} epochs{best}; checkpoints in {}", state.epoch, folder.display())
+}
