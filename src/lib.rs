@@ -18,3 +18,4 @@ pub mod rng;
 pub mod model;
 pub mod simd;
 pub mod checkpoint;
+pub mod log;
