@@ -26,3 +26,4 @@ pub mod simd;
 pub mod optim;
 pub mod backend;
 pub mod checkpoint;
+pub mod log;

@@ -1,0 +1,271 @@
+//! The command line. Doc comments are the help texts.
+
+use crate::error::Result;
+use crate::train::Resume;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "Exit codes:\n  \
+    0   done\n  \
+    1   failed\n  \
+    2   command line or configuration\n  \
+    3   bad input data; the file is named\n  \
+    70  the device failed: run again elsewhere\n  \
+    75  stopped on request with a checkpoint on disk: run the same command again";
+
+/// Trains ResNet-50 from scratch, survives being killed, and exports the result.
+#[derive(Debug, Parser)]
+#[command(name = "engine", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Train(TrainArgs),
+    Eval(EvalArgs),
+    Predict(PredictArgs),
+    Export(ExportArgs),
+    /// Make, check, describe or dump data
+    #[command(subcommand)]
+    Data(DataCommand),
+    Plot(PlotArgs),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// A configuration and what stands above it.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; without it, the defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Overrides a key of the configuration: --set optim.lr=0.2 (repeatable). Environment variables such as
+    /// ENGINE__OPTIM__LR=0.2 do the same, one step weaker
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// Training data: a folder or tar with train/ and val/; without it, the embedded synthetic set
+    #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]
+    pub data: Option<PathBuf>,
+
+    /// Where logs and checkpoints go
+    #[arg(long, env = "OUTPUT_DIR", value_name = "DIR", default_value = ".")]
+    pub output: PathBuf,
+}
+
+/// Train, or go on with a training that was interrupted
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// auto: the newest intact checkpoint of the output folder, if there is one. none: from the beginning.
+    /// PATH: this checkpoint
+    #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
+    pub resume: String,
+
+    /// First weights: a safetensors or .pth state dict with torchvision's names
+    #[arg(long, value_name = "PATH")]
+    pub init: Option<PathBuf>,
+
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+}
+
+impl TrainArgs {
+    pub fn resume(&self) -> Resume {
+        match self.resume.as_str() {
+            "auto" => Resume::Auto,
+            "none" => Resume::None,
+            path => Resume::From(path.into()),
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best there is: the CPU, until the CUDA backend is in
+    Auto,
+    Cpu,
+}
+
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// An engine checkpoint, or a safetensors or .pth state dict with torchvision's names
+    #[arg(long, value_name = "PATH")]
+    pub checkpoint: PathBuf,
+
+    /// A folder or tar with a val/ split
+    #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]
+    pub data: PathBuf,
+
+    /// Side of the images; without it, what the checkpoint was validated at
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<usize>,
+
+    /// Average with the mirrored image
+    #[arg(long)]
+    pub flip: bool,
+
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// One JSON object instead of a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ThreadArgs {
+    /// Threads; 0 means one a core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// Classify pictures
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    #[arg(long, value_name = "PATH")]
+    pub checkpoint: PathBuf,
+
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
+
+    /// How many classes to name
+    #[arg(long, default_value_t = 5)]
+    pub top: usize,
+
+    /// One JSON object a line: {"file", "predictions": [{"index", "label", "probability"}]}
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+/// Write a checkpoint's weights in a format that others load
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[arg(long, value_name = "PATH")]
+    pub checkpoint: PathBuf,
+
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+
+    #[arg(long, value_name = "PATH")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A state dict that load_state_dict takes strictly
+    Safetensors,
+    /// The same for torch.load(weights_only=True)
+    Pth,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Write the embedded synthetic data set: ten classes of drawn shapes as JPEGs
+    Synth {
+        #[arg(value_name = "DIR")]
+        output: PathBuf,
+        #[arg(long, default_value_t = 200)]
+        train_per_class: usize,
+        #[arg(long, default_value_t = 40)]
+        val_per_class: usize,
+        /// Side of a picture in pixels
+        #[arg(long, default_value_t = 72)]
+        size: usize,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Decode every file and list what is odd, by path
+    Check {
+        #[arg(value_name = "DIR|TAR")]
+        data: PathBuf,
+    },
+    /// Count classes, images and bytes
+    Info {
+        #[arg(value_name = "DIR|TAR")]
+        data: PathBuf,
+    },
+    /// Write the exact first training batches to a safetensors file
+    Batches {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[arg(long, default_value_t = 1)]
+        count: usize,
+        /// The file to write
+        #[arg(short = 'o', long = "to", value_name = "FILE")]
+        to: PathBuf,
+    },
+}
+
+/// Draw the curves of a logs.md
+#[derive(Debug, Args)]
+pub struct PlotArgs {
+    #[arg(value_name = "LOGS_MD")]
+    pub logs: PathBuf,
+
+    #[arg(short, long, value_name = "SVG", default_value = "curve.svg")]
+    pub output: PathBuf,
+
+    /// All runs of the file in one picture, instead of the last
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Training steps on synthetic pixels
+    Train {
+        #[arg(long, default_value = "resnet50")]
+        arch: String,
+        #[arg(long, default_value_t = 16)]
+        batch: usize,
+        #[arg(long, default_value_t = 224)]
+        resolution: usize,
+        /// Timed steps, after one that is not
+        #[arg(long, default_value_t = 5)]
+        steps: usize,
+        #[command(flatten)]
+        threads: ThreadArgs,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decode, RandomResizedCrop and flip, without training
+    Loader {
+        /// Class folders or a tar of them
+        #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]
+        data: PathBuf,
+        #[arg(long, default_value_t = 224)]
+        resolution: usize,
+        #[command(flatten)]
+        threads: ThreadArgs,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl ConfigArgs {
+    /// The configuration in effect: file, environment, `--set`, then the flags.
+    pub fn load(&self) -> Result<crate::config::Config> {
+        let overrides = crate::config::Overrides::from_process(self.set.clone());
+        let mut config = crate::config::load(self.config.as_deref(), &overrides)?;
+        if let Some(data) = &self.data {
+            config.data.path = data.display().to_string();
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,80 @@
+//! `engine predict`.
+
+use super::args::PredictArgs;
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::data::{Batch, EvalTransform, Limits};
+use crate::error::{Error, Result};
+use crate::train::model_file::Model;
+use std::path::Path;
+
+/// One class with its softmax probability.
+#[derive(serde::Serialize)]
+struct Prediction<'a> {
+    index: usize,
+    label: &'a str,
+    probability: f64,
+}
+
+pub fn run(args: &PredictArgs) -> Result<()> {
+    let model = Model::read(&args.checkpoint)?;
+    let description = &model.description;
+    let transform = EvalTransform {
+        resize: (description.resolution as f64 / description.crop_ratio).round() as usize,
+        crop: description.resolution,
+        interpolation: description.interpolation,
+    };
+    let threads = args.threads.threads;
+    let mut backend = CpuBackend::for_inference(&model.spec, &model.tensors, description.resolution, threads)?;
+    let mut failure = None;
+    for path in &args.images {
+        // One bad picture does not keep the others from their answer.
+        match read_image(path, &transform) {
+            Ok(batch) => {
+                let logits = backend.eval_batch(&batch)?;
+                print(args, path, &best(&logits.data, &model, args.top));
+            }
+            Err(error) => {
+                eprintln!("engine: {error}");
+                failure = Some(error);
+            }
+        }
+    }
+    match failure {
+        Some(_) => Err(Error::input("not every picture could be read; the others are answered above")),
+        None => Ok(()),
+    }
+}
+
+fn read_image(path: &Path, transform: &EvalTransform) -> Result<Batch> {
+    let bytes = std::fs::read(path).map_err(|error| Error::input_file(path, error))?;
+    let images = transform.apply(&bytes, &path.display().to_string(), &Limits::default())?;
+    Ok(Batch { images, labels: vec![0], samples: vec![0], resolution: transform.crop })
+}
+
+/// The `top` largest of the softmax, largest first, the first of equals first.
+fn best<'m>(logits: &[f32], model: &'m Model, top: usize) -> Vec<Prediction<'m>> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| exps[b].total_cmp(&exps[a]));
+    let prediction = |index: usize| Prediction {
+        index,
+        label: &model.description.classes[index].1,
+        probability: exps[index] / sum,
+    };
+    order.into_iter().take(top).map(prediction).collect()
+}
+
+fn print(args: &PredictArgs, path: &Path, predictions: &[Prediction]) {
+    let file = path.display().to_string();
+    if args.json {
+        println!("{}", serde_json::json!({ "file": file, "predictions": predictions }));
+        return;
+    }
+    println!("{file}");
+    for prediction in predictions {
+        println!("  {:6.2}%  {} ({})", 100.0 * prediction.probability, prediction.label, prediction.index);
+    }
+}
