@@ -13,6 +13,7 @@
 //! | [`optim`] | update rules on slices, schedules: the oracle for fused kernels |
 //! | [`backend`] | a training step on a device |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
+//! | [`train`] | trainer, evaluation, metrics |
 
 pub mod error;
 pub mod failpoint;
@@ -27,3 +28,4 @@ pub mod optim;
 pub mod backend;
 pub mod checkpoint;
 pub mod log;
+pub mod train;

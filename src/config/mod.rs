@@ -93,6 +93,7 @@ pub struct Augment {
     pub interpolation: Interpolation,
 }
 
+/// Pillow's BILINEAR (triangle, support 1) or BICUBIC (Catmull-Rom, a = -0.5, support 2), widened by the scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {

@@ -1,7 +1,29 @@
-#[derive(Clone)]
-pub struct Batch {
-    pub images: Vec<u8>,
-    pub labels: Vec<u32>,
-    pub samples: Vec<u32>,
-    pub resolution: usize,
-}
+//! From a folder or a tar of images to ordered batches of u8 pixels.
+//!
+//! | file | gives |
+//! |---|---|
+//! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
+//! | [`decode`], `jpeg` | bytes -> RGB |
+//! | [`resize`], [`augment`] | RGB -> the training or evaluation image, by torchvision's definitions |
+//! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
+
+pub mod augment;
+pub mod decode;
+pub mod index;
+mod jpeg;
+mod listing;
+pub mod loader;
+pub mod resize;
+mod shard;
+pub mod split;
+mod worker;
+
+#[cfg(test)]
+mod real_data_tests;
+
+pub use augment::{Crop, EvalTransform, TrainTransform};
+pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Rect, decode, decode_region};
+pub use index::{Class, Dataset, Splits};
+pub use loader::{BadFile, Batch, EvalOptions, Loader, TrainOptions, available_workers};
+pub use resize::Interpolation;
+pub use split::Split;

@@ -4,6 +4,7 @@ use super::stop::Stop;
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use crate::backend::{Backend, Score};
 use crate::config::Config;
+use crate::data::augment::flip_rows;
 use crate::data::{Batch, EvalTransform, Loader};
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
@@ -14,7 +15,7 @@ pub fn transform(config: &Config, resolution: usize) -> EvalTransform {
     EvalTransform {
         resize: (resolution as f64 / config.eval.crop_ratio).round() as usize,
         crop: resolution,
-        interpolation: config.augment.interpolation.into(),
+        interpolation: config.augment.interpolation,
     }
 }
 
@@ -46,9 +47,6 @@ pub fn logits(backend: &mut dyn Backend, batch: &Batch, flip: bool) -> Result<Ho
 
 fn mirror(batch: &Batch) -> Batch {
     let mut mirrored = batch.clone();
-    for row in mirrored.images.chunks_exact_mut(batch.resolution * 3) {
-        let (pixels, _) = row.as_chunks_mut::<3>();
-        pixels.reverse();
-    }
+    flip_rows(&mut mirrored.images, batch.resolution);
     mirrored
 }

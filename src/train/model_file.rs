@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Interpolation};
 use crate::data::Class;
 use crate::error::{Error, Result};
-use crate::export::read_weights;
+
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ impl Model {
 
 /// Reads any weights file: by its content, not by its name.
 pub fn read_any(path: &Path) -> Result<Checkpoint> {
-    read_weights(path)
+    Checkpoint::read(path)
 }
 
 /// The known network whose parameters have these names and shapes.

@@ -1,0 +1,443 @@
+//! Ordered batches from a pool of threads.
+//!
+//! A batch is a function of (seed, epoch, batch number) and of nothing else: not of the number of workers, nor of the
+//! batch that the loader was started at. Workers take single images in order and write them into their place of a
+//! fixed window of batches, so memory is bounded by the window and a slow image delays nothing but its own batch.
+//!
+//! **Bad files.** A sample that cannot be read or decoded is collected in [`Loader::bad`] once. In training, its
+//! place is taken by a copy of the next good image of the same batch, cyclically, with that image's label and sample
+//! number; in evaluation it is left out. `next` fails once the bad ones are more than
+//! `max(1, bad_share * max(seen, min(total, 1000)))`: a single one never stops a run, a set that is bad throughout
+//! stops in its first thousand, and a few bad ones in the first batch do not stop a run whose share is small. With
+//! `bad_share = 0` the first one stops it. A training batch with no good image stops it too.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::augment::{EvalTransform, TrainTransform};
+use super::split::Split;
+use super::worker::{self, Job, Recipe, Slots};
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
+
+/// Images and labels of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// u8 [n, resolution, resolution, 3], n = `labels.len()`.
+    pub images: Vec<u8>,
+    pub labels: Vec<u32>,
+    /// Index of each image in its split.
+    pub samples: Vec<u32>,
+    pub resolution: usize,
+}
+
+/// A sample that could not be used; the message names the file and says why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadFile {
+    pub sample: u32,
+    pub message: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    pub transform: TrainTransform,
+    pub batch: usize,
+    pub seed: u64,
+    pub epoch: u64,
+    /// The first batch to give; those before it are neither read nor decoded.
+    pub start_batch: usize,
+    /// The first N of a fixed shuffle of the split; 0: all of it.
+    pub limit: usize,
+    pub workers: usize,
+    pub bad_share: f64,
+}
+
+impl TrainOptions {
+    pub fn new(transform: TrainTransform, batch: usize) -> Self {
+        let workers = available_workers();
+        Self { transform, batch, seed: 0, epoch: 0, start_batch: 0, limit: 0, workers, bad_share: 0.01 }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    pub transform: EvalTransform,
+    pub batch: usize,
+    /// The first N of a fixed shuffle of the split; 0: all of it.
+    pub limit: usize,
+    pub workers: usize,
+    pub bad_share: f64,
+}
+
+impl EvalOptions {
+    pub fn new(transform: EvalTransform, batch: usize) -> Self {
+        Self { transform, batch, limit: 0, workers: available_workers(), bad_share: 0.01 }
+    }
+}
+
+/// One worker for each CPU that this process may use.
+pub fn available_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The samples that `limit` leaves, in ascending order: the same ones for every seed, so that runs compare.
+pub fn limited(len: usize, limit: usize) -> Vec<u32> {
+    let mut samples: Vec<u32> = (0..len as u32).collect();
+    if limit > 0 && limit < len {
+        Rng::new(0, 0, 0, Purpose::Subset).shuffle(&mut samples);
+        samples.truncate(limit);
+        samples.sort_unstable();
+    }
+    samples
+}
+
+/// The order in which an epoch of training visits the samples.
+pub fn epoch_order(len: usize, limit: usize, seed: u64, epoch: u64) -> Vec<u32> {
+    let mut samples = limited(len, limit);
+    Rng::new(seed, epoch, 0, Purpose::Shuffle).shuffle(&mut samples);
+    samples
+}
+
+/// One batch while it is being filled.
+struct InFlight {
+    slots: Arc<Slots>,
+    remaining: usize,
+    failures: Vec<(usize, String)>,
+}
+
+struct State {
+    /// Next position of the order to be handed to a worker.
+    next: usize,
+    /// Number of the batch at the front of the window.
+    front: usize,
+    window: VecDeque<InFlight>,
+    stop: bool,
+    fatal: Option<Error>,
+}
+
+struct Shared {
+    split: Arc<Split>,
+    /// Samples in the order of their visit; its length is a multiple of `batch` in training.
+    order: Vec<u32>,
+    batch: usize,
+    recipe: Recipe,
+    state: Mutex<State>,
+    /// A worker may have something to do.
+    work: Condvar,
+    /// The front batch may be complete.
+    done: Condvar,
+}
+
+/// Iterates over `Result<Batch>`; ends after the epoch or after the first error. Dropping it stops the workers.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    bad_share: f64,
+    bad: Vec<BadFile>,
+    seen: usize,
+    waited: Duration,
+    spare: Vec<Vec<u8>>,
+    failed: bool,
+}
+
+impl Loader {
+    /// One epoch of training from `start_batch` on; the last partial batch is dropped.
+    pub fn train(split: Arc<Split>, options: TrainOptions) -> Result<Self> {
+        let TrainOptions { transform, batch, seed, epoch, .. } = options;
+        let mut order = epoch_order(split.len(), options.limit, seed, epoch);
+        if batch == 0 || order.len() < batch {
+            let n = order.len();
+            return Err(Error::usage(format!(
+                "data.batch is {batch} and the training set has {n} images; a batch of 1 to {n} is needed"
+            )));
+        }
+        order.truncate(order.len() / batch * batch);
+        let recipe = Recipe::Train { transform, seed, epoch };
+        Self::start(split, order, batch, recipe, options.start_batch, options.workers, options.bad_share)
+    }
+
+    /// Every image once, in the order of the split; the last batch may be smaller.
+    pub fn eval(split: Arc<Split>, options: EvalOptions) -> Result<Self> {
+        let order = limited(split.len(), options.limit);
+        if options.batch == 0 {
+            return Err(Error::usage("the batch size of an evaluation is 0; 1 or more is needed"));
+        }
+        let recipe = Recipe::Eval { transform: options.transform };
+        Self::start(split, order, options.batch, recipe, 0, options.workers, options.bad_share)
+    }
+
+    fn start(
+        split: Arc<Split>,
+        order: Vec<u32>,
+        batch: usize,
+        recipe: Recipe,
+        start_batch: usize,
+        workers: usize,
+        bad_share: f64,
+    ) -> Result<Self> {
+        if recipe.resolution() == 0 {
+            return Err(Error::usage("data.resolution is 0; 1 or more is needed"));
+        }
+        let workers = workers.max(1);
+        let batches = order.len().div_ceil(batch);
+        let front = start_batch.min(batches);
+        let next = (front * batch).min(order.len());
+        let state = State { next, front, window: VecDeque::new(), stop: false, fatal: None };
+        let shared = Shared {
+            split,
+            order,
+            batch,
+            recipe,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            done: Condvar::new(),
+        };
+        // Two batches, so that workers go on while the consumer takes one, and more where a batch is smaller than
+        // the number of workers.
+        let window = (2 + workers.div_ceil(batch)).min(batches - front);
+        {
+            let mut state = shared.lock();
+            for number in front..front + window {
+                let in_flight = shared.in_flight(number, Vec::new());
+                state.window.push_back(in_flight);
+            }
+        }
+        let mut loader = Self {
+            shared: Arc::new(shared),
+            threads: Vec::new(),
+            bad_share,
+            bad: Vec::new(),
+            seen: 0,
+            waited: Duration::ZERO,
+            spare: Vec::new(),
+            failed: false,
+        };
+        for i in 0..workers {
+            let shared = Arc::clone(&loader.shared);
+            let thread = std::thread::Builder::new().name(format!("data {i}")).spawn(move || shared.work());
+            let thread = thread.map_err(|e| {
+                Error::failed(format!(
+                    "cannot start data worker {i} of {workers}: {e}; set data.workers lower"
+                ))
+            })?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// Batches of a whole epoch, those before `start_batch` among them.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.shared.order.len().div_ceil(self.shared.batch)
+    }
+
+    /// How long `next` has blocked so far: what training lost by waiting for data.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The bad files of the batches given so far, in order.
+    pub fn bad(&self) -> &[BadFile] {
+        &self.bad
+    }
+
+    /// Gives the memory of a batch back, to be filled again.
+    pub fn recycle(&mut self, batch: Batch) {
+        if self.spare.len() < 2 {
+            self.spare.push(batch.images);
+        }
+    }
+
+    /// The front batch as the workers left it, and its number.
+    fn take(&mut self) -> Option<Result<(usize, InFlight)>> {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        let begin = Instant::now();
+        loop {
+            if let Some(error) = state.fatal.take() {
+                return Some(Err(error));
+            }
+            if state.window.front()?.remaining == 0 {
+                break;
+            }
+            state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.waited += begin.elapsed();
+        let number = state.front;
+        let front = state.window.pop_front()?;
+        state.front += 1;
+        let new = state.front + state.window.len();
+        if new < self.batches_per_epoch() {
+            let in_flight = shared.in_flight(new, self.spare.pop().unwrap_or_default());
+            state.window.push_back(in_flight);
+            shared.work.notify_all();
+        }
+        Some(Ok((number, front)))
+    }
+
+    fn finish(&mut self, number: usize, in_flight: InFlight) -> Result<Batch> {
+        let InFlight { slots, mut failures, .. } = in_flight;
+        let slots = Arc::into_inner(slots)
+            .ok_or_else(|| Error::failed("a data worker still holds a finished batch; please report this"))?;
+        let resolution = self.shared.recipe.resolution();
+        let first = number * self.shared.batch;
+        let last = (first + self.shared.batch).min(self.shared.order.len());
+        let samples = self.shared.order[first..last].to_vec();
+        self.seen += samples.len();
+        failures.sort();
+        let bad_slots: Vec<usize> = failures.iter().map(|(slot, _)| *slot).collect();
+        self.bad
+            .extend(failures.into_iter().map(|(slot, message)| BadFile { sample: samples[slot], message }));
+        self.check_share(bad_slots.len() == samples.len())?;
+        let labels = samples.iter().map(|&s| self.shared.split.label(s as usize)).collect();
+        let mut batch = Batch { images: slots.into_images(), labels, samples, resolution };
+        match self.shared.recipe {
+            Recipe::Train { .. } => batch.fill(&bad_slots),
+            Recipe::Eval { .. } => batch.remove(&bad_slots),
+        }
+        Ok(batch)
+    }
+
+    fn check_share(&self, no_good_image: bool) -> Result<()> {
+        let total = self.shared.order.len();
+        let base = self.seen.max(total.min(1000));
+        let at_least = if self.bad_share > 0.0 { 1 } else { 0 };
+        let allowed = ((self.bad_share * base as f64) as usize).max(at_least);
+        let training = matches!(self.shared.recipe, Recipe::Train { .. });
+        if self.bad.len() <= allowed && !(no_good_image && training) {
+            return Ok(());
+        }
+        let (bad, seen) = (self.bad.len(), self.seen);
+        let first: Vec<&str> = self.bad.iter().take(3).map(|b| b.message.as_str()).collect();
+        Err(Error::input(format!(
+            "{bad} of {seen} images could not be used, more than the {allowed} that data.bad_share = {} allows; \
+             list them with `engine data check`. The first: {}",
+            self.bad_share,
+            first.join("; ")
+        )))
+    }
+}
+
+impl Batch {
+    fn stride(&self) -> usize {
+        self.resolution * self.resolution * 3
+    }
+
+    /// Each bad slot gets a copy of the next good one, cyclically. At least one slot is good.
+    fn fill(&mut self, bad: &[usize]) {
+        let (n, stride) = (self.labels.len(), self.stride());
+        for &slot in bad {
+            let good = (1..n).map(|i| (slot + i) % n).find(|s| !bad.contains(s));
+            if let Some(good) = good {
+                self.images.copy_within(good * stride..(good + 1) * stride, slot * stride);
+                self.labels[slot] = self.labels[good];
+                self.samples[slot] = self.samples[good];
+            }
+        }
+    }
+
+    fn remove(&mut self, bad: &[usize]) {
+        let stride = self.stride();
+        for &slot in bad.iter().rev() {
+            self.images.drain(slot * stride..(slot + 1) * stride);
+            self.labels.remove(slot);
+            self.samples.remove(slot);
+        }
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        while !self.failed {
+            let result = match self.take()? {
+                Ok((number, in_flight)) => self.finish(number, in_flight),
+                Err(error) => Err(error),
+            };
+            self.failed = result.is_err();
+            // An evaluation batch of bad files alone is left out.
+            if !matches!(&result, Ok(batch) if batch.labels.is_empty()) {
+                return Some(result);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker's panic has been reported by `next`.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// A panic while the lock is held leaves nothing half done: no decoding happens under it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_flight(&self, number: usize, images: Vec<u8>) -> InFlight {
+        let count = self.batch.min(self.order.len() - number * self.batch);
+        let stride = self.recipe.resolution() * self.recipe.resolution() * 3;
+        InFlight {
+            slots: Arc::new(Slots::new(images, count, stride)),
+            remaining: count,
+            failures: Vec::new(),
+        }
+    }
+
+    /// The next image to make; `None`: there is none, or the loader stops.
+    fn next_job(&self) -> Option<(usize, usize, Arc<Slots>)> {
+        let mut state = self.lock();
+        loop {
+            if state.stop || state.fatal.is_some() || state.next >= self.order.len() {
+                return None;
+            }
+            let number = state.next / self.batch;
+            if let Some(in_flight) = state.window.get(number - state.front) {
+                let slots = Arc::clone(&in_flight.slots);
+                let slot = state.next % self.batch;
+                state.next += 1;
+                return Some((number, slot, slots));
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut worker = worker::Worker::default();
+        while let Some((number, slot, slots)) = self.next_job() {
+            let sample = self.order[number * self.batch + slot];
+            let job = Job { split: &self.split, sample, recipe: &self.recipe };
+            let result = worker.run(&job, &slots, slot);
+            // Before the count goes down: who finds it at zero owns the slots alone.
+            drop(slots);
+            let mut state = self.lock();
+            let front = state.front;
+            match result {
+                Ok(result) => {
+                    let Some(in_flight) = state.window.get_mut(number - front) else { return };
+                    in_flight.failures.extend(result.err().map(|message| (slot, message)));
+                    in_flight.remaining -= 1;
+                    if in_flight.remaining == 0 {
+                        self.done.notify_all();
+                    }
+                }
+                Err(panic) => {
+                    state.fatal.get_or_insert(panic);
+                    self.done.notify_all();
+                    self.work.notify_all();
+                    return;
+                }
+            }
+        }
+    }
+}

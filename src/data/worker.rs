@@ -1,0 +1,104 @@
+//! One image: read, decode, transform, into its place of the batch.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::augment::{EvalTransform, TrainTransform, Workshop};
+use super::decode::{Limits, read_header};
+use super::split::Split;
+use crate::error::Error;
+
+/// What is done to each image.
+#[derive(Debug, Clone)]
+pub(crate) enum Recipe {
+    Train { transform: TrainTransform, seed: u64, epoch: u64 },
+    Eval { transform: EvalTransform },
+}
+
+impl Recipe {
+    pub fn resolution(&self) -> usize {
+        match self {
+            Self::Train { transform, .. } => transform.resolution,
+            Self::Eval { transform } => transform.crop,
+        }
+    }
+}
+
+/// The pixels of one batch, which several workers fill at once.
+pub(crate) struct Slots {
+    images: Vec<u8>,
+    base: *mut u8,
+    stride: usize,
+}
+
+// SAFETY: `base` points into `images`, which is neither read nor moved out of while a worker holds the slots; workers
+// write to disjoint slots, as `Slots::slot` demands.
+unsafe impl Send for Slots {}
+// SAFETY: as above.
+unsafe impl Sync for Slots {}
+
+impl Slots {
+    /// `count` slots of `stride` bytes in the memory of `images`.
+    pub fn new(mut images: Vec<u8>, count: usize, stride: usize) -> Self {
+        if images.is_empty() {
+            // Fresh zeroed memory, which costs nothing until it is written to.
+            images = vec![0; count * stride];
+        }
+        images.resize(count * stride, 0);
+        let base = images.as_mut_ptr();
+        Self { images, base, stride }
+    }
+
+    /// # Safety
+    /// No two threads use the same slot at the same time. (The loader hands out each position of the order once.)
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn slot(&self, slot: usize) -> &mut [u8] {
+        assert!((slot + 1) * self.stride <= self.images.len(), "slot {slot} is not in the batch");
+        // SAFETY: inside the allocation by the assertion, and of no other thread by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(slot * self.stride), self.stride) }
+    }
+
+    pub fn into_images(self) -> Vec<u8> {
+        self.images
+    }
+}
+
+pub(crate) struct Job<'a> {
+    pub split: &'a Split,
+    pub sample: u32,
+    pub recipe: &'a Recipe,
+}
+
+#[derive(Default)]
+pub(crate) struct Worker {
+    bytes: Vec<u8>,
+    workshop: Workshop,
+}
+
+impl Worker {
+    /// Outer error: the code panicked, and the run ends. Inner error: the file is bad, with the sentence that says so.
+    pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<Result<(), String>, Error> {
+        // SAFETY: the loader hands out each position of the order, and so each slot of a batch, once.
+        let out = unsafe { slots.slot(slot) };
+        catch_unwind(AssertUnwindSafe(|| self.produce(job, out))).map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let name = job.split.name(job.sample as usize);
+            Error::failed(format!(
+                "{name}: a data worker panicked on it: {text}; move the file away, and report it"
+            ))
+        })
+    }
+
+    fn produce(&mut self, job: &Job, out: &mut [u8]) -> Result<(), String> {
+        let sample = job.sample as usize;
+        job.split.read_into(sample, &mut self.bytes).map_err(|e| e.message)?;
+        let bytes = &mut self.bytes;
+        let made = read_header(bytes, Limits::default()).and_then(|header| match job.recipe {
+            Recipe::Train { transform, seed, epoch } => {
+                self.workshop.train(bytes, &header, transform, (*seed, *epoch, sample as u64), out)
+            }
+            Recipe::Eval { transform } => self.workshop.eval(bytes, &header, transform, out),
+        });
+        made.map_err(|reason| format!("{}: {reason}", job.split.name(sample)))
+    }
+}
