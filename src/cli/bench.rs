@@ -1,0 +1,143 @@
+//! `engine bench`.
+
+use super::args::BenchCommand;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, Step};
+use crate::config::Decay;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::cost::cost;
+use crate::model::graph::lower;
+use crate::model::spec::ResNetSpec;
+use crate::optim::sgd::Sgd;
+use crate::rng::{Purpose, Rng};
+use crate::simd::isa::Isa;
+use crate::simd::peak::fma_peak;
+use crate::simd::pool::Pool;
+use std::time::Instant;
+
+pub fn run(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Train { arch, batch, resolution, steps, threads, json } => {
+            let spec = ResNetSpec::named(arch)
+                .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
+            let job = TrainJob { spec, batch: *batch, resolution: *resolution, steps: *steps };
+            print(&job.run(threads.threads)?, *json);
+        }
+        BenchCommand::Loader { .. } => {}
+    }
+    Ok(())
+}
+
+/// A measurement, as every `engine bench` answers it.
+#[derive(serde::Serialize)]
+struct Report {
+    what: String,
+    images_per_second: f64,
+    latency_ms: Latency,
+    peak_memory_mb: f64,
+    /// Of this machine's measured multiply-add peak.
+    share_of_peak: f64,
+    device: String,
+    threads: usize,
+}
+
+#[derive(serde::Serialize)]
+struct Latency {
+    median: f64,
+    p95: f64,
+    min: f64,
+}
+
+struct TrainJob {
+    spec: ResNetSpec,
+    batch: usize,
+    resolution: usize,
+    steps: usize,
+}
+
+impl TrainJob {
+    fn run(&self, threads: usize) -> Result<Report> {
+        let isa = Isa::current();
+        let mut backend = CpuBackend::new(&CpuOptions {
+            spec: self.spec,
+            resolution: self.resolution,
+            seed: 0,
+            zero_gamma: true,
+            decay: Decay::Weights,
+            threads,
+            isa,
+        })?;
+        let batch = self.synthetic_batch();
+        let sgd = Sgd { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
+        let step = Step { index: 0, of: 1, sgd, label_smoothing: 0.1 };
+        let mut times = vec![];
+        for index in 0..=self.steps.max(1) {
+            let start = Instant::now();
+            backend.submit(&batch, &step)?;
+            while let Some(outcome) = backend.poll() {
+                if let Some(fault) = outcome.fault {
+                    return Err(Error::failed(fault));
+                }
+            }
+            if index > 0 {
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+        drop(backend);
+        let pool = Pool::new(threads);
+        let flops = cost(&lower(&self.spec, self.resolution)?).training_flops() * self.batch;
+        let seconds = times.iter().sum::<f64>() / times.len() as f64;
+        Ok(Report {
+            what: format!("training {} at {} px, batch {}", self.spec.name, self.resolution, self.batch),
+            images_per_second: self.batch as f64 / seconds,
+            latency_ms: latency(times),
+            peak_memory_mb: peak_memory_mb(),
+            share_of_peak: flops as f64 / seconds / fma_peak(&pool, isa),
+            device: format!("cpu, {}", isa.name()),
+            threads: pool.threads(),
+        })
+    }
+
+    fn synthetic_batch(&self) -> Batch {
+        let mut rng = Rng::new(0, 0, 0, Purpose::Synth);
+        let bytes = self.batch * self.resolution * self.resolution * 3;
+        Batch {
+            images: (0..bytes).map(|_| rng.next_u64() as u8).collect(),
+            labels: (0..self.batch).map(|_| rng.below(self.spec.classes as u64) as u32).collect(),
+            samples: (0..self.batch as u32).collect(),
+            resolution: self.resolution,
+        }
+    }
+}
+
+fn latency(mut seconds: Vec<f64>) -> Latency {
+    seconds.sort_by(f64::total_cmp);
+    let at = |share: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * share).round() as usize];
+    Latency { median: at(0.5), p95: at(0.95), min: at(0.0) }
+}
+
+/// Largest resident size so far, from Linux's /proc; 0 where there is none.
+fn peak_memory_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) / 1024.0
+}
+
+fn print(report: &Report, json: bool) {
+    if json {
+        println!("{}", serde_json::to_string(report).expect("plain fields"));
+        return;
+    }
+    println!(
+        "{}: {:.2} images/s, median {:.0} ms a step, {:.0} % of the multiply-add peak, {:.0} MB, {} ({} threads)",
+        report.what,
+        report.images_per_second,
+        report.latency_ms.median,
+        100.0 * report.share_of_peak,
+        report.peak_memory_mb,
+        report.device,
+        report.threads,
+    );
+}
