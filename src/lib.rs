@@ -9,6 +9,7 @@
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
+//! | [`export`] | safetensors and .pth, to and from other programs |
 
 pub mod error;
 pub mod failpoint;
@@ -19,3 +20,4 @@ pub mod model;
 pub mod simd;
 pub mod checkpoint;
 pub mod log;
+pub mod export;

@@ -80,7 +80,7 @@ fn assemble(mut json: String, metadata: &BTreeMap<String, String>, tensors: &[(&
         offset = end;
     }
     json.push('}');
-    while json.len() % 8 != 0 {
+    while !json.len().is_multiple_of(8) {
         json.push(' ');
     }
     let mut head = (json.len() as u64).to_le_bytes().to_vec();
