@@ -14,6 +14,7 @@
 //! | [`backend`] | a training step on a device |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
+//! | [`export`] | safetensors and .pth, to and from other programs |
 
 pub mod error;
 pub mod failpoint;
@@ -29,3 +30,4 @@ pub mod backend;
 pub mod checkpoint;
 pub mod log;
 pub mod train;
+pub mod export;

@@ -51,8 +51,20 @@ pub fn encode(metadata: &BTreeMap<&str, &str>, tensors: &[(&str, &Tensor)], dige
     for ((name, _), digest) in tensors.iter().zip(digests) {
         map.insert(format!("{TENSOR_DIGEST}{name}"), hex(digest));
     }
-    let mut json = format!("{OPENING}{}\"", "0".repeat(HEX));
-    for (key, value) in &map {
+    let mut head = assemble(format!("{OPENING}{}\"", "0".repeat(HEX)), &map, tensors);
+    let digest = hex(&sha256(&head));
+    head[LENGTH + OPENING.len()..][..HEX].copy_from_slice(digest.as_bytes());
+    head
+}
+
+/// Length and header of a file for other programs: no digests in it.
+pub fn encode_plain(metadata: &BTreeMap<String, String>, tensors: &[(&str, &Tensor)]) -> Vec<u8> {
+    assemble(r#"{"__metadata__":{"format":"pt""#.into(), metadata, tensors)
+}
+
+/// `json` has the first entry of the metadata.
+fn assemble(mut json: String, metadata: &BTreeMap<String, String>, tensors: &[(&str, &Tensor)]) -> Vec<u8> {
+    for (key, value) in metadata {
         json.push_str(&format!(",{}:{}", quoted(key), quoted(value)));
     }
     json.push('}');
@@ -68,13 +80,11 @@ pub fn encode(metadata: &BTreeMap<&str, &str>, tensors: &[(&str, &Tensor)], dige
         offset = end;
     }
     json.push('}');
-    while json.len() % 8 != 0 {
+    while !json.len().is_multiple_of(8) {
         json.push(' ');
     }
     let mut head = (json.len() as u64).to_le_bytes().to_vec();
     head.extend_from_slice(json.as_bytes());
-    let digest = hex(&sha256(&head));
-    head[LENGTH + OPENING.len()..][..HEX].copy_from_slice(digest.as_bytes());
     head
 }
 

@@ -7,6 +7,8 @@ pub mod background;
 pub mod format;
 pub mod header;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 pub use background::BackgroundWriter;
 pub use format::{Checkpoint, Tensor, Values};

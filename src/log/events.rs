@@ -142,7 +142,7 @@ mod tests {
     /// The first record that TensorFlow writes: length 24, and this CRC of it.
     #[test]
     fn framing_is_tensorflows() {
-        assert_eq!(masked_crc(&24u64.to_le_bytes()), 0xa37f_4b22);
+        assert_eq!(masked_crc(&24u64.to_le_bytes()).to_le_bytes(), [0xa3, 0x7f, 0x4b, 0x22]);
     }
 
     #[test]

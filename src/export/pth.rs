@@ -1,0 +1,46 @@
+//! PyTorch's file since 1.6: an uncompressed ZIP of `NAME/data.pkl`, the storages `NAME/data/0`, ..., and three small
+//! entries (caffe2/serialize/inline_container.cc). Entries begin at multiples of 64 bytes, so that `mmap=True` works.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipWriter};
+
+use super::pickle;
+use super::state::{StateDict, in_module_order};
+use crate::checkpoint::Tensor;
+use crate::error::Result;
+use crate::files;
+
+/// The folder in the archive; any name will do, this is the one PyTorch uses where there is no file name.
+const NAME: &str = "archive";
+
+/// Writes a state dict as a `.pth` that `torch.load(weights_only=True)` reads. Bytes are a function of the content.
+pub fn export_pth(state: &StateDict, path: &Path) -> Result<()> {
+    let tensors = in_module_order(state);
+    files::write_atomically("export", path, |file| write(BufWriter::with_capacity(1 << 20, file), &tensors))
+}
+
+fn write<W: Write + io::Seek>(out: W, tensors: &[(&str, &Tensor)]) -> io::Result<()> {
+    // The zip format has no other way to leave a date out than its first one.
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .last_modified_time(DateTime::DEFAULT)
+        .unix_permissions(0o644)
+        .with_alignment(64);
+    let mut zip = ZipWriter::new(out);
+    let mut entry = |name: &str, bytes: &[u8]| -> io::Result<()> {
+        zip.start_file(format!("{NAME}/{name}"), options.large_file(bytes.len() > u32::MAX as usize))?;
+        zip.write_all(bytes)
+    };
+    entry("data.pkl", &pickle::state_dict(tensors))?;
+    entry(".format_version", b"1")?;
+    entry(".storage_alignment", b"64")?;
+    entry("byteorder", b"little")?;
+    for (i, (_, tensor)) in tensors.iter().enumerate() {
+        entry(&format!("data/{i}"), tensor.values.bytes())?;
+    }
+    entry("version", b"3\n")?;
+    zip.finish()?.flush()
+}
