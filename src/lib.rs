@@ -7,10 +7,12 @@
 //! |---|---|
 //! | [`error`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
+//! | [`data`] | images on their way to batches; the embedded synthetic set |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 
 pub mod error;
 pub mod tensor;
 pub mod rng;
 pub mod model;
+pub mod data;
 pub mod simd;

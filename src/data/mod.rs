@@ -1,0 +1,3 @@
+//! Images on the way to the network: where they come from, and how they become batches.
+
+pub mod synth;
