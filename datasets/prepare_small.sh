@@ -10,7 +10,7 @@ prepare_small.sh: fetch Imagenette (9,469 training and 3,925 validation images) 
 
     datasets/prepare_small.sh [--size 160|320] [--output DIR] [--from FILE] [--md5 HEX] [--sha256 HEX]
 
-  --size 160|320   shorter side of the images (default 160: 99 MB to fetch; 320: 341 MB)
+  --size 160|320   shorter side of the images (default 160: about 0.1 GB to fetch; 320: 0.35 GB)
   --output DIR     where train/, val/ and classes.txt go (default: $DATA_DIR, else datasets/imagenette2-SIZE)
   --from FILE      use this archive instead of downloading; nothing is fetched
   --md5 HEX        expected md5 (default: the one torchvision publishes for the archive of this size)

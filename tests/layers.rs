@@ -117,9 +117,17 @@ fn imports(file: &str, text: &str) -> Vec<Import> {
         }
         let is_start = at == 0 || tokens[at - 1].text != "::";
         match tokens[at].text.as_str() {
-            // `$crate` of a macro names the same root.
-            "crate" if is_start => tree(&tokens, at + 2, &[], &mut found),
-            "super" if is_start && !parent.is_empty() => tree(&tokens, at + 2, &parent, &mut found),
+            "crate" if is_start => {
+                tree(&tokens, at + 2, &[], &mut found);
+            }
+            "super" if is_start => {
+                let mut reached = Vec::new();
+                tree(&tokens, at + 2, &parent, &mut reached);
+                // From a file below the root, `super::` also stands for the file itself inside its `mod tests`.
+                found.extend(
+                    reached.into_iter().filter(|i| layer(i.path.split("::").next().unwrap()).is_some()),
+                );
+            }
             _ => {}
         }
     }
@@ -240,6 +248,7 @@ fn planted_imports_are_found_with_file_line_and_rule() {
         ("backend/cuda/mod.rs", "use super::cpu::Conv;", "but the backends never meet"),
         ("infer/run.rs", "use crate::train::metrics;", "but the inference program knows nothing of training"),
         ("rng.rs", "use crate::config::Config;", "src/rng.rs:1: rng imports config"),
+        ("rng.rs", "use super::config::Config;", "src/rng.rs:1: rng imports config"),
         ("surprise.rs", "", "src/surprise.rs:1: module 'surprise' has no layer"),
         ("cli/mod.rs", "use crate::surprise::x;", "give 'surprise' its place"),
     ] {
