@@ -196,7 +196,9 @@ fn tokens(text: &str) -> Vec<Token> {
             let length = if rest.starts_with("//") {
                 break;
             } else if first == '"' {
-                2 + rest[1..].find('"').unwrap_or(rest.len() - 2)
+                string_length(rest)
+            } else if rest.starts_with("'\"'") {
+                3
             } else if first.is_alphanumeric() || first == '_' {
                 rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
             } else if rest.starts_with("::") {
@@ -212,6 +214,18 @@ fn tokens(text: &str) -> Vec<Token> {
         }
     }
     found
+}
+
+/// Length of the string literal that `rest` begins with, to the end of the line where it has no end there.
+fn string_length(rest: &str) -> usize {
+    let mut is_escaped = false;
+    for (at, c) in rest.char_indices().skip(1) {
+        match c {
+            '"' if !is_escaped => return at + 1,
+            _ => is_escaped = c == '\\' && !is_escaped,
+        }
+    }
+    rest.len()
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -268,6 +282,7 @@ fn allowed_imports_pass() {
             "// crate::train is not here\nlet x = \"crate::train::x\"; // nor use crate::cli::x",
         ),
         ("train/mod.rs", "use crate::{backend::cpu::{Cpu, conv}, optim, model::{graph::*, spec}};"),
+        ("model.rs", "let q = ['\"', 'x']; let s = \"a\\\" crate::cli::x\"; let open = \""),
         ("tensor.rs", "use crate::error::Result;\n#[cfg(test)]\nmod tests { use super::*; }"),
         ("infer/compile.rs", "use crate::{model, simd::gemm};"),
         ("lib.rs", "pub use crate::cli::run;"),
