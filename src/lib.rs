@@ -14,7 +14,8 @@
 //! | [`backend`] | a training step on a device |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
-//! | [`export`] | safetensors and .pth, to and from other programs |
+//! | [`export`] | safetensors and .pth for other programs |
+//! | [`cli`] | flags -> command; exit codes in one place |
 
 pub mod error;
 pub mod failpoint;
@@ -31,3 +32,4 @@ pub mod checkpoint;
 pub mod log;
 pub mod train;
 pub mod export;
+pub mod cli;

@@ -5,6 +5,7 @@
 //! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
 //! | [`decode`], `jpeg` | bytes -> RGB |
 //! | [`resize`], [`augment`] | RGB -> the training or evaluation image, by torchvision's definitions |
+//! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
 //! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
 
 pub mod augment;
@@ -16,6 +17,7 @@ pub mod loader;
 pub mod resize;
 mod shard;
 pub mod split;
+pub mod synth;
 mod worker;
 
 #[cfg(test)]
