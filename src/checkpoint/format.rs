@@ -108,6 +108,9 @@ impl From<HostTensor> for Tensor {
     }
 }
 
+/// A model's weights and buffers under torchvision's names.
+pub type StateDict = BTreeMap<String, Tensor>;
+
 /// Everything that a resume needs. `metadata` goes into safetensors' `__metadata__`; the trainer's own state is the JSON
 /// under `engine.state`, which nobody here looks into.
 #[derive(Debug, Clone, PartialEq, Default)]

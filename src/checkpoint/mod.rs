@@ -7,9 +7,11 @@ pub mod background;
 pub mod format;
 pub mod header;
 pub mod store;
+pub mod weights;
 #[cfg(test)]
 mod tests;
 
 pub use background::BackgroundWriter;
-pub use format::{Checkpoint, Tensor, Values};
+pub use format::{Checkpoint, StateDict, Tensor, Values};
+pub use weights::read_weights;
 pub use store::{Found, Position, Search, Store};

@@ -12,7 +12,7 @@ use crate::model::spec::ResNetSpec;
 use crate::optim::sgd::Sgd;
 use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
-use crate::simd::peak::fma_peak;
+use crate::simd::peak;
 use crate::simd::pool::Pool;
 use std::time::Instant;
 
@@ -109,6 +109,11 @@ impl TrainJob {
             resolution: self.resolution,
         }
     }
+}
+
+/// Multiply-add peak in operations per second: the best of several short measurements.
+fn fma_peak(pool: &Pool, isa: Isa) -> f64 {
+    (0..10).map(|_| peak::measure(pool, isa)).fold(0.0, f64::max)
 }
 
 fn latency(mut seconds: Vec<f64>) -> Latency {

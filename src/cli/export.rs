@@ -1,20 +1,24 @@
 //! `engine export`.
 
 use super::args::{ExportArgs, ExportFormat};
+use crate::checkpoint::read_weights;
 use crate::error::Result;
-use crate::export::{export_pth, export_safetensors};
-use crate::train::model_file::{MODEL_KEY, read_any};
+use crate::export::{Weights, export_pth, export_safetensors, state_dict};
+use crate::model::graph::lower;
+use crate::train::model_file::{MODEL_KEY, Model};
 
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let checkpoint = read_any(&args.checkpoint)?;
+    let model = Model::read(&args.checkpoint)?;
+    let checkpoint = read_weights(&args.checkpoint)?;
+    let graph = lower(&model.spec, model.description.resolution)?;
+    let state = state_dict(&checkpoint, &graph, Weights::Live)?;
     match args.format {
         ExportFormat::Safetensors => {
-            let metadata = checkpoint.metadata.iter().filter(|(key, _)| *key == MODEL_KEY);
-            let metadata = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
-            export_safetensors(&checkpoint.tensors, &metadata, &args.output)?;
+            let metadata = [(MODEL_KEY.to_owned(), model.description.to_json())].into();
+            export_safetensors(&state, &metadata, &args.output)?;
         }
-        ExportFormat::Pth => export_pth(&checkpoint.tensors, &args.output)?,
+        ExportFormat::Pth => export_pth(&state, &args.output)?,
     }
-    eprintln!("wrote {}", args.output.display());
+    eprintln!("wrote {}: {} with {} classes", args.output.display(), model.spec.name, model.spec.classes);
     Ok(())
 }

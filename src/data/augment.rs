@@ -1,6 +1,6 @@
 //! torchvision's geometry, to the letter, as functions of the image's size and of the draws.
 
-use super::decode::{Decoder, Header, Rect, Region};
+use super::decode::{Decoder, Header, Limits, Rect, Region, read_header};
 use super::resize::{Interpolation, Resizer};
 use crate::rng::{Purpose, Rng};
 
@@ -113,6 +113,17 @@ pub(crate) fn center_offset(len: usize, crop: usize) -> i64 {
         return -(((crop - len) / 2) as i64);
     }
     round((len - crop) as f64 / 2.0)
+}
+
+impl EvalTransform {
+    /// A file's bytes -> u8 [crop, crop, 3]; `name` is for messages.
+    pub fn apply(&self, bytes: &[u8], name: &str, limits: Limits) -> crate::error::Result<Vec<u8>> {
+        let mut out = vec![0; self.crop * self.crop * 3];
+        read_header(bytes, limits)
+            .and_then(|header| Workshop::default().eval(&mut bytes.to_vec(), &header, self, &mut out))
+            .map_err(|reason| crate::error::Error::input_file(name, reason))?;
+        Ok(out)
+    }
 }
 
 /// Everything that a worker needs to turn bytes into pixels.

@@ -8,8 +8,8 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickle;
-use super::state::{StateDict, in_module_order};
-use crate::checkpoint::Tensor;
+use super::state::in_module_order;
+use crate::checkpoint::{StateDict, Tensor};
 use crate::error::Result;
 use crate::files;
 

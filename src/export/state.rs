@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use crate::checkpoint::{Checkpoint, Tensor, Values, header};
+use crate::checkpoint::{Checkpoint, StateDict, Tensor, Values, header};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::graph::Graph;
-
-pub type StateDict = BTreeMap<String, Tensor>;
 
 /// Which of a checkpoint's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use super::state::named_tensors;
 use crate::backend::NamedTensors;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::read_weights;
 use crate::config::{Config, Interpolation};
 use crate::data::Class;
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ impl Model {
     /// Reads an engine checkpoint, or any safetensors or .pth state dict with torchvision's names. Weights without a
     /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
     pub fn read(path: &Path) -> Result<Self> {
-        let checkpoint = read_any(path)?;
+        let checkpoint = read_weights(path)?;
         let described = checkpoint.metadata.get(MODEL_KEY).map(|text| {
             serde_json::from_str::<Description>(text)
                 .map_err(|error| Error::input_file(path, format!("{MODEL_KEY}: {error}")))
@@ -76,11 +76,6 @@ impl Model {
         }
         Ok(Self { spec, description, tensors })
     }
-}
-
-/// Reads any weights file: by its content, not by its name.
-pub fn read_any(path: &Path) -> Result<Checkpoint> {
-    Checkpoint::read(path)
 }
 
 /// The known network whose parameters have these names and shapes.

@@ -14,6 +14,7 @@ mod units;
 mod walk;
 
 use super::{Backend, NamedTensors, Outcome, Step};
+use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::lower;
@@ -35,7 +36,7 @@ pub struct CpuOptions {
     pub seed: u64,
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
-    pub decay: crate::config::Decay,
+    pub decay: Decay,
     /// 0 means one a core.
     pub threads: usize,
     pub isa: Isa,
@@ -75,6 +76,19 @@ impl CpuBackend {
             Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
         let training = Walk::new(graph);
         Ok(Self { spec: options.spec, engine, params, training, evaluation: None, outcomes: VecDeque::new() })
+    }
+
+    /// With the weights and running statistics of `tensors`, for evaluation at `resolution`.
+    pub fn for_inference(
+        spec: &ResNetSpec,
+        tensors: &NamedTensors,
+        resolution: usize,
+        threads: usize,
+    ) -> Result<Self> {
+        let (seed, zero_gamma, decay, isa) = (0, false, Decay::Weights, Isa::current());
+        let mut backend = Self::new(&CpuOptions { spec: *spec, resolution, seed, zero_gamma, decay, threads, isa })?;
+        backend.load_state(tensors)?;
+        Ok(backend)
     }
 }
 

@@ -76,11 +76,17 @@ impl Params {
         state
     }
 
+    /// Weights alone, without any velocity, start with velocities of zero.
     pub fn load_state(&mut self, graph: &Graph, state: &NamedTensors) -> Result<()> {
+        let has_velocity = state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX));
         for (index, param) in graph.params.iter().enumerate() {
             self.weight[index] = to_internal(param, find(state, &param.name, &param.shape)?);
-            let velocity = format!("{MOMENTUM_PREFIX}{}", param.name);
-            self.velocity[index] = to_internal(param, find(state, &velocity, &param.shape)?);
+            if has_velocity {
+                let velocity = format!("{MOMENTUM_PREFIX}{}", param.name);
+                self.velocity[index] = to_internal(param, find(state, &velocity, &param.shape)?);
+            } else {
+                self.velocity[index].fill(0.0);
+            }
         }
         for (buffer, values) in graph.buffers.iter().zip(&mut self.running) {
             values.copy_from_slice(find(state, &buffer.name, &[buffer.channels])?);

@@ -1,5 +1,9 @@
 //! Weights from a file of another program, or of this one.
 
+pub mod op;
+pub mod pickle;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -8,9 +12,8 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use zip::ZipArchive;
 
-use super::pickle_read::{self, Kind, Pickle, Value, View};
-use super::state::StateDict;
-use crate::checkpoint::{Checkpoint, Tensor, Values, header};
+use super::{Checkpoint, StateDict, Tensor, Values, header};
+use pickle::{Kind, Pickle, Value, View};
 use crate::error::{Error, Result};
 
 /// Pickles of weights are some hundred kilobytes.
@@ -20,8 +23,8 @@ const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_e
 
 /// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
 /// `ema.*`), or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
-pub fn read_weights(path: &Path) -> Result<StateDict> {
-    let state = read(path).map_err(|reason| Error::input_file(path, reason))?;
+pub fn read_weights(path: &Path) -> Result<Checkpoint> {
+    let Checkpoint { tensors: state, metadata } = read(path).map_err(|reason| Error::input_file(path, reason))?;
     let is_parallel = !state.is_empty() && state.keys().all(|name| name.starts_with("module."));
     let rename =
         |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
@@ -30,11 +33,11 @@ pub fn read_weights(path: &Path) -> Result<StateDict> {
         state.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_weight(name)).collect();
     match state.is_empty() {
         true => Err(Error::input_file(path, "has no tensor")),
-        false => Ok(state),
+        false => Ok(Checkpoint { tensors: state, metadata }),
     }
 }
 
-fn read(path: &Path) -> Result<StateDict, String> {
+fn read(path: &Path) -> Result<Checkpoint, String> {
     let cannot = |source: std::io::Error| format!("cannot read: {source}");
     let mut file = File::open(path).map_err(cannot)?;
     let size = file.metadata().map_err(cannot)?.len();
@@ -42,7 +45,9 @@ fn read(path: &Path) -> Result<StateDict, String> {
     (&mut file).take(16).read_to_end(&mut head).map_err(cannot)?;
     file.seek(SeekFrom::Start(0)).map_err(cannot)?;
     match head.as_slice() {
-        [b'P', b'K', 3, 4, ..] => read_pth(file, size),
+        [b'P', b'K', 3, 4, ..] => {
+            Ok(Checkpoint { tensors: read_pth(file, size)?, metadata: BTreeMap::new() })
+        }
         [0x80, 2..=5, ..] if head.get(8) != Some(&b'{') => {
             Err("is a pickle from PyTorch before 1.6, which is not read; write it again with \
              `python -c 'import torch; torch.save(torch.load(\"old.pth\", weights_only=True), \"new.pth\")'`"
@@ -57,15 +62,17 @@ fn read(path: &Path) -> Result<StateDict, String> {
     }
 }
 
-fn read_safetensors(path: &Path, bytes: &[u8]) -> Result<StateDict, String> {
+fn read_safetensors(path: &Path, bytes: &[u8]) -> Result<Checkpoint, String> {
     let malformed = |source| format!("is not a whole safetensors file: {source}");
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
     if metadata.metadata().as_ref().is_some_and(|map| map.contains_key(header::HEADER_DIGEST)) {
         let name = path.display().to_string() + ": ";
         let checkpoint = Checkpoint::read(path);
         let strip = |error: Error| error.message.strip_prefix(&name).unwrap_or(&error.message).to_owned();
-        return checkpoint.map(|checkpoint| checkpoint.tensors).map_err(strip);
+        return checkpoint.map_err(strip);
     }
+    let found = metadata.metadata().as_ref().into_iter().flatten();
+    let metadata = found.map(|(key, value)| (key.clone(), value.clone())).collect();
     let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut state = StateDict::new();
     for (name, view) in tensors.tensors() {
@@ -79,7 +86,7 @@ fn read_safetensors(path: &Path, bytes: &[u8]) -> Result<StateDict, String> {
         let tensor = Tensor { shape: view.shape().to_vec(), values: values(kind, view.data(), 0..) };
         state.insert(name, tensor);
     }
-    Ok(state)
+    Ok(Checkpoint { tensors: state, metadata })
 }
 
 fn unsupported(name: &str, kind: &str) -> String {
@@ -148,7 +155,7 @@ fn read_pth(file: File, size: u64) -> Result<StateDict, String> {
     if archive.entry("byteorder", 64).is_ok_and(|order| order == b"big") {
         return Err("was saved on a big-endian machine, which is not read".into());
     }
-    let pickle = pickle_read::read(&archive.entry("data.pkl", MAX_PICKLE)?)?;
+    let pickle = pickle::read(&archive.entry("data.pkl", MAX_PICKLE)?)?;
     let mut state = StateDict::new();
     // Views may share a storage, but not so often that a small file fills the memory.
     let mut budget = size.saturating_mul(4);

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::pickle::op;
+use super::op;
 
 /// Element type of a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
