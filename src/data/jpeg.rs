@@ -131,30 +131,39 @@ pub(crate) fn check_whole(bytes: &[u8], header: &JpegHeader) -> Result<(), Strin
     ))
 }
 
-/// Decodes the first `rows` rows at least, as RGB; the rows of `pixels` beyond the number returned mean nothing.
+/// Calls `decode` with `bytes` whose frame header says a height that has `rows` rows and no more than it needs, and
+/// with that height; afterwards `bytes` are as they were.
 ///
-/// zune-jpeg has no region decode, but a single-scan frame whose header says fewer rows decodes just those. One row
-/// of units beyond what is wanted keeps the last wanted rows' chroma neighbours what they are, so the rows equal
-/// those of the full decode. `bytes` are as they were on return.
+/// In a single-scan frame rows decode from the top, so that a decoder stops where the header says. One row of units
+/// beyond the wanted rows keeps the chroma neighbours of the last ones what they are, so the wanted rows equal those
+/// of the full decode. Any other frame keeps its height.
+pub(crate) fn with_height<T>(
+    bytes: &mut [u8],
+    header: &JpegHeader,
+    rows: usize,
+    decode: impl FnOnce(&[u8], usize) -> T,
+) -> T {
+    let short = rows.next_multiple_of(header.mcu_rows) + header.mcu_rows;
+    if !header.single_scan || short >= header.height {
+        return decode(bytes, header.height);
+    }
+    let at = header.height_at..header.height_at + 2;
+    bytes[at.clone()].copy_from_slice(&(short as u16).to_be_bytes());
+    let result = decode(bytes, short);
+    bytes[at].copy_from_slice(&(header.height as u16).to_be_bytes());
+    result
+}
+
+/// Decodes the first `rows` rows at least, as RGB by zune-jpeg, and returns how many there are in `pixels`.
 pub(crate) fn decode_rows(
     bytes: &mut [u8],
     header: &JpegHeader,
     rows: usize,
     pixels: &mut Vec<u8>,
 ) -> Result<usize, String> {
-    let short = rows.next_multiple_of(header.mcu_rows) + header.mcu_rows;
-    if !header.single_scan || short >= header.height {
-        decode(bytes, header.width, header.height, pixels)?;
-        return Ok(header.height);
-    }
-    let mut swap = |height: usize| {
-        bytes[header.height_at..header.height_at + 2].copy_from_slice(&(height as u16).to_be_bytes());
-    };
-    swap(short);
-    let result = decode(bytes, header.width, short, pixels);
-    bytes[header.height_at..header.height_at + 2].copy_from_slice(&(header.height as u16).to_be_bytes());
-    result?;
-    Ok(rows)
+    with_height(bytes, header, rows, |bytes, height| {
+        decode(bytes, header.width, height, pixels).map(|()| height)
+    })
 }
 
 fn decode(bytes: &[u8], width: usize, height: usize, pixels: &mut Vec<u8>) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::*;
+use super::super::*;
 
 /// The path of a real data file; says so on stderr and gives `None` where there is none.
 pub(crate) fn real(name: &str) -> Option<PathBuf> {
