@@ -29,7 +29,8 @@ pub fn write(split: &Arc<Split>, options: TrainOptions, count: usize, path: &Pat
         samples.extend(batch.samples.iter().flat_map(|&s| i64::from(s).to_le_bytes()));
     }
     let view = |dtype, shape: Vec<usize>, data| {
-        TensorView::new(dtype, shape, data).map_err(|e| Error::failed(format!("cannot lay out the batches: {e}")))
+        TensorView::new(dtype, shape, data)
+            .map_err(|e| Error::failed(format!("cannot lay out the batches: {e}")))
     };
     let tensors = [
         ("images", view(Dtype::U8, vec![count, n, r, r, 3], &images)?),

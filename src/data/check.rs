@@ -261,8 +261,14 @@ impl fmt::Display for Info {
         for split in &self.splits {
             let SplitInfo { name, images, width, height, bytes, total_bytes, unreadable, .. } = split;
             let per_class = Range::of(split.per_class.iter().map(|&n| n as u64).collect());
-            let formats: Vec<String> = split.formats.iter().map(|(k, n)| format!("{n} {}", k.name())).collect();
-            writeln!(f, "{name}: {images} images ({}), {:.1} MB", formats.join(", "), *total_bytes as f64 / 1e6)?;
+            let formats: Vec<String> =
+                split.formats.iter().map(|(k, n)| format!("{n} {}", k.name())).collect();
+            writeln!(
+                f,
+                "{name}: {images} images ({}), {:.1} MB",
+                formats.join(", "),
+                *total_bytes as f64 / 1e6
+            )?;
             writeln!(f, "  smallest / median / largest: width {width}, height {height}, bytes {bytes}")?;
             writeln!(f, "  images a class: {per_class}")?;
             if *unreadable > 0 {

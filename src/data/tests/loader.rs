@@ -187,12 +187,12 @@ fn a_missing_file_is_a_bad_file() {
 
 #[test]
 fn a_panic_in_a_worker_is_an_error_and_not_a_hang() {
-    let (_dir, data) = data(2, 1);
-    // A crop range that no argument check guards: the aspect is not a number, and so is the fallback's size.
-    let transform = EvalTransform { resize: usize::MAX / 4, crop: 8, interpolation: Interpolation::Bilinear };
-    let mut loader = Loader::eval(Arc::clone(&data.train), EvalOptions::new(transform, 2)).unwrap();
+    let mut split = Split::default();
+    // A place that does not exist.
+    (0..5).for_each(|_| split.push(7, 0, "x.jpg", 0, 0));
+    let mut loader = Loader::eval(Arc::new(split), eval_options(2)).unwrap();
     let error = loader.next().unwrap().unwrap_err();
-    assert!(error.message.contains("a data worker panicked on it"), "{error}");
+    assert!(error.message.contains("a data worker panicked on it: index out of bounds"), "{error}");
     assert!(loader.next().is_none());
 }
 
@@ -217,4 +217,6 @@ fn impossible_batches_are_refused() {
         assert_eq!(error.exit_code(), 2);
         assert!(error.message.contains("the training set has 3 images"), "{error}");
     }
+    let none = EvalOptions { batch: 0, ..eval_options(1) };
+    assert!(Loader::eval(Arc::clone(&data.val), none).err().unwrap().message.contains("batch 0, resize 30"));
 }

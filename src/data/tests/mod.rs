@@ -5,6 +5,7 @@ mod decode;
 mod index;
 mod loader;
 mod real;
+mod tools;
 
 use std::fs;
 use std::path::Path;

@@ -40,7 +40,9 @@ fn check_lists_what_is_odd_by_path() {
         assert!(text.lines().any(|l| l.starts_with(&line)), "no line {line} in\n{text}");
     }
     assert_eq!((report.findings.len(), report.grey, report.images), (7, 1, 20));
-    assert!(text.ends_with("20 images, 3 cannot be used, 1 misnamed, 1 CMYK, 1 16-bit, 1 huge, 1 grey, 0 progressive"));
+    assert!(text.ends_with(
+        "20 images, 3 cannot be used, 1 misnamed, 1 CMYK, 1 16-bit, 1 huge, 1 grey, 0 progressive"
+    ));
     assert_eq!(check(&data.splits[0].1, 1), report);
 
     let info = info(&data).unwrap();
@@ -60,11 +62,14 @@ fn batches_file_holds_the_loaders_batches() {
     batches::write(&data.train, options.clone(), 2, &path).unwrap();
     let bytes = fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let want: Vec<Batch> = Loader::train(data.train.clone(), options.clone()).unwrap().map(Result::unwrap).collect();
+    let want: Vec<Batch> =
+        Loader::train(data.train.clone(), options.clone()).unwrap().map(Result::unwrap).collect();
     let images = file.tensor("images").unwrap();
     assert_eq!(images.shape(), [2, 3, 16, 16, 3]);
     assert!(images.data() == [&want[0].images[..], &want[1].images[..]].concat());
-    for (name, values) in [("labels", [&want[0].labels, &want[1].labels]), ("samples", [&want[0].samples, &want[1].samples])] {
+    for (name, values) in
+        [("labels", [&want[0].labels, &want[1].labels]), ("samples", [&want[0].samples, &want[1].samples])]
+    {
         let tensor = file.tensor(name).unwrap();
         let want: Vec<u8> = values.into_iter().flatten().flat_map(|&v| i64::from(v).to_le_bytes()).collect();
         assert!(tensor.shape() == [2, 3] && tensor.data() == want, "{name}");
