@@ -251,8 +251,12 @@ pub enum BenchCommand {
         data: PathBuf,
         #[arg(long, default_value_t = 224)]
         resolution: usize,
-        #[command(flatten)]
-        threads: ThreadArgs,
+        /// Seconds of measuring for each number of workers
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Measure with 1 to this many workers; 0 means one a core
+        #[arg(long, default_value_t = 0)]
+        workers: usize,
         #[arg(long)]
         json: bool,
     },

@@ -4,7 +4,7 @@ use super::args::BenchCommand;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Backend, Step};
 use crate::config::Decay;
-use crate::data::Batch;
+use crate::data::{self, Batch, Splits, TrainTransform, available_workers};
 use crate::error::{Error, Result};
 use crate::model::cost::cost;
 use crate::model::graph::lower;
@@ -14,6 +14,7 @@ use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
 use crate::simd::peak;
 use crate::simd::pool::Pool;
+use std::path::Path;
 use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
@@ -24,7 +25,31 @@ pub fn run(command: &BenchCommand) -> Result<()> {
             let job = TrainJob { spec, batch: *batch, resolution: *resolution, steps: *steps };
             print(&job.run(threads.threads)?, *json);
         }
-        BenchCommand::Loader { .. } => {}
+        BenchCommand::Loader { data, resolution, seconds, workers, json } => {
+            bench_loader(data, *resolution, *seconds, *workers, *json)?;
+        }
+    }
+    Ok(())
+}
+
+/// Speeds of the loader alone, one line for each number of workers up to `workers`.
+fn bench_loader(data: &Path, resolution: usize, seconds: f64, workers: usize, json: bool) -> Result<()> {
+    let splits = Splits::open(data)?;
+    let (_, split) = splits.splits.first().ok_or_else(|| Error::input_file(data, "holds no images"))?;
+    let workers = if workers == 0 { available_workers() } else { workers };
+    for workers in 1..=workers {
+        let speed = data::bench::loader(split, TrainTransform::new(resolution), workers, seconds)?;
+        if json {
+            let answer = serde_json::json!({
+                "images_per_second": speed.images_per_second(),
+                "images_per_cpu_second": speed.images_per_cpu_second(),
+                "peak_memory_mb": peak_memory_mb(),
+                "workers": workers, "resolution": resolution, "decoder": speed.decoder, "bad": speed.bad,
+            });
+            println!("{answer}");
+        } else {
+            println!("{speed}");
+        }
     }
     Ok(())
 }

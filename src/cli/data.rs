@@ -1,8 +1,12 @@
 //! `engine data`.
 
 use super::args::DataCommand;
+use crate::data::check::{Oddity, check, info};
 use crate::data::synth::{self, SynthOptions};
-use crate::error::Result;
+use crate::data::{Splits, available_workers, batches};
+use crate::error::{Error, Result};
+use crate::train::trainer::loader_options;
+use std::path::Path;
 
 pub fn run(command: &DataCommand) -> Result<()> {
     match command {
@@ -14,10 +18,48 @@ pub fn run(command: &DataCommand) -> Result<()> {
                 size: *size,
                 ..SynthOptions::default()
             };
-            let summary = synth::write(output, &options)?;
-            eprintln!("{}: {} training and {} validation images", summary.folder.display(), summary.train_images, summary.val_images);
+            draw(output, &options)
+        }
+        DataCommand::Check { data } => check_all(data),
+        DataCommand::Info { data } => {
+            println!("{}", info(&Splits::open(data)?)?);
             Ok(())
         }
-        _ => Ok(()),
+        DataCommand::Batches { config: args, count, to } => {
+            let config = args.load()?;
+            let dataset = super::train::open_data(&config, args)?;
+            batches::write(&dataset.train, loader_options(&config), *count, to)?;
+            eprintln!("wrote the first {count} training batches of {} images to {}", config.micro_batch(), to.display());
+            Ok(())
+        }
+    }
+}
+
+fn draw(folder: &Path, options: &SynthOptions) -> Result<()> {
+    let summary = synth::write(folder, options)?;
+    eprintln!(
+        "{}: {} training and {} validation images, {} kB{}",
+        summary.folder.display(),
+        summary.train_images,
+        summary.val_images,
+        summary.bytes / 1000,
+        if summary.reused { ", as they were" } else { "" }
+    );
+    Ok(())
+}
+
+fn check_all(data: &Path) -> Result<()> {
+    let mut unusable = 0;
+    for (name, split) in &Splits::open(data)?.splits {
+        let report = check(split, available_workers());
+        unusable += report.count(Oddity::Unusable);
+        println!("{name}: {report}");
+    }
+    match unusable {
+        0 => Ok(()),
+        count => Err(Error::input(format!(
+            "{}: {count} files cannot be used, listed above; training would skip them up to data.bad_share",
+            data.display()
+        ))),
     }
 }

@@ -196,8 +196,10 @@ impl Decoder {
             (Format::Jpeg, Some(jpeg)) => {
                 jpeg::check_whole(bytes, jpeg)?;
                 #[cfg(feature = "turbojpeg")]
-                if super::turbo::takes(jpeg.components) {
-                    return self.turbo.decode(bytes, height, width, rect);
+                if super::turbo::takes(jpeg) {
+                    let (height, width, rect) = self.turbo.decode(bytes, jpeg, rect, &mut self.pixels)?;
+                    let pixels = &self.pixels[..height * width * 3];
+                    return Ok(Region { pixels, height, width, rect });
                 }
                 height = jpeg::decode_rows(bytes, jpeg, rect.top + rect.height, &mut self.pixels)?;
             }

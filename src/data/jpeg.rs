@@ -17,6 +17,8 @@ pub(crate) struct JpegHeader {
     pub progressive: bool,
     /// EXIF orientation, 1 to 8, where there is one.
     pub orientation: Option<u16>,
+    /// The largest sampling factors of any component, (horizontal, vertical).
+    sampling: (u8, u8),
     /// Rows in one row of minimum coded units.
     mcu_rows: usize,
     /// Huffman-coded sequential frame whose only scan holds all components: rows decode from the top, one after
@@ -94,9 +96,10 @@ fn frame(code: u8, segment: &[u8], height_at: usize) -> Option<Result<JpegHeader
     let precision = *segment.first()?;
     let (height, width) = (u16_at(segment, 1)?, u16_at(segment, 3)?);
     let components = *segment.get(5)?;
-    let mut v_max = 1;
+    let mut sampling = (1, 1);
     for i in 0..usize::from(components) {
-        v_max = v_max.max(usize::from(segment.get(7 + 3 * i)? & 0xf));
+        let factors = *segment.get(7 + 3 * i)?;
+        sampling = (sampling.0.max(factors >> 4), sampling.1.max(factors & 0xf));
     }
     if precision != 8 {
         return Some(Err(format!("a JPEG of {precision} bits a sample; 8 are expected: convert it")));
@@ -110,7 +113,8 @@ fn frame(code: u8, segment: &[u8], height_at: usize) -> Option<Result<JpegHeader
         components,
         progressive: matches!(code, 0xc2 | 0xc6 | 0xca | 0xce),
         orientation: None,
-        mcu_rows: 8 * v_max,
+        sampling,
+        mcu_rows: 8 * usize::from(sampling.1),
         single_scan: matches!(code, 0xc0 | 0xc1),
         height_at,
         scan_at: 0,
@@ -131,30 +135,47 @@ pub(crate) fn check_whole(bytes: &[u8], header: &JpegHeader) -> Result<(), Strin
     ))
 }
 
-/// Decodes the first `rows` rows at least, as RGB; the rows of `pixels` beyond the number returned mean nothing.
+/// Calls `decode` with `bytes` whose frame header says a height that has `rows` rows and no more than it needs, and
+/// with that height; afterwards `bytes` are as they were.
 ///
-/// zune-jpeg has no region decode, but a single-scan frame whose header says fewer rows decodes just those. One row
-/// of units beyond what is wanted keeps the last wanted rows' chroma neighbours what they are, so the rows equal
-/// those of the full decode. `bytes` are as they were on return.
+/// In a single-scan frame rows decode from the top, so that a decoder stops where the header says. One row of units
+/// beyond the wanted rows keeps the chroma neighbours of the last ones what they are, so the wanted rows equal those
+/// of the full decode. Any other frame keeps its height.
+pub(crate) fn with_height<T>(
+    bytes: &mut [u8],
+    header: &JpegHeader,
+    rows: usize,
+    decode: impl FnOnce(&[u8], usize) -> T,
+) -> T {
+    let short = rows.next_multiple_of(header.mcu_rows) + header.mcu_rows;
+    if !header.single_scan || short >= header.height {
+        return decode(bytes, header.height);
+    }
+    let at = header.height_at..header.height_at + 2;
+    bytes[at.clone()].copy_from_slice(&(short as u16).to_be_bytes());
+    let result = decode(bytes, short);
+    bytes[at].copy_from_slice(&(header.height as u16).to_be_bytes());
+    result
+}
+
+/// Decodes the first `rows` rows at least, as RGB by zune-jpeg, and returns how many there are in `pixels`.
 pub(crate) fn decode_rows(
     bytes: &mut [u8],
     header: &JpegHeader,
     rows: usize,
     pixels: &mut Vec<u8>,
 ) -> Result<usize, String> {
-    let short = rows.next_multiple_of(header.mcu_rows) + header.mcu_rows;
-    if !header.single_scan || short >= header.height {
-        decode(bytes, header.width, header.height, pixels)?;
-        return Ok(header.height);
+    if header.sampling.0 > 2 || header.sampling.1 > 2 {
+        // zune-jpeg 0.5.15 decodes these without an error and shifts their colours: 33 levels from libjpeg on average.
+        let (h, v) = header.sampling;
+        return Err(format!(
+            "a JPEG of chroma sampling {h} x {v}, which this build decodes wrongly: convert it to 4:2:0 or 4:4:4, \
+             or build with the feature turbojpeg"
+        ));
     }
-    let mut swap = |height: usize| {
-        bytes[header.height_at..header.height_at + 2].copy_from_slice(&(height as u16).to_be_bytes());
-    };
-    swap(short);
-    let result = decode(bytes, header.width, short, pixels);
-    bytes[header.height_at..header.height_at + 2].copy_from_slice(&(header.height as u16).to_be_bytes());
-    result?;
-    Ok(rows)
+    with_height(bytes, header, rows, |bytes, height| {
+        decode(bytes, header.width, height, pixels).map(|()| height)
+    })
 }
 
 fn decode(bytes: &[u8], width: usize, height: usize, pixels: &mut Vec<u8>) -> Result<(), String> {

@@ -11,7 +11,9 @@
 //! stops in its first thousand, and a few bad ones in the first batch do not stop a run whose share is small. With
 //! `bad_share = 0` the first one stops it. A training batch with no good image stops it too.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -161,8 +163,12 @@ impl Loader {
     /// Every image once, in the order of the split; the last batch may be smaller.
     pub fn eval(split: Arc<Split>, options: EvalOptions) -> Result<Self> {
         let order = limited(split.len(), options.limit);
-        if options.batch == 0 {
-            return Err(Error::usage("the batch size of an evaluation is 0; 1 or more is needed"));
+        let EvalTransform { resize, crop, .. } = options.transform;
+        if options.batch == 0 || resize == 0 || crop == 0 {
+            let batch = options.batch;
+            return Err(Error::usage(format!(
+                "an evaluation of batch {batch}, resize {resize} and crop {crop} was asked for; each must be 1 or more"
+            )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
         Self::start(split, order, options.batch, recipe, 0, options.workers, options.bad_share)
@@ -411,32 +417,38 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// A worker's life; a panic in it becomes the loader's error.
     fn work(&self) {
+        let current = Cell::new(None);
+        let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.make_images(&current))) else { return };
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        // What panicked may panic again.
+        let name = |sample: u32| catch_unwind(AssertUnwindSafe(|| self.split.name(sample as usize)));
+        let name = current.get().and_then(|sample| name(sample).ok()).unwrap_or("an image".into());
+        let reason =
+            format!("{name}: a data worker panicked on it: {text}; move the file away, and report it");
+        self.lock().fatal.get_or_insert(Error::failed(reason));
+        self.done.notify_all();
+        self.work.notify_all();
+    }
+
+    fn make_images(&self, current: &Cell<Option<u32>>) {
         let mut worker = worker::Worker::default();
         while let Some((number, slot, slots)) = self.next_job() {
             let sample = self.order[number * self.batch + slot];
+            current.set(Some(sample));
             let job = Job { split: &self.split, sample, recipe: &self.recipe };
             let result = worker.run(&job, &slots, slot);
             // Before the count goes down: who finds it at zero owns the slots alone.
             drop(slots);
             let mut state = self.lock();
             let front = state.front;
-            match result {
-                Ok(result) => {
-                    let Some(in_flight) = state.window.get_mut(number - front) else { return };
-                    in_flight.failures.extend(result.err().map(|message| (slot, message)));
-                    in_flight.remaining -= 1;
-                    if in_flight.remaining == 0 {
-                        self.done.notify_all();
-                    }
-                }
-                Err(panic) => {
-                    state.fatal.get_or_insert(panic);
-                    self.done.notify_all();
-                    self.work.notify_all();
-                    return;
-                }
+            let Some(in_flight) = state.window.get_mut(number - front) else { return };
+            in_flight.failures.extend(result.err().map(|message| (slot, message)));
+            in_flight.remaining -= 1;
+            if in_flight.remaining == 0 {
+                self.done.notify_all();
             }
         }
     }

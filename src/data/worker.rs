@@ -1,11 +1,8 @@
 //! One image: read, decode, transform, into its place of the batch.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use super::augment::{EvalTransform, TrainTransform, Workshop};
 use super::decode::{Limits, read_header};
 use super::split::Split;
-use crate::error::Error;
 
 /// What is done to each image.
 #[derive(Debug, Clone)]
@@ -75,18 +72,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Outer error: the code panicked, and the run ends. Inner error: the file is bad, with the sentence that says so.
-    pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<Result<(), String>, Error> {
+    /// The image of `job` into its slot; the error is the sentence that says why the file is bad.
+    pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<(), String> {
         // SAFETY: the loader hands out each position of the order, and so each slot of a batch, once.
         let out = unsafe { slots.slot(slot) };
-        catch_unwind(AssertUnwindSafe(|| self.produce(job, out))).map_err(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            let name = job.split.name(job.sample as usize);
-            Error::failed(format!(
-                "{name}: a data worker panicked on it: {text}; move the file away, and report it"
-            ))
-        })
+        self.produce(job, out)
     }
 
     fn produce(&mut self, job: &Job, out: &mut [u8]) -> Result<(), String> {

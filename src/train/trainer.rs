@@ -258,28 +258,10 @@ impl Trainer<'_> {
     }
 
     fn training_loader(&self) -> Result<Loader> {
-        let config = self.config;
-        let [low, high] = config.augment.crop_scale;
-        let [narrow, wide] = config.augment.crop_ratio;
-        let transform = TrainTransform {
-            resolution: config.data.resolution,
-            crop: Crop { scale: (low, high), ratio: (narrow, wide) },
-            flip: config.augment.flip,
-            interpolation: config.augment.interpolation,
-        };
-        Loader::train(
-            Arc::clone(&self.dataset.train),
-            LoaderOptions {
-                transform,
-                batch: config.micro_batch(),
-                seed: config.seed,
-                epoch: self.state.epoch as u64,
-                start_batch: self.state.step * config.micro_steps(),
-                limit: config.data.limit,
-                workers: config.workers(),
-                bad_share: config.data.bad_share,
-            },
-        )
+        let mut options = loader_options(self.config);
+        options.epoch = self.state.epoch as u64;
+        options.start_batch = self.state.step * self.config.micro_steps();
+        Loader::train(Arc::clone(&self.dataset.train), options)
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -348,6 +330,28 @@ impl Trainer<'_> {
             config.full_lr(),
             output.folder.display(),
         )
+    }
+}
+
+/// How training reads its images; from the first batch of the first epoch.
+pub fn loader_options(config: &Config) -> LoaderOptions {
+    let [low, high] = config.augment.crop_scale;
+    let [narrow, wide] = config.augment.crop_ratio;
+    let transform = TrainTransform {
+        resolution: config.data.resolution,
+        crop: Crop { scale: (low, high), ratio: (narrow, wide) },
+        flip: config.augment.flip,
+        interpolation: config.augment.interpolation,
+    };
+    LoaderOptions {
+        transform,
+        batch: config.micro_batch(),
+        seed: config.seed,
+        epoch: 0,
+        start_batch: 0,
+        limit: config.data.limit,
+        workers: config.workers(),
+        bad_share: config.data.bad_share,
     }
 }
 

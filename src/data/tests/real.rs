@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::*;
+use super::super::*;
 
 /// The path of a real data file; says so on stderr and gives `None` where there is none.
 pub(crate) fn real(name: &str) -> Option<PathBuf> {
@@ -57,4 +57,25 @@ fn every_tiny_image_decodes() {
     }
     assert!(loader.bad().is_empty());
     assert!(seen.into_iter().eq(0..1500));
+}
+
+#[test]
+fn a_region_of_a_real_image_equals_that_part_of_the_whole() {
+    let Some(path) = real("imagenet-sample-100.tar") else { return };
+    let split = Splits::open(&path).unwrap().splits.swap_remove(0).1;
+    let (mut whole, mut part) = (Decoder::default(), Decoder::default());
+    for i in 0..split.len() {
+        let mut bytes = split.read(i).unwrap();
+        let header = decode::read_header(&bytes, Limits::default()).unwrap();
+        let (h, w) = (header.height, header.width);
+        let all = whole.decode(&mut bytes, &header, Rect::whole(h, w)).unwrap();
+        for draw in 0..8 {
+            let mut rng = crate::rng::Rng::new(draw, 0, i as u64, crate::rng::Purpose::Crop);
+            let rect = augment::random_resized_crop(h, w, &Crop::default(), &mut || rng.unit());
+            let got = part.decode(&mut bytes, &header, rect).unwrap().to_image();
+            let want = decode::Region { rect, ..all }.to_image();
+            assert!(got == want, "{}: {rect:?} of {h} x {w}", split.name(i));
+        }
+        assert!(bytes == split.read(i).unwrap(), "the header is put back");
+    }
 }
