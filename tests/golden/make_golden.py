@@ -19,14 +19,14 @@ import torch
 import torchvision
 
 # The batch names were chosen among .0, .1, ...: in these no rounding of f32's size flips a ReLU that matters (README.md).
-TINY_SGD = dict(arch="resnet-tiny", case="tiny32.sgd", n=8, size=32, rates=networks.warmup_cosine(10, 3, 0.1))
+TINY_SGD = dict(arch="resnet-tiny", case="tiny32.sgd", n=8, size=32, rates=networks.warmup_cosine(10, 3, 0.01))
 RECORDS = {
     "tiny32": lambda: networks.record_step("resnet-tiny", "tiny32", 4, 32, activations=True),
     "resnet50_64": lambda: networks.record_step("resnet50", "resnet50_64.0", 4, 64),
-    "resnet50_224": lambda: networks.record_step("resnet50", "resnet50_224.0", 2, 224),
+    "resnet50_224": lambda: networks.record_step("resnet50", "resnet50_224.5", 2, 224),
     "tiny32_sgd": lambda: networks.record_sgd(**TINY_SGD, nesterov=False),
     "tiny32_sgd_nesterov": lambda: networks.record_sgd(**TINY_SGD, nesterov=True),
-    "resnet50_64_sgd": lambda: networks.record_sgd("resnet50", "resnet50_64.sgd", 4, 64, [0.01, 0.02, 0.01], False),
+    "resnet50_64_sgd": lambda: networks.record_sgd("resnet50", "resnet50_64.sgd", 4, 64, [0.001, 0.002, 0.001], False),
     "schedules": schedules.record,
     "images": images.record,
     "ops": ops.record,

@@ -37,13 +37,13 @@ class Tiny(torch.nn.Module):
         return self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(x))), 1))
 
 
-def network(arch, dtype):
+def network(arch, dtype, channels_last=False):
     model = Tiny() if arch == "resnet-tiny" else torchvision.models.resnet50(weights=None)
     features = model.fc.in_features
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.from_numpy(formula.parameter(name, tuple(p.shape), features)))
-    return model.to(dtype)
+    return model.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def batch(name, n, size, classes, dtype):
@@ -53,25 +53,30 @@ def batch(name, n, size, classes, dtype):
 
 
 def flat(tensor):
-    """Own order, f64; activations (NCHW here) in NHWC order."""
-    return tensor.detach().double().numpy().ravel()
+    """f64, in the order of the tensor's shape, whatever its layout."""
+    return tensor.detach().double().contiguous().numpy().ravel()
 
 
 def nhwc(tensor):
-    return flat(tensor.permute(0, 2, 3, 1).contiguous() if tensor.dim() == 4 else tensor)
+    """Activations, NCHW here, in NHWC order."""
+    return flat(tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor)
 
 
-def summary(name, exact, single, samples=SAMPLES, sketches=SKETCHES):
+# PyTorch's f32 rounds one way in each layout: the larger error of the two is recorded.
+RUNS = [(torch.float64, False), (torch.float32, False), (torch.float32, True)]
+
+
+def summary(name, exact, singles, samples=SAMPLES, sketches=SKETCHES):
     """`f32_norm` and `f32_max` say how far PyTorch's own f32 lies: ||a - b|| / ||b|| and max|a - b| / max|b|."""
-    norm, difference = np.linalg.norm(exact), single - exact
+    norm, differences = np.linalg.norm(exact), [single - exact for single in singles]
     return {
         "len": int(exact.size),
         "norm": float(norm),
         "max": float(np.abs(exact).max()),
         "sample": formula.sample(name, exact, samples),
         "sketch": formula.sketch(name, exact, sketches),
-        "f32_norm": deviation(np.linalg.norm(difference), norm),
-        "f32_max": deviation(np.abs(difference).max(), np.abs(exact).max()),
+        "f32_norm": deviation(max(np.linalg.norm(d) for d in differences), norm),
+        "f32_max": deviation(max(np.abs(d).max() for d in differences), np.abs(exact).max()),
     }
 
 
@@ -80,8 +85,8 @@ def deviation(difference, reference):
     return float(f"{difference / reference:.2g}") if reference else float(difference)
 
 
-def relative(single, exact):
-    return deviation(np.abs(single - exact).max(), np.abs(exact).max())
+def relative(singles, exact):
+    return deviation(max(np.abs(single - exact).max() for single in singles), np.abs(exact).max())
 
 
 def loss_of(model, images, labels):
@@ -122,8 +127,8 @@ def record_activations(model, into):
     return handles
 
 
-def train_step(arch, case, n, size, dtype, activations):
-    model = network(arch, dtype).train()
+def train_step(arch, case, n, size, activations, dtype, channels_last):
+    model = network(arch, dtype, channels_last).train()
     images, labels = batch(case, n, size, model.fc.out_features, dtype)
     outputs = {}
     handles = record_activations(model, outputs) if activations else []
@@ -146,23 +151,25 @@ def train_step(arch, case, n, size, dtype, activations):
 
 
 def record_step(arch, case, n, size, activations=False):
-    exact, single = (train_step(arch, case, n, size, dtype, activations) for dtype in (torch.float64, torch.float32))
+    exact, *singles = (train_step(arch, case, n, size, activations, *run) for run in RUNS)
     record = {
         "arch": arch,
+        "case": case,
         "resolution": size,
         "batch": n,
         "label_smoothing": SMOOTHING,
         "labels": exact["labels"],
         "loss": exact["loss"],
-        "loss_f32": deviation(abs(single["loss"] - exact["loss"]), exact["loss"]),
+        "loss_f32": relative([single["loss"] for single in singles], exact["loss"]),
     }
     for name in ("logits", "eval_logits"):
         record[name] = exact[name].tolist()
-        record[name + "_f32"] = relative(single[name], exact[name])
+        record[name + "_f32"] = relative([single[name] for single in singles], exact[name])
     for kind in ("activations", "gradients", "buffers"):
         counts = (8, 8) if kind == "buffers" else (SAMPLES, SKETCHES)
         record[kind] = {
-            name: summary(name, exact[kind][name], single[kind][name], *counts) for name in exact[kind]
+            name: summary(name, values, [single[kind][name] for single in singles], *counts)
+            for name, values in exact[kind].items()
         }
     return record
 
@@ -186,8 +193,8 @@ def optimiser(model, nesterov):
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=nesterov)
 
 
-def sgd_run(arch, case, n, size, rates, nesterov, dtype):
-    model = network(arch, dtype).train()
+def sgd_run(arch, case, n, size, rates, nesterov, dtype, channels_last=False):
+    model = network(arch, dtype, channels_last).train()
     rule = optimiser(model, nesterov)
     losses = []
     for step, rate in enumerate(rates):
@@ -199,19 +206,19 @@ def sgd_run(arch, case, n, size, rates, nesterov, dtype):
         loss.backward()
         rule.step()
         losses.append(loss.item())
-    momentum = {name: flat(rule.state[p]["momentum_buffer"]) for name, p in model.named_parameters()}
     return {
         "losses": losses,
         "parameters": {name: flat(p) for name, p in model.named_parameters()},
-        "momentum": momentum,
+        "momenta": {name: flat(rule.state[p]["momentum_buffer"]) for name, p in model.named_parameters()},
         "buffers": {name: flat(b) for name, b in model.named_buffers() if "running" in name},
     }
 
 
 def record_sgd(arch, case, n, size, rates, nesterov):
-    exact, single = (sgd_run(arch, case, n, size, rates, nesterov, dtype) for dtype in (torch.float64, torch.float32))
+    exact, *singles = (sgd_run(arch, case, n, size, rates, nesterov, *run) for run in RUNS)
     record = {
         "arch": arch,
+        "case": case,
         "resolution": size,
         "batch": n,
         "label_smoothing": SMOOTHING,
@@ -220,9 +227,11 @@ def record_sgd(arch, case, n, size, rates, nesterov):
         "weight_decay": WEIGHT_DECAY,
         "lr": rates,
         "losses": exact["losses"],
-        "losses_f32": [deviation(abs(a - b), b) for a, b in zip(single["losses"], exact["losses"])],
+        "losses_f32": [relative(losses, loss) for *losses, loss in zip(*(r["losses"] for r in (*singles, exact)))],
     }
-    for kind in ("parameters", "momentum", "buffers"):
-        key = "momenta" if kind == "momentum" else kind
-        record[key] = {name: summary(name, exact[kind][name], single[kind][name], 4, 8) for name in exact[kind]}
+    for kind in ("parameters", "momenta", "buffers"):
+        record[kind] = {
+            name: summary(name, values, [single[kind][name] for single in singles], 4, 8)
+            for name, values in exact[kind].items()
+        }
     return record
