@@ -42,6 +42,8 @@ def main():
     args = parser.parse_args()
 
     state = load(args.model)
+    if "fc.weight" not in state:
+        sys.exit(f"{args.model}: no fc.weight among its {len(state)} entries; a state dict of torchvision's resnet50 is wanted")
     model = torchvision.models.resnet50(weights=None, num_classes=state["fc.weight"].shape[0])
     try:
         model.load_state_dict(state, strict=True)

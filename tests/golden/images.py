@@ -65,7 +65,7 @@ class Draws:
         self.key = self.mix(seed + golden)
         for part in (epoch, sample, 4):
             self.key = self.mix(self.key ^ (self.mix(part + golden) + golden) % 2**64)
-        self.raw = []
+        self.raw, self.corners = [], 0
 
     @staticmethod
     def mix(z):
@@ -82,6 +82,7 @@ class Draws:
         return (self.next() >> 11) / 2**53
 
     def below(self, n):
+        self.corners += 1
         return self.next() * n >> 64
 
 
@@ -144,8 +145,8 @@ def random_resized_crops():
                 "width": width,
                 "key": key,
                 "units": [(raw >> 11) / 2**53 for raw in draws.raw],
-                "tries": min(10, (len(draws.raw) - 1) // 2) if len(draws.raw) < 20 else 10,
-                "fallback": len(draws.raw) == 20,
+                "tries": (len(draws.raw) - draws.corners) // 2,
+                "fallback": draws.corners == 0,
                 "crop": crop,
             }
         )

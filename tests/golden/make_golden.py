@@ -18,7 +18,7 @@ import schedules
 import torch
 import torchvision
 
-# The batch names were chosen among .0, .1, ...: in these no rounding of f32's size flips a ReLU that matters (README.md).
+# The numbers in the batches' names were picked for few ReLU inputs near 0 (README.md).
 TINY_SGD = dict(arch="resnet-tiny", case="tiny32.sgd", n=8, size=32, rates=networks.warmup_cosine(10, 3, 0.01))
 RECORDS = {
     "tiny32": lambda: networks.record_step("resnet-tiny", "tiny32", 4, 32, activations=True),
