@@ -132,15 +132,9 @@ fn a_run_killed_anywhere_ends_as_the_uninterrupted_one() {
         for n in [1, 1, 2, 3, 5] {
             kills += usize::from(!run_child(folder.path(), Some(&format!("{name}:{n}"))));
         }
-        // metrics.jsonl is only ever shortened or appended to, unless somebody edits it.
-        assert!(
-            kills >= 2
-                || name.starts_with("metrics.tmp")
-                || name == "metrics.renamed"
-                || name == "logs_md.renamed"
-                || name.starts_with("logs_md.tmp"),
-            "{name}: {kills} kills"
-        );
+        // An atomic write of the logs happens once a run, or not at all: lines are appended.
+        let is_rare = name.contains("logs_md.") || name.starts_with("metrics.");
+        assert!(kills >= 2 || is_rare, "{name}: {kills} kills");
         assert!(run_child(folder.path(), None), "{name}");
         let got = contents(folder.path());
         assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{name}");
