@@ -18,7 +18,7 @@ const POSITION: &str = "engine.position";
 /// Put after the name of a checkpoint that a resume passed over.
 const SET_ASIDE: &str = ".aside";
 
-/// Where in training a checkpoint was taken. Ordered by step; equal when epoch and step are.
+/// Where in training a checkpoint was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Completed epochs.
@@ -118,7 +118,7 @@ impl Store {
     }
 
     /// The newest checkpoint that verifies. `last` and `best` are looked at after the numbered files, for folders into
-    /// which only they were copied.
+    /// which only they were copied. Nothing found but something passed over is no new run: the caller refuses to begin one.
     pub fn newest(&self) -> Result<Search> {
         let mut search = Search::default();
         let numbered = self.numbered()?.into_iter().map(|(_, path)| path);
