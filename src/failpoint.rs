@@ -7,26 +7,33 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// `SCOPE.STAGE` of every point. Each atomic write has the four stages of [`crate::files::write_atomically`] under its
-/// own scope (`checkpoint`, `logs_md`, `metrics`, `curve`, `export`, `run_json`).
+/// `SCOPE.STAGE` of every point. The first four are the stages of [`crate::files::write_atomically`], under the scope of the
+/// file: `checkpoint`, `logs_md`, `metrics`, `curve`, `export`, or what a caller gives.
 pub const ALL: &[&str] = &[
-    // Of an atomic write: the scope is put in front.
+    // About half of the bytes handed to the system.
     "tmp_half_written",
+    // All of them, none synced.
     "tmp_written",
+    // Durable under the temporary name.
     "tmp_synced",
+    // Under its own name; the folder is not synced.
     "renamed",
-    // checkpoint::store, after the new checkpoint is whole.
+    // The new checkpoint is whole and durable, the folder as it was before.
     "checkpoint.before_retention",
+    // After each removal of an old one.
     "checkpoint.between_deletes",
+    // `last` and `best` still point at the checkpoints before.
     "checkpoint.before_links",
+    // `last` is new, `best` is not.
     "checkpoint.between_links",
-    // log: an appended line.
+    // An appended line, torn in the middle; whole but not synced.
     "logs_md.half_line",
     "logs_md.line_not_synced",
     "metrics.half_line",
     "metrics.line_not_synced",
+    // The epoch is in logs.md, not in metrics.jsonl.
     "log.between_files",
-    // train: after a step, before anything is written about it.
+    // After an optimiser step, before anything is written about it.
     "train.step",
 ];
 

@@ -69,6 +69,30 @@ fn temporary_name(target: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Removes what killed processes left of their atomic writes in a folder: `NAME.<digits>.tmp` where `is_ours(NAME)`.
+pub fn remove_temporaries(folder: &Path, is_ours: impl Fn(&str) -> bool) -> Result<()> {
+    let cannot = |source| Error::output_file(folder, "list", &source);
+    for entry in fs::read_dir(folder).map_err(cannot)? {
+        let Ok(name) = entry.map_err(cannot)?.file_name().into_string() else { continue };
+        let parts = name.strip_suffix(TEMPORARY).and_then(|name| name.rsplit_once('.'));
+        if parts.is_some_and(|(name, process)| process.parse::<u32>().is_ok() && is_ours(name)) {
+            remove(&folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file that may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::output_file(path, "remove", &source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The folder that a path is in; `.` for a bare name.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

@@ -186,15 +186,14 @@ impl Checkpoint {
 
     /// Reads and verifies every byte.
     pub fn read(path: &Path) -> Result<Self> {
-        let header = read_header(path)?;
-        let names = header.0.tensors.offset_keys();
-        let start = header.1;
-        let read = in_parallel(names.len(), |i| read_tensor(path, &header.0, start, &names[i]));
+        let (header, start) = read_header(path)?;
+        let names = header.tensors.offset_keys();
+        let read = in_parallel(names.len(), |i| read_tensor(path, &header, start, &names[i]));
         let mut tensors = BTreeMap::new();
         for (name, tensor) in names.into_iter().zip(read) {
             tensors.insert(name, tensor.map_err(|reason| Error::input_file(path, reason))?);
         }
-        Ok(Self { tensors, metadata: header.0.metadata })
+        Ok(Self { tensors, metadata: header.metadata })
     }
 
     /// The metadata alone: header verified, tensors not.

@@ -18,7 +18,7 @@ const POSITION: &str = "engine.position";
 /// Put after the name of a checkpoint that a resume passed over.
 const SET_ASIDE: &str = ".aside";
 
-/// Where in training a checkpoint was taken. Ordered by step; equal when epoch and step are.
+/// Where in training a checkpoint was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Completed epochs.
@@ -118,7 +118,7 @@ impl Store {
     }
 
     /// The newest checkpoint that verifies. `last` and `best` are looked at after the numbered files, for folders into
-    /// which only they were copied.
+    /// which only they were copied. Nothing found but something passed over is no new run: the caller refuses to begin one.
     pub fn newest(&self) -> Result<Search> {
         let mut search = Search::default();
         let numbered = self.numbered()?.into_iter().map(|(_, path)| path);
@@ -160,7 +160,10 @@ impl Store {
 
     /// Retention, links, stale temporaries. Everything here can be done again after a kill at any place.
     fn tidy(&self, at: Position, best: Option<Position>) -> Result<()> {
-        self.remove_temporaries()?;
+        let links = ["last", "best"].map(|name| format!("{name}{ENDING}"));
+        files::remove_temporaries(&self.folder, |name| {
+            parse_name(name).is_some() || links.iter().any(|link| link == name)
+        })?;
         let present = self.numbered()?;
         let mut newer = 0;
         for &((epoch, step), ref path) in &present {
@@ -171,7 +174,7 @@ impl Store {
             newer += 1;
             let is_best = best.is_some_and(|best| best.is_at((epoch, step)));
             if newer > self.keep && !is_best && !self.is_kept_epoch(epoch, path) {
-                remove(path)?;
+                files::remove(path)?;
                 failpoint::hit("checkpoint", "between_deletes");
             }
         }
@@ -204,7 +207,7 @@ impl Store {
         let temporary =
             self.folder.join(format!("{name}{ENDING}.{}{}", std::process::id(), files::TEMPORARY));
         // A copy onto a left-over hard link would write into the checkpoint itself.
-        remove(&temporary)?;
+        files::remove(&temporary)?;
         let result = fs::hard_link(&source, &temporary)
             .or_else(|_| fs::copy(&source, &temporary).and_then(|_| fs::File::open(&temporary)?.sync_all()))
             .and_then(|()| fs::rename(&temporary, &link));
@@ -231,29 +234,6 @@ impl Store {
             names.extend(entry.map_err(cannot)?.file_name().into_string().ok());
         }
         Ok(names)
-    }
-
-    /// Temporaries of killed saves. Only names that this module makes are touched.
-    fn remove_temporaries(&self) -> Result<()> {
-        for name in self.names()? {
-            let stem = name.strip_suffix(files::TEMPORARY).and_then(|name| name.rsplit_once('.'));
-            if stem.is_some_and(|(stem, _)| {
-                parse_name(stem).is_some()
-                    || ["last", "best"].map(|n| format!("{n}{ENDING}")).contains(&stem.into())
-            }) {
-                remove(&self.folder.join(name))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::output_file(path, "remove", &source))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -65,11 +65,12 @@ impl Events {
     /// A new file in `folder`, in which training goes on after `step`.
     pub fn open(folder: &Path, step: u64) -> Result<Self> {
         files::create_folder(folder)?;
-        let path = new_name(folder);
+        let (path, is_first) = new_name(folder);
         let file = File::create_new(&path).map_err(|source| Error::output_file(&path, "create", &source))?;
         let mut events = Self { path, out: BufWriter::new(file) };
         events.write(0, What::FileVersion("brain.Event:2".into()))?;
-        if step > 0 {
+        // Also where a run was killed before its first checkpoint and begins again.
+        if !is_first {
             events.write(step as i64 + 1, What::SessionLog(SessionLog { status: START }))?;
         }
         Ok(events)
@@ -92,9 +93,11 @@ impl Events {
     }
 }
 
+/// A path, and whether it is the folder's first.
+///
 /// TensorBoard reads the files of a folder in the order of their names, so a resume's must come after what is there, even
 /// within a second or after the clock was set back.
-fn new_name(folder: &Path) -> PathBuf {
+fn new_name(folder: &Path) -> (PathBuf, bool) {
     const BEGIN: &str = "events.out.tfevents.";
     let seconds_of = |name: String| name.strip_prefix(BEGIN)?.split('.').next()?.parse::<u64>().ok();
     let names = fs::read_dir(folder)
@@ -104,7 +107,7 @@ fn new_name(folder: &Path) -> PathBuf {
     let last = names.filter_map(seconds_of).max();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let seconds = last.map_or(now, |last| now.max(last.saturating_add(1)));
-    folder.join(format!("{BEGIN}{seconds:010}.engine.{}.0", std::process::id()))
+    (folder.join(format!("{BEGIN}{seconds:010}.engine.{}.0", std::process::id())), last.is_none())
 }
 
 fn write_record(out: &mut impl Write, payload: &[u8]) -> io::Result<()> {

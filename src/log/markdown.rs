@@ -56,11 +56,8 @@ pub struct Wanted {
 /// same stays as it is, with its timestamp and whatever was written behind it; all other text stays. `wanted[i]` is epoch
 /// i + 1.
 pub fn place(text: &str, run: &RunHeader, date: &str, wanted: &[Wanted]) -> String {
-    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
-    let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
-    if text.trim().is_empty() {
-        lines = split(HEADER);
-    }
+    let newline = newline(text);
+    let mut lines = split(if text.trim().is_empty() { HEADER } else { text });
     if !lines.iter().any(|line| line.trim() == run.comment()) {
         open_section(&mut lines, run, date, newline);
     }
@@ -73,13 +70,16 @@ pub fn place(text: &str, run: &RunHeader, date: &str, wanted: &[Wanted]) -> Stri
 
 /// `text` with a line of the run's own (`note: ...`) behind its last line, once.
 pub fn place_note(text: &str, run: &RunHeader, note: &str) -> String {
-    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let newline = newline(text);
     let mut lines = split(text);
     let Some(comment) = lines.iter().position(|line| line.trim() == run.comment()) else {
         return text.to_owned();
     };
-    let range = comment + 1..section_end(&lines, comment + 1);
     let note = format!("note: {}", note.replace(['\r', '\n'], " "));
+    // What a kill left of this note.
+    lines
+        .pop_if(|line| line.starts_with("note:") && !line.ends_with('\n') && note.starts_with(line.as_str()));
+    let range = comment + 1..section_end(&lines, comment + 1);
     if lines[range.clone()].iter().any(|line| line.trim() == note) {
         return text.to_owned();
     }
@@ -90,7 +90,7 @@ pub fn place_note(text: &str, run: &RunHeader, note: &str) -> String {
 
 /// `text` with the run's fence closed, for what people write below it.
 pub fn close(text: &str, run: &RunHeader) -> String {
-    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let newline = newline(text);
     let mut lines = split(text);
     if let Some(comment) = lines.iter().position(|line| line.trim() == run.comment()) {
         let end = section_end(&lines, comment + 1);
@@ -100,6 +100,10 @@ pub fn close(text: &str, run: &RunHeader) -> String {
         }
     }
     lines.concat()
+}
+
+fn newline(text: &str) -> &'static str {
+    if text.contains("\r\n") { "\r\n" } else { "\n" }
 }
 
 fn split(text: &str) -> Vec<String> {

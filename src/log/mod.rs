@@ -63,6 +63,7 @@ impl RunLog {
             )));
         }
         files::create_folder(output)?;
+        files::remove_temporaries(output, |name| ["logs.md", "metrics.jsonl", "curve.svg"].contains(&name))?;
         let (metrics, kept) = Metrics::open(&output.join("metrics.jsonl"), run, history.len() as u32, step)?;
         let events = Events::open(&output.join("tensorboard").join(&run.id), step)?;
         let mut log = Self {

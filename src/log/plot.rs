@@ -7,7 +7,9 @@ use super::scores::{LoggedEpoch, LoggedRun, parse_logs_md};
 use crate::error::{Error, Result};
 
 const WIDTH: f64 = 1080.0;
-const HEIGHT: f64 = 420.0;
+/// Without the legend's rows.
+const HEIGHT: f64 = 392.0;
+const ROW: f64 = 18.0;
 const PANEL_WIDTH: f64 = 440.0;
 const PANEL_HEIGHT: f64 = 270.0;
 const TOP: f64 = 64.0;
@@ -38,10 +40,13 @@ pub fn plot_logs_md(text: &str, which: Which) -> Result<String> {
 
 /// Draws runs into one picture; `runs` has at least one line in all.
 pub fn plot(runs: &[LoggedRun]) -> String {
+    let series = series(runs);
+    let columns = if runs.len() > 1 { 1 } else { 2 };
+    let height = HEIGHT + ROW * legend_rows(&series, columns) as f64;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
-         height=\"{HEIGHT}\" font-family=\"-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\" font-size=\"12\">\n\
-         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"8\" fill=\"#ffffff\" stroke=\"{FAINT}\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
+         height=\"{height}\" font-family=\"-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\" font-size=\"12\">\n\
+         <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"8\" fill=\"#ffffff\" stroke=\"{FAINT}\"/>\n"
     );
     let name = match runs {
         [run] if run.name.is_empty() => "training".to_owned(),
@@ -49,10 +54,16 @@ pub fn plot(runs: &[LoggedRun]) -> String {
         runs => format!("{} runs", runs.len()),
     };
     label(&mut svg, WIDTH / 2.0, 28.0, "middle", "font-size=\"16\" font-weight=\"600\"", &name);
-    let series = series(runs);
     for (panel, left) in [(Panel::Loss, 64.0), (Panel::Accuracy, 592.0)] {
         let own: Vec<&Series> = series.iter().filter(|series| series.panel == panel).collect();
-        draw_panel(&mut svg, panel, left, &own);
+        let title = match panel {
+            Panel::Loss if columns == 1 => "validation loss",
+            Panel::Loss => "loss",
+            Panel::Accuracy if columns == 1 => "validation top-1, %",
+            Panel::Accuracy => "accuracy, %",
+        };
+        draw_panel(&mut svg, panel, title, left, &own);
+        draw_legend(&mut svg, left, columns, &own);
     }
     svg.push_str("</svg>\n");
     svg
@@ -103,8 +114,8 @@ fn series(runs: &[LoggedRun]) -> Vec<Series> {
 fn shortened(name: &str, index: usize) -> String {
     match name.chars().count() {
         0 => format!("run {}", index + 1),
-        1..=28 => name.to_owned(),
-        _ => name.chars().take(27).chain(['…']).collect(),
+        1..=50 => name.to_owned(),
+        _ => name.chars().take(49).chain(['…']).collect(),
     }
 }
 
@@ -119,14 +130,14 @@ fn ticks(low: f64, high: f64, wanted: f64) -> Vec<f64> {
     (first..=last.max(first + 1)).map(|i| i as f64 * step).collect()
 }
 
-fn draw_panel(svg: &mut String, panel: Panel, left: f64, series: &[&Series]) {
+fn draw_panel(svg: &mut String, panel: Panel, title: &str, left: f64, series: &[&Series]) {
     let points = || series.iter().flat_map(|series| &series.points);
     let last_epoch = points().map(|point| point.0).fold(1.0, f64::max);
     let (low, high) = points().fold((f64::MAX, f64::MIN), |(l, h), point| (l.min(point.1), h.max(point.1)));
-    let (title, low, high) = match panel {
-        _ if low > high => ("", 0.0, 1.0),
-        Panel::Loss => ("loss", low, high),
-        Panel::Accuracy => ("accuracy, %", 0.0, high.max(1.0)),
+    let (low, high) = match panel {
+        _ if low > high => (0.0, 1.0),
+        Panel::Loss => (low, high),
+        Panel::Accuracy => (0.0, high.max(1.0)),
     };
     let (x_ticks, y_ticks) = (ticks(0.0, last_epoch, 9.0), ticks(low, high, 5.0));
     // Epochs are whole: no ticks between them.
@@ -150,7 +161,6 @@ fn draw_panel(svg: &mut String, panel: Panel, left: f64, series: &[&Series]) {
         let at: Vec<(f64, f64)> = series.points.iter().map(|&(x, y)| (x_at(x), y_at(y))).collect();
         draw_curve(svg, series, &at);
     }
-    draw_legend(svg, left, bottom + 60.0, series);
 }
 
 fn draw_curve(svg: &mut String, series: &Series, at: &[(f64, f64)]) {
@@ -172,12 +182,15 @@ fn dash(series: &Series) -> &'static str {
     if series.is_train { " stroke-dasharray=\"5 4\"" } else { "" }
 }
 
-/// Names with the last value, in rows as wide as the panel.
-fn draw_legend(svg: &mut String, left: f64, top: f64, series: &[&Series]) {
-    let columns = if series.len() > 4 { 2 } else { series.len().clamp(1, 2) };
-    for (i, series) in series.iter().take(2 * columns).enumerate() {
+fn legend_rows(series: &[Series], columns: usize) -> usize {
+    series.iter().filter(|series| series.panel == Panel::Accuracy).count().div_ceil(columns)
+}
+
+/// Names with the last value, below the panel.
+fn draw_legend(svg: &mut String, left: f64, columns: usize, series: &[&Series]) {
+    for (i, series) in series.iter().enumerate() {
         let x = left + (i % columns) as f64 * PANEL_WIDTH / columns as f64;
-        let y = top + (i / columns) as f64 * 16.0;
+        let y = HEIGHT + (i / columns) as f64 * ROW;
         let _ = writeln!(
             svg,
             "<path d=\"M{x:.1} {y:.1}h24\" stroke=\"{}\" stroke-width=\"2\"{}/>",

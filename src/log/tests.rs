@@ -67,6 +67,10 @@ fn a_new_file_is_header_section_lines() {
     let mut log = RunLog::open(folder.path(), &header(), &[], 0).unwrap();
     train(&mut log, 1, 2);
     log.note("stopped at step 4").unwrap();
+    // A kill in the middle of the note, then the note again, and again.
+    let path = folder.path().join("logs.md");
+    fs::write(&path, fs::read_to_string(&path).unwrap().trim_end_matches("at step 4\n")).unwrap();
+    log.note("stopped at step 4").unwrap();
     log.note("stopped at step 4").unwrap();
     log.finish().unwrap();
     let logs = fs::read_to_string(folder.path().join("logs.md")).unwrap();
