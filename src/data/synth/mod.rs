@@ -13,7 +13,8 @@
 //! | background | gradient, clouds, blotches | mosaic, marble |
 //! | clutter | ellipses, sticks | hooks |
 //!
-//! A picture is a pure function of (seed, split, index): a set with more pictures begins with those of a smaller one.
+//! A picture is a pure function of (seed, split, index): a set with more pictures begins with those of a smaller one. Sines
+//! come from the system's mathematics library, so another processor or library may move a pixel by one grey level.
 
 mod figure;
 mod paint;
