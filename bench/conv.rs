@@ -1,7 +1,8 @@
 //! `cargo bench --bench conv`: the convolutions of ResNet-50, in shares of this machine's multiply-add peak.
 //!
 //! CONV_SETTINGS: resolution:batch pairs, "224:16,64:64" by default. CONV_THREADS: threads, one a core by default.
-//! CONV_REPEATS: repetitions, of which the fastest counts. CONV_ONLY: forward, dgrad or wgrad. ENGINE_ISA as ever.
+//! CONV_REPEATS: repetitions, of which the fastest counts. CONV_ONLY: forward, dgrad or wgrad. CONV_SHAPES: only shapes
+//! whose printed name contains this. ENGINE_ISA as ever.
 //! With one thread, time is what the thread had of the CPU (on Linux), which other processes disturb less.
 //!
 //! Operations are counted in full, padding included, as everybody does; kernels skip some of it, so that a share of
@@ -50,6 +51,9 @@ fn run_setting(pool: &Pool, isa: Isa, resolution: usize, batch: usize, repeats: 
     for (i, (shape, count)) in distinct_shapes(resolution).into_iter().enumerate() {
         let ConvShape { h, c, k, r, stride, .. } = shape;
         let name = format!("{h}x{h} {c}->{k} {r}x{r}/{stride}");
+        if std::env::var("CONV_SHAPES").is_ok_and(|wanted| !name.contains(&wanted)) {
+            continue;
+        }
         let mut layer = Layer::new(shape, batch);
         for (direction, total) in DIRECTIONS.into_iter().zip(&mut totals) {
             // Nobody needs the gradient by the pixels of the image.

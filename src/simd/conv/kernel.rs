@@ -1,5 +1,9 @@
 //! The two micro-kernels, written once over a vector register type; the ISA files instantiate them under their
 //! `#[target_feature]`, where everything here is inlined.
+//!
+//! Accumulators are only indexed, by loops with constant bounds: reached through an iterator or a variable index they
+//! live in memory, stored at every step.
+#![allow(clippy::needless_range_loop, reason = "see above")]
 
 /// A register of f32 lanes. Methods are only called, and always inlined, inside functions that enable the instructions.
 pub(super) trait Lanes: Copy {
@@ -12,13 +16,22 @@ pub(super) trait Lanes: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// self + a * b
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Starts to fetch a cache line that will be read; any address will do.
+    unsafe fn prefetch(_line: *const f32) {}
+    /// Starts to fetch a cache line that will be written; any address will do.
+    unsafe fn prefetch_write(_line: *const f32) {}
 }
+
+/// Floats of a cache line.
+pub(super) const LINE: usize = 16;
 
 /// One tile of `rows` output pixels by one panel of output channels:
 /// `out[m][j] (+)= sum over taps t and channels i of sources[t][m][first + i] * panel[slices[t]][first + i][j]`.
 pub(super) struct GatherTile<'a> {
     /// [taps][MR] pointers to the channels of a source pixel, or to zeros.
     pub sources: &'a [*const f32],
+    /// Sources of the tile after this one, to be fetched meanwhile; as many, or none.
+    pub next: &'a [*const f32],
     /// [taps] which tap of the panel each one multiplies.
     pub slices: &'a [u32],
     /// First channel of the block, and how many.
@@ -28,8 +41,10 @@ pub(super) struct GatherTile<'a> {
     pub panel: *const f32,
     /// Channels of a tap in the panel.
     pub channels: usize,
-    /// [MR] where each pixel's first output channel of this panel goes; only the first `rows` are used.
+    /// [MR] output pixels; only the first `rows` are written.
     pub out: &'a [*mut f32],
+    /// This panel's first output channel.
+    pub column: usize,
     pub rows: usize,
     /// Output channels that exist in this panel, at most NR.
     pub cols: usize,
@@ -39,45 +54,58 @@ pub(super) struct GatherTile<'a> {
 
 /// # Safety
 /// Every source has `first + len` readable floats, the panel `channels * NR` for every slice named, every output
-/// pixel `cols` writable floats; the machine has the instructions of `V`.
+/// pixel `cols` writable floats from `column` on; the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &GatherTile) {
     assert!(tile.sources.len() == tile.slices.len() * MR && tile.out.len() == MR);
     let width = V::LANES * NV;
     // SAFETY: the caller's promise; table sizes are checked above.
     unsafe {
+        for &row in tile.out {
+            for line in (0..width).step_by(LINE) {
+                V::prefetch_write(row.wrapping_add(tile.column + line));
+            }
+        }
         let mut acc = [[V::zero(); NV]; MR];
         for (t, &slice) in tile.slices.iter().enumerate() {
             let mut a = [std::ptr::null(); MR];
-            for m in 0..MR {
-                a[m] = tile.sources.get_unchecked(t * MR + m).add(tile.first);
+            for (m, a) in a.iter_mut().enumerate() {
+                *a = tile.sources.get_unchecked(t * MR + m).add(tile.first);
             }
             let mut w = tile.panel.add((slice as usize * tile.channels + tile.first) * width);
-            for i in 0..tile.len {
-                let mut b = [V::zero(); NV];
-                for j in 0..NV {
-                    b[j] = V::load(w.add(j * V::LANES));
-                }
-                for m in 0..MR {
-                    let x = V::splat(a[m].add(i));
-                    for j in 0..NV {
-                        acc[m][j] = acc[m][j].mul_add(x, b[j]);
+            for start in (0..tile.len).step_by(LINE) {
+                if !tile.next.is_empty() {
+                    for m in 0..MR {
+                        let next = tile.next.get_unchecked(t * MR + m);
+                        V::prefetch(next.wrapping_add(tile.first + start));
                     }
                 }
-                w = w.add(width);
+                for i in start..tile.len.min(start + LINE) {
+                    let mut b = [V::zero(); NV];
+                    for j in 0..NV {
+                        b[j] = V::load(w.add(j * V::LANES));
+                    }
+                    for m in 0..MR {
+                        let x = V::splat(a[m].add(i));
+                        for j in 0..NV {
+                            acc[m][j] = acc[m][j].mul_add(x, b[j]);
+                        }
+                    }
+                    w = w.add(width);
+                }
             }
         }
-        let row = |m: usize| *tile.out.get_unchecked(m);
+        let row = |m: usize| tile.out.get_unchecked(m).wrapping_add(tile.column);
         write_tile(&acc, row, tile.rows, tile.cols, tile.accumulate);
     }
 }
 
-/// `MR` rows of the weight gradient by one panel of its columns, summed over `pixels`:
-/// `out[m][j] (+)= sum over (x, y) in pixels of source[x + m] * gradient[y + j]`.
+/// `MR` rows of the weight gradient by one panel of its columns, summed over some pixels:
+/// `out[m][j] (+)= sum over i of source[i][m] * gradient[pixels[i]][j]`.
 pub(super) struct OuterTile<'a> {
-    /// Offsets in floats: of the source pixel, of the gradient's row.
-    pub pixels: &'a [[u32; 2]],
-    /// The first of the tile's `MR` channels of source pixel 0.
+    /// Where in `gradient` each pixel's row starts.
+    pub pixels: &'a [u32],
+    /// [pixels][MR]
     pub source: *const f32,
     /// Rows of NR floats.
     pub gradient: *const f32,
@@ -90,15 +118,15 @@ pub(super) struct OuterTile<'a> {
 }
 
 /// # Safety
-/// For every pixel, `MR` floats can be read at its source offset and NR at its gradient offset; `out` has `MR` rows of
-/// `cols` writable floats; the machine has the instructions of `V`.
+/// `source` has `MR` readable floats for every pixel, `gradient` NR at each offset named; `out` has `MR` rows of `cols`
+/// writable floats; the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &OuterTile) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[V::zero(); NV]; MR];
-        for &[x, y] in tile.pixels {
-            let a = tile.source.add(x as usize);
+        let mut a = tile.source;
+        for &y in tile.pixels {
             let dy = tile.gradient.add(y as usize);
             let mut b = [V::zero(); NV];
             for j in 0..NV {
@@ -110,8 +138,23 @@ pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &Ou
                     acc[m][j] = acc[m][j].mul_add(x, b[j]);
                 }
             }
+            a = a.add(MR);
         }
-        write_tile(&acc, |m| tile.out.add(m * tile.pitch), MR, tile.cols, tile.accumulate);
+        write_tile(&acc, |m| tile.out.wrapping_add(m * tile.pitch), MR, tile.cols, tile.accumulate);
+    }
+}
+
+/// Copies `MR` floats from each of `offsets` to `to`, one after the other.
+///
+/// # Safety
+/// `source` has `MR` readable floats at each offset, `to` room for all.
+#[inline(always)]
+pub(super) unsafe fn collect<const MR: usize>(source: *const f32, offsets: &[u32], to: *mut f32) {
+    // SAFETY: the caller's promise; an array of floats has the alignment of a float.
+    unsafe {
+        for (i, &offset) in offsets.iter().enumerate() {
+            *to.add(i * MR).cast::<[f32; MR]>() = *source.add(offset as usize).cast::<[f32; MR]>();
+        }
     }
 }
 
@@ -169,7 +212,13 @@ pub(super) struct Kernels {
     pub width: usize,
     pub gather: unsafe fn(&GatherTile),
     /// Indexed by the number of rows less one: `outer[12]` makes 13 rows.
-    pub outer: &'static [unsafe fn(&OuterTile)],
+    pub outer: &'static [Outer],
+}
+
+/// The wgrad kernels for one number of rows.
+pub(super) struct Outer {
+    pub multiply: unsafe fn(&OuterTile),
+    pub collect: unsafe fn(*const f32, &[u32], *mut f32),
 }
 
 /// Instantiates both kernels for a register type under its target features: a module of its own per set.
@@ -187,11 +236,17 @@ macro_rules! kernels {
             unsafe { crate::simd::conv::kernel::outer::<$lanes, MR, $vectors>(tile) }
         }
 
+        #[target_feature(enable = $features)]
+        unsafe fn collect<const MR: usize>(source: *const f32, offsets: &[u32], to: *mut f32) {
+            // SAFETY: this function's caller promises what the kernel asks for.
+            unsafe { crate::simd::conv::kernel::collect::<MR>(source, offsets, to) }
+        }
+
         pub(super) static KERNELS: crate::simd::conv::kernel::Kernels = crate::simd::conv::kernel::Kernels {
             gather_rows: $gather,
             width: $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES,
             gather,
-            outer: &[$(outer::<$rows>),*],
+            outer: &[$(crate::simd::conv::kernel::Outer { multiply: outer::<$rows>, collect: collect::<$rows> }),*],
         };
     };
 }

@@ -113,7 +113,7 @@ struct Plan {
 const TASKS: usize = 32;
 /// Pixels that make a split worth its partial gradient, which is written and read once.
 const SPLIT_PIXELS: usize = 2048;
-/// Pixels of a block: 32 columns of their gradient are half of an L1 cache.
+/// Pixels of a block: a tile's operands then fill three quarters of an L1 cache.
 const BLOCK_PIXELS: usize = 192;
 
 impl Outer {
@@ -132,10 +132,12 @@ impl Outer {
     fn plan(&self, kernels: &Kernels) -> Plan {
         let splits = (self.pixels() / SPLIT_PIXELS).clamp(1, TASKS);
         let panels = self.k.div_ceil(kernels.width);
-        let panel_tasks = panels.div_ceil(4).max(panels.div_ceil(2).min(TASKS.div_ceil(splits)));
         let channel_tiles = self.channels.div_ceil(kernels.outer.len());
         let rows = self.taps_down * self.taps_across * channel_tiles;
-        let row_tasks = rows.min(TASKS.div_ceil(splits * panel_tasks));
+        // Both operands are packed by every task that reads them: the fewer cuts across both directions the better.
+        let wanted = TASKS.div_ceil(splits);
+        let row_tasks = rows.min(wanted).min(rows.div_ceil(8));
+        let panel_tasks = panels.min(wanted.div_ceil(row_tasks));
         Plan { splits, panel_tasks, row_tasks, channel_tiles, block: BLOCK_PIXELS }
     }
 
@@ -177,7 +179,7 @@ impl Outer {
 
     /// Source offset and gradient offset of those `pixels` where tap (r, s) falls inside the source; gradients are rows
     /// of `width` floats, counted from the first pixel.
-    fn push_pixels(&self, tap: usize, pixels: &Range<usize>, width: usize, list: &mut Vec<[u32; 2]>) {
+    fn push_pixels(&self, tap: usize, pixels: &Range<usize>, width: usize, lists: &mut Lists) {
         let (r, s) = (tap / self.taps_across, tap % self.taps_across);
         let first_q = self.pad.saturating_sub(s).div_ceil(self.stride);
         let past_q = (self.w + self.pad).saturating_sub(s).div_ceil(self.stride).min(self.q);
@@ -190,10 +192,10 @@ impl Outer {
             let first = first_q.max(pixels.start.saturating_sub(row * self.q));
             let past = past_q.min(pixels.end - row * self.q);
             let source_row = (image * self.h + y - self.pad) * self.w;
-            list.extend((first..past).map(|q| {
-                let x = (source_row + q * self.stride + s - self.pad) * self.pitch;
-                [x as u32, ((row * self.q + q - pixels.start) * width) as u32]
-            }));
+            lists.source.extend(
+                (first..past).map(|q| ((source_row + q * self.stride + s - self.pad) * self.pitch) as u32),
+            );
+            lists.gradient.extend((first..past).map(|q| ((row * self.q + q - pixels.start) * width) as u32));
         }
     }
 }
@@ -214,55 +216,60 @@ struct Part<'a> {
 
 impl Part<'_> {
     fn run(&self, pixels: Range<usize>, accumulate: bool) {
-        let width = self.kernels.width;
+        let (width, k) = (self.kernels.width, self.outer.k);
         let blocks = pixels.len().div_ceil(self.plan.block).max(1);
-        let mut panel_of_dy = Aligned::default();
+        let (mut panels_of_dy, mut tile_of_x) = (Aligned::default(), Aligned::default());
+        let tile_of_x = tile_of_x.floats(self.plan.block * self.kernels.outer.len());
         let mut lists = Lists::default();
         for block in 0..blocks {
             let first = pixels.start + block * pixels.len() / blocks;
             let past = pixels.start + (block + 1) * pixels.len() / blocks;
             lists.fill(self, &(first..past));
-            let gradient = panel_of_dy.floats((past - first) * width);
-            for panel in self.panels.clone() {
-                pack::copy_panel(
-                    &self.dy[first * self.outer.k..],
-                    self.outer.k,
-                    panel * width,
-                    width,
-                    gradient,
-                );
-                self.multiply(&lists, gradient, panel, accumulate || block > 0);
+            let floats = (past - first) * width;
+            let gradient = panels_of_dy.floats(self.panels.len() * floats);
+            for (panel, to) in self.panels.clone().zip(gradient.chunks_exact_mut(floats.max(1))) {
+                pack::copy_panel(&self.dy[first * k..], k, panel * width, width, to);
+            }
+            for row in self.rows.clone() {
+                self.multiply(row, &lists, gradient, tile_of_x, accumulate || block > 0);
             }
         }
     }
 
-    fn multiply(&self, lists: &Lists, gradient: &[f32], panel: usize, accumulate: bool) {
+    /// One tile of rows by every panel.
+    fn multiply(&self, row: usize, lists: &Lists, gradient: &[f32], tile_of_x: &mut [f32], accumulate: bool) {
         let Outer { channels, k, .. } = *self.outer;
-        let tiles = self.plan.channel_tiles;
-        let column = panel * self.kernels.width;
-        let cols = self.kernels.width.min(k - column);
-        for row in self.rows.clone() {
-            let (tap, tile) = (row / tiles, row % tiles);
-            let first = tile * channels / tiles;
-            let count = (tile + 1) * channels / tiles - first;
-            let pixels = lists.of(tap - self.rows.start / tiles);
-            if pixels.is_empty() && accumulate {
-                continue;
-            }
+        let (tiles, width) = (self.plan.channel_tiles, self.kernels.width);
+        let (tap, tile) = (row / tiles, row % tiles);
+        let first = tile * channels / tiles;
+        let count = (tile + 1) * channels / tiles - first;
+        let range = lists.of(tap - self.rows.start / tiles);
+        if range.is_empty() && accumulate {
+            return;
+        }
+        let kernels = &self.kernels.outer[count - 1];
+        let offsets = &lists.source[range.clone()];
+        assert!(offsets.len() * count <= tile_of_x.len());
+        // SAFETY: `Lists::fill` checks that every pixel's channels are inside the source; room is checked above.
+        unsafe { (kernels.collect)(self.source[first..].as_ptr(), offsets, tile_of_x.as_mut_ptr()) };
+        let floats = gradient.len() / self.panels.len();
+        for (i, panel) in self.panels.clone().enumerate() {
+            let column = panel * width;
+            let cols = width.min(k - column);
             let at = self.start + (tap * channels + first) * k + column;
             let tile = OuterTile {
-                pixels,
-                source: self.source[first..].as_ptr(),
-                gradient: gradient.as_ptr(),
+                pixels: &lists.gradient[range.clone()],
+                source: tile_of_x.as_ptr(),
+                gradient: gradient[i * floats..][..floats].as_ptr(),
                 out: self.out.at(at, (count - 1) * k + cols),
                 pitch: k,
                 cols,
                 accumulate,
             };
-            // SAFETY: `Lists::fill` checks that every pixel's channels are inside the source and its gradient inside
-            // the panel; the output is in bounds by `Shared::at`, and this task's own since its rows and panels are;
-            // `KERNELS` of a set are chosen only where the machine has it.
-            unsafe { self.kernels.outer[count - 1](&tile) };
+            // SAFETY: the source was filled above; `Lists::fill` checks that gradients are inside the panel; the output
+            // is in bounds by `Shared::at`, and this task's own since its rows and panels are; `KERNELS` of a set are
+            // chosen only where the machine has it.
+            unsafe { (kernels.multiply)(&tile) };
         }
     }
 }
@@ -270,7 +277,10 @@ impl Part<'_> {
 /// The pixels of a block for every tap of a part.
 #[derive(Default)]
 struct Lists {
-    pixels: Vec<[u32; 2]>,
+    /// Offsets of source pixels.
+    source: Vec<u32>,
+    /// Offsets of rows in a panel of the gradient.
+    gradient: Vec<u32>,
     /// Where each tap's end.
     ends: Vec<usize>,
 }
@@ -278,19 +288,22 @@ struct Lists {
 impl Lists {
     fn fill(&mut self, part: &Part, pixels: &Range<usize>) {
         let (outer, width, tiles) = (part.outer, part.kernels.width, part.plan.channel_tiles);
-        self.pixels.clear();
+        self.source.clear();
+        self.gradient.clear();
         self.ends.clear();
         for tap in part.rows.start / tiles..part.rows.end.div_ceil(tiles) {
-            outer.push_pixels(tap, pixels, width, &mut self.pixels);
-            self.ends.push(self.pixels.len());
+            outer.push_pixels(tap, pixels, width, self);
+            self.ends.push(self.source.len());
         }
-        let largest = |i: usize| self.pixels.iter().map(|pixel| pixel[i] as usize).max().unwrap_or(0);
-        assert!(self.pixels.is_empty() || largest(0) + outer.channels <= part.source.len());
-        assert!(self.pixels.is_empty() || largest(1) + width <= pixels.len() * width);
+        let inside = |list: &[u32], run: usize, len: usize| {
+            list.iter().max().is_none_or(|largest| *largest as usize + run <= len)
+        };
+        assert!(inside(&self.source, outer.channels, part.source.len()));
+        assert!(inside(&self.gradient, width, pixels.len() * width));
     }
 
-    fn of(&self, tap: usize) -> &[[u32; 2]] {
+    fn of(&self, tap: usize) -> Range<usize> {
         let start = if tap == 0 { 0 } else { self.ends[tap - 1] };
-        &self.pixels[start..self.ends[tap]]
+        start..self.ends[tap]
     }
 }
