@@ -198,7 +198,7 @@ impl Tables {
         let mr = kernels.gather_rows;
         let taps = gather.offsets.len();
         let mut tables = Self {
-            sources: Vec::with_capacity(tiles.len() * taps * mr),
+            sources: Vec::with_capacity(tiles.len() * taps * mr.next_multiple_of(4)),
             slices: Vec::with_capacity(tiles.len() * taps),
             outs: Vec::with_capacity(tiles.len() * mr),
             tiles: Vec::with_capacity(tiles.len()),
@@ -235,6 +235,7 @@ impl Tables {
                 let inside = source.wrapping_offset((origin + offset) * pitch);
                 if mask >> t & 1 == 1 { inside } else { zeros }
             }));
+            self.sources.resize(self.slices.len() * masks.len().next_multiple_of(4), zeros);
         }
     }
 
@@ -247,16 +248,18 @@ impl Tables {
             if slices.is_empty() && accumulate {
                 continue;
             }
-            let sources = |slices: Range<usize>| &self.sources[slices.start * mr..slices.end * mr];
+            let stride = mr.next_multiple_of(4);
+            let sources = |slices: Range<usize>| &self.sources[slices.start * stride..slices.end * stride];
+            let own = sources(slices.clone());
             // Where the next tile has other taps, it is not worth the trouble.
             let after = self.tiles.get(tile + 1).map(|next| start..next.slices_end);
-            let next = after.filter(|next| next.len() == slices.len()).map_or(&[][..], sources);
+            let next = after.filter(|next| next.len() == slices.len()).map_or(own, sources);
             let outs = &self.outs[tile * mr..][..mr];
             for panel in block.panels.clone() {
                 let column = panel * kernels.width;
                 let tile = GatherTile {
-                    sources: sources(slices.clone()),
-                    next: if panel == block.panels.start { next } else { &[] },
+                    sources: own,
+                    next: if panel == block.panels.start { next } else { own },
                     slices: &self.slices[slices.clone()],
                     first: block.first,
                     len: block.len,

@@ -28,9 +28,9 @@ pub(super) const LINE: usize = 16;
 /// One tile of `rows` output pixels by one panel of output channels:
 /// `out[m][j] (+)= sum over taps t and channels i of sources[t][m][first + i] * panel[slices[t]][first + i][j]`.
 pub(super) struct GatherTile<'a> {
-    /// [taps][MR] pointers to the channels of a source pixel, or to zeros.
+    /// [taps][MR, rounded up to a multiple of 4] pointers to the channels of a source pixel, or to zeros.
     pub sources: &'a [*const f32],
-    /// Sources of the tile after this one, to be fetched meanwhile; as many, or none.
+    /// As many pointers to what is to be fetched meanwhile: the sources of the tile after this one.
     pub next: &'a [*const f32],
     /// [taps] which tap of the panel each one multiplies.
     pub slices: &'a [u32],
@@ -57,8 +57,9 @@ pub(super) struct GatherTile<'a> {
 /// pixel `cols` writable floats from `column` on; the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &GatherTile) {
-    assert!(tile.sources.len() == tile.slices.len() * MR && tile.out.len() == MR);
-    let width = V::LANES * NV;
+    let (width, stride) = (V::LANES * NV, MR.next_multiple_of(4));
+    assert!(tile.sources.len() == tile.slices.len() * stride && tile.next.len() == tile.sources.len());
+    assert!(tile.out.len() == MR);
     // SAFETY: the caller's promise; table sizes are checked above.
     unsafe {
         for &row in tile.out {
@@ -70,29 +71,30 @@ pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &G
         for (t, &slice) in tile.slices.iter().enumerate() {
             let mut a = [std::ptr::null(); MR];
             for (m, a) in a.iter_mut().enumerate() {
-                *a = tile.sources.get_unchecked(t * MR + m).add(tile.first);
+                *a = tile.sources.get_unchecked(t * stride + m).add(tile.first);
             }
             let mut w = tile.panel.add((slice as usize * tile.channels + tile.first) * width);
-            for start in (0..tile.len).step_by(LINE) {
-                if !tile.next.is_empty() {
-                    for m in 0..MR {
-                        let next = tile.next.get_unchecked(t * MR + m);
-                        V::prefetch(next.wrapping_add(tile.first + start));
+            let ahead = tile.next.as_ptr().wrapping_add(t * stride);
+            let mut i = 0;
+            // Four steps at a time: the first MR steps of a line each fetch a line of the tile to come.
+            while i + 4 <= tile.len {
+                if i % LINE < stride {
+                    for u in 0..4 {
+                        let row = *ahead.wrapping_add(i % LINE + u);
+                        V::prefetch(row.wrapping_add(tile.first + i - i % LINE));
                     }
                 }
-                for i in start..tile.len.min(start + LINE) {
-                    let mut b = [V::zero(); NV];
-                    for j in 0..NV {
-                        b[j] = V::load(w.add(j * V::LANES));
-                    }
-                    for m in 0..MR {
-                        let x = V::splat(a[m].add(i));
-                        for j in 0..NV {
-                            acc[m][j] = acc[m][j].mul_add(x, b[j]);
-                        }
-                    }
-                    w = w.add(width);
-                }
+                step::<V, MR, NV>(&mut acc, &a, i, w);
+                step::<V, MR, NV>(&mut acc, &a, i + 1, w.add(width));
+                step::<V, MR, NV>(&mut acc, &a, i + 2, w.add(2 * width));
+                step::<V, MR, NV>(&mut acc, &a, i + 3, w.add(3 * width));
+                w = w.add(4 * width);
+                i += 4;
+            }
+            while i < tile.len {
+                step::<V, MR, NV>(&mut acc, &a, i, w);
+                w = w.add(width);
+                i += 1;
             }
         }
         let row = |m: usize| tile.out.get_unchecked(m).wrapping_add(tile.column);
@@ -100,14 +102,38 @@ pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &G
     }
 }
 
+/// One channel of every source pixel times one row of the panel.
+///
+/// # Safety
+/// As [`gather`], which it is a part of.
+#[inline(always)]
+unsafe fn step<V: Lanes, const MR: usize, const NV: usize>(
+    acc: &mut [[V; NV]; MR],
+    a: &[*const f32; MR],
+    i: usize,
+    w: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut b = [V::zero(); NV];
+        for j in 0..NV {
+            b[j] = V::load(w.add(j * V::LANES));
+        }
+        for m in 0..MR {
+            let x = V::splat(a[m].add(i));
+            for j in 0..NV {
+                acc[m][j] = acc[m][j].mul_add(x, b[j]);
+            }
+        }
+    }
+}
+
 /// `MR` rows of the weight gradient by one panel of its columns, summed over some pixels:
-/// `out[m][j] (+)= sum over i of source[i][m] * gradient[pixels[i]][j]`.
+/// `out[m][j] (+)= sum over (x, y) in pixels of source[x + m] * gradient[y + j]`.
 pub(super) struct OuterTile<'a> {
-    /// Where in `gradient` each pixel's row starts.
-    pub pixels: &'a [u32],
-    /// [pixels][MR]
+    /// Where each pixel starts in `source`, and in `gradient`.
+    pub pixels: &'a [[u32; 2]],
     pub source: *const f32,
-    /// Rows of NR floats.
     pub gradient: *const f32,
     pub out: *mut f32,
     /// Floats from one row of `out` to the next.
@@ -118,15 +144,15 @@ pub(super) struct OuterTile<'a> {
 }
 
 /// # Safety
-/// `source` has `MR` readable floats for every pixel, `gradient` NR at each offset named; `out` has `MR` rows of `cols`
-/// writable floats; the machine has the instructions of `V`.
+/// For every pixel, `source` has `MR` readable floats and `gradient` NR; `out` has `MR` rows of `cols` writable floats;
+/// the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &OuterTile) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut acc = [[V::zero(); NV]; MR];
-        let mut a = tile.source;
-        for &y in tile.pixels {
+        for &[x, y] in tile.pixels {
+            let a = tile.source.add(x as usize);
             let dy = tile.gradient.add(y as usize);
             let mut b = [V::zero(); NV];
             for j in 0..NV {
@@ -138,22 +164,26 @@ pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &Ou
                     acc[m][j] = acc[m][j].mul_add(x, b[j]);
                 }
             }
-            a = a.add(MR);
         }
         write_tile(&acc, |m| tile.out.wrapping_add(m * tile.pitch), MR, tile.cols, tile.accumulate);
     }
 }
 
-/// Copies `MR` floats from each of `offsets` to `to`, one after the other.
+/// Copies `LEN` floats from each of `offsets` to `to`, one every `pitch` floats.
 ///
 /// # Safety
-/// `source` has `MR` readable floats at each offset, `to` room for all.
+/// `source` has `LEN` readable floats at each offset, `to` room for all.
 #[inline(always)]
-pub(super) unsafe fn collect<const MR: usize>(source: *const f32, offsets: &[u32], to: *mut f32) {
+pub(super) unsafe fn collect<const LEN: usize>(
+    source: *const f32,
+    offsets: &[u32],
+    to: *mut f32,
+    pitch: usize,
+) {
     // SAFETY: the caller's promise; an array of floats has the alignment of a float.
     unsafe {
         for (i, &offset) in offsets.iter().enumerate() {
-            *to.add(i * MR).cast::<[f32; MR]>() = *source.add(offset as usize).cast::<[f32; MR]>();
+            *to.add(i * pitch).cast::<[f32; LEN]>() = *source.add(offset as usize).cast::<[f32; LEN]>();
         }
     }
 }
@@ -211,6 +241,8 @@ pub(super) struct Kernels {
     /// Channels in a panel, NR, of both kernels.
     pub width: usize,
     pub gather: unsafe fn(&GatherTile),
+    /// Copies NR floats from each offset, one every so many floats.
+    pub collect: unsafe fn(*const f32, &[u32], *mut f32, usize),
     /// Indexed by the number of rows less one: `outer[12]` makes 13 rows.
     pub outer: &'static [Outer],
 }
@@ -218,7 +250,7 @@ pub(super) struct Kernels {
 /// The wgrad kernels for one number of rows.
 pub(super) struct Outer {
     pub multiply: unsafe fn(&OuterTile),
-    pub collect: unsafe fn(*const f32, &[u32], *mut f32),
+    pub collect: unsafe fn(*const f32, &[u32], *mut f32, usize),
 }
 
 /// Instantiates both kernels for a register type under its target features: a module of its own per set.
@@ -237,15 +269,16 @@ macro_rules! kernels {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn collect<const MR: usize>(source: *const f32, offsets: &[u32], to: *mut f32) {
+        unsafe fn collect<const LEN: usize>(source: *const f32, offsets: &[u32], to: *mut f32, pitch: usize) {
             // SAFETY: this function's caller promises what the kernel asks for.
-            unsafe { crate::simd::conv::kernel::collect::<MR>(source, offsets, to) }
+            unsafe { crate::simd::conv::kernel::collect::<LEN>(source, offsets, to, pitch) }
         }
 
         pub(super) static KERNELS: crate::simd::conv::kernel::Kernels = crate::simd::conv::kernel::Kernels {
             gather_rows: $gather,
             width: $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES,
             gather,
+            collect: collect::<{ $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES }>,
             outer: &[$(crate::simd::conv::kernel::Outer { multiply: outer::<$rows>, collect: collect::<$rows> }),*],
         };
     };

@@ -60,5 +60,6 @@ pub(super) static KERNELS: Kernels = Kernels {
     gather_rows: 4,
     width: 8,
     gather: gather_4x2,
+    collect: collect::<8>,
     outer: &[rows::<1>(), rows::<2>(), rows::<3>(), rows::<4>()],
 };

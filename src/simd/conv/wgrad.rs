@@ -1,8 +1,9 @@
 //! dw = the gradient of the loss by w: for every tap, x transposed times dy, summed over the pixels where the tap falls
 //! inside x.
 
-use super::kernel::{Kernels, OuterTile};
+use super::kernel::{Kernels, LINE, OuterTile};
 use super::pack::{Aligned, Shared};
+use super::window::Window;
 use super::{Scratch, kernels, pack};
 use crate::model::graph::ConvShape;
 use crate::simd::isa::Isa;
@@ -80,21 +81,21 @@ fn sum_partials(pool: &Pool, partials: &[f32], dw: &mut [f32], accumulate: bool)
 }
 
 /// Addresses of a weight gradient; of x, or of its bordered copy, where a tap is a whole row of the filter.
-struct Outer {
-    images: usize,
-    h: usize,
-    w: usize,
+pub(super) struct Outer {
+    pub images: usize,
+    pub h: usize,
+    pub w: usize,
     /// Floats from one source pixel to the next.
-    pitch: usize,
-    pad: usize,
-    stride: usize,
-    taps_down: usize,
-    taps_across: usize,
+    pub pitch: usize,
+    pub pad: usize,
+    pub stride: usize,
+    pub taps_down: usize,
+    pub taps_across: usize,
     /// Floats of a tap, from the source pixel on.
-    channels: usize,
-    p: usize,
-    q: usize,
-    k: usize,
+    pub channels: usize,
+    pub p: usize,
+    pub q: usize,
+    pub k: usize,
 }
 
 /// How the work is cut: a function of sizes alone, so that no result depends on the number of threads.
@@ -102,7 +103,7 @@ struct Plan {
     /// Parts of the sum, each with a gradient of its own.
     splits: usize,
     panel_tasks: usize,
-    row_tasks: usize,
+    tile_tasks: usize,
     /// Tiles of the channels of one tap.
     channel_tiles: usize,
     /// Pixels that are summed before results leave the registers.
@@ -115,6 +116,13 @@ const TASKS: usize = 32;
 const SPLIT_PIXELS: usize = 2048;
 /// Pixels of a block: a tile's operands then fill three quarters of an L1 cache.
 const BLOCK_PIXELS: usize = 192;
+/// Pixels that are packed at a time.
+const CHUNK: usize = 8;
+
+/// Part number `part` of `parts` nearly equal ones.
+fn share(total: usize, part: usize, parts: usize) -> Range<usize> {
+    part * total / parts..(part + 1) * total / parts
+}
 
 impl Outer {
     fn new(shape: &ConvShape, images: usize, bordered: bool) -> Self {
@@ -133,12 +141,19 @@ impl Outer {
         let splits = (self.pixels() / SPLIT_PIXELS).clamp(1, TASKS);
         let panels = self.k.div_ceil(kernels.width);
         let channel_tiles = self.channels.div_ceil(kernels.outer.len());
-        let rows = self.taps_down * self.taps_across * channel_tiles;
-        // Both operands are packed by every task that reads them: the fewer cuts across both directions the better.
+        // Packing costs least where the cuts leave pieces that are as wide one way as the other.
         let wanted = TASKS.div_ceil(splits);
-        let row_tasks = rows.min(wanted).min(rows.div_ceil(8));
-        let panel_tasks = panels.min(wanted.div_ceil(row_tasks));
-        Plan { splits, panel_tasks, row_tasks, channel_tiles, block: BLOCK_PIXELS }
+        let (mut panel_tasks, mut tile_tasks) = (1, 1);
+        while panel_tasks * tile_tasks < wanted && panel_tasks * tile_tasks < panels * channel_tiles {
+            let wide = panels * kernels.width / panel_tasks;
+            let tall = channel_tiles * kernels.outer.len() / tile_tasks;
+            if (wide >= tall || tile_tasks == channel_tiles) && panel_tasks < panels {
+                panel_tasks = panels.min(2 * panel_tasks);
+            } else {
+                tile_tasks = channel_tiles.min(2 * tile_tasks);
+            }
+        }
+        Plan { splits, panel_tasks, tile_tasks, channel_tiles, block: BLOCK_PIXELS }
     }
 
     /// Writes (or adds to) `out`: [splits][taps][channels][k].
@@ -156,12 +171,11 @@ impl Outer {
         assert_eq!(out.len(), plan.splits * weights);
         let out = Shared::new(out);
         let panels = self.k.div_ceil(kernels.width);
-        let rows = self.taps_down * self.taps_across * plan.channel_tiles;
         let share =
             |total: usize, part: usize, parts: usize| part * total / parts..(part + 1) * total / parts;
-        pool.run(plan.splits * plan.panel_tasks * plan.row_tasks, &|task| {
+        pool.run(plan.splits * plan.panel_tasks * plan.tile_tasks, &|task| {
             let (split, part) =
-                (task / (plan.panel_tasks * plan.row_tasks), task % (plan.panel_tasks * plan.row_tasks));
+                (task / (plan.panel_tasks * plan.tile_tasks), task % (plan.panel_tasks * plan.tile_tasks));
             let part = Part {
                 outer: self,
                 plan,
@@ -170,37 +184,19 @@ impl Outer {
                 dy,
                 out: &out,
                 start: split * weights,
-                panels: share(panels, part / plan.row_tasks, plan.panel_tasks),
-                rows: share(rows, part % plan.row_tasks, plan.row_tasks),
+                panels: share(panels, part / plan.tile_tasks, plan.panel_tasks),
+                tiles: share(plan.channel_tiles, part % plan.tile_tasks, plan.tile_tasks),
             };
             part.run(share(self.pixels(), split, plan.splits), accumulate);
         });
     }
 
-    /// Source offset and gradient offset of those `pixels` where tap (r, s) falls inside the source; gradients are rows
-    /// of `width` floats, counted from the first pixel.
-    fn push_pixels(&self, tap: usize, pixels: &Range<usize>, width: usize, lists: &mut Lists) {
-        let (r, s) = (tap / self.taps_across, tap % self.taps_across);
-        let first_q = self.pad.saturating_sub(s).div_ceil(self.stride);
-        let past_q = (self.w + self.pad).saturating_sub(s).div_ceil(self.stride).min(self.q);
-        for row in pixels.start / self.q..pixels.end.div_ceil(self.q) {
-            let (image, p) = (row / self.p, row % self.p);
-            let y = p * self.stride + r;
-            if y < self.pad || y - self.pad >= self.h {
-                continue;
-            }
-            let first = first_q.max(pixels.start.saturating_sub(row * self.q));
-            let past = past_q.min(pixels.end - row * self.q);
-            let source_row = (image * self.h + y - self.pad) * self.w;
-            lists.source.extend(
-                (first..past).map(|q| ((source_row + q * self.stride + s - self.pad) * self.pitch) as u32),
-            );
-            lists.gradient.extend((first..past).map(|q| ((row * self.q + q - pixels.start) * width) as u32));
-        }
+    pub(super) fn taps(&self) -> usize {
+        self.taps_down * self.taps_across
     }
 }
 
-/// One task's share: some panels and some row tiles (tap-major), over one split of the pixels.
+/// One task's share: some tiles of channels and some panels, for every tap, over one split of the pixels.
 struct Part<'a> {
     outer: &'a Outer,
     plan: &'a Plan,
@@ -211,99 +207,115 @@ struct Part<'a> {
     /// Where this split's gradient starts in `out`.
     start: usize,
     panels: Range<usize>,
-    rows: Range<usize>,
+    tiles: Range<usize>,
 }
 
 impl Part<'_> {
     fn run(&self, pixels: Range<usize>, accumulate: bool) {
-        let (width, k) = (self.kernels.width, self.outer.k);
+        let width = self.kernels.width;
         let blocks = pixels.len().div_ceil(self.plan.block).max(1);
-        let (mut panels_of_dy, mut tile_of_x) = (Aligned::default(), Aligned::default());
-        let tile_of_x = tile_of_x.floats(self.plan.block * self.kernels.outer.len());
-        let mut lists = Lists::default();
+        let (mut panels_of_dy, mut tiles_of_x) = (Aligned::default(), Aligned::default());
+        let mut window = Window::default();
         for block in 0..blocks {
             let first = pixels.start + block * pixels.len() / blocks;
             let past = pixels.start + (block + 1) * pixels.len() / blocks;
-            lists.fill(self, &(first..past));
-            let floats = (past - first) * width;
-            let gradient = panels_of_dy.floats(self.panels.len() * floats);
-            for (panel, to) in self.panels.clone().zip(gradient.chunks_exact_mut(floats.max(1))) {
-                pack::copy_panel(&self.dy[first * k..], k, panel * width, width, to);
-            }
-            for row in self.rows.clone() {
-                self.multiply(row, &lists, gradient, tile_of_x, accumulate || block > 0);
+            window.fill(self.outer, width, &(first..past));
+            window.check(self.outer.channels, self.source.len(), width, past - first);
+            let gradient = panels_of_dy.floats(self.panels.len() * (past - first) * width);
+            self.pack_gradient(first, past - first, gradient);
+            let source = tiles_of_x.floats(self.tiles.len() * window.source.len() * LINE);
+            self.pack_source(&window.source, source);
+            for tile in self.tiles.clone() {
+                for panel in self.panels.clone() {
+                    self.multiply(tile, panel, &window, source, gradient, accumulate || block > 0);
+                }
             }
         }
     }
 
-    /// One tile of rows by every panel.
-    fn multiply(&self, row: usize, lists: &Lists, gradient: &[f32], tile_of_x: &mut [f32], accumulate: bool) {
-        let Outer { channels, k, .. } = *self.outer;
-        let (tiles, width) = (self.plan.channel_tiles, self.kernels.width);
-        let (tap, tile) = (row / tiles, row % tiles);
-        let first = tile * channels / tiles;
-        let count = (tile + 1) * channels / tiles - first;
-        let range = lists.of(tap - self.rows.start / tiles);
-        if range.is_empty() && accumulate {
-            return;
+    /// The channels of a tile.
+    fn channels(&self, tile: usize) -> Range<usize> {
+        share(self.outer.channels, tile, self.plan.channel_tiles)
+    }
+
+    /// dy from pixel `first` on -> [panel][pixel][width], in the order in which memory is read.
+    fn pack_gradient(&self, first: usize, count: usize, to: &mut [f32]) {
+        let (width, k) = (self.kernels.width, self.outer.k);
+        let offsets: [u32; CHUNK] = std::array::from_fn(|i| (i * k) as u32);
+        for start in (0..count).step_by(CHUNK) {
+            let rows = CHUNK.min(count - start);
+            let from = &self.dy[(first + start) * k..(first + start + rows) * k];
+            for (i, panel) in self.panels.clone().enumerate() {
+                let to = &mut to[(i * count + start) * width..][..rows * width];
+                if (panel + 1) * width > k {
+                    pack::copy_panel(from, k, panel * width, width, to);
+                    continue;
+                }
+                // SAFETY: `from` has `rows` rows of `k` floats, at least `width` of them after the panel's first; `to`
+                // has room for `rows` of `width`.
+                unsafe {
+                    (self.kernels.collect)(
+                        from[panel * width..].as_ptr(),
+                        &offsets[..rows],
+                        to.as_mut_ptr(),
+                        width,
+                    )
+                };
+            }
         }
-        let kernels = &self.kernels.outer[count - 1];
-        let offsets = &lists.source[range.clone()];
-        assert!(offsets.len() * count <= tile_of_x.len());
-        // SAFETY: `Lists::fill` checks that every pixel's channels are inside the source; room is checked above.
-        unsafe { (kernels.collect)(self.source[first..].as_ptr(), offsets, tile_of_x.as_mut_ptr()) };
-        let floats = gradient.len() / self.panels.len();
-        for (i, panel) in self.panels.clone().enumerate() {
-            let column = panel * width;
-            let cols = width.min(k - column);
-            let at = self.start + (tap * channels + first) * k + column;
+    }
+
+    /// The window's pixels -> [tile][pixel][LINE], in the order in which memory is read.
+    fn pack_source(&self, pixels: &[u32], to: &mut [f32]) {
+        assert_eq!(to.len(), self.tiles.len() * pixels.len() * LINE);
+        for (chunk, offsets) in pixels.chunks(CHUNK).enumerate() {
+            for (i, tile) in self.tiles.clone().enumerate() {
+                let channels = self.channels(tile);
+                let to = &mut to[(i * pixels.len() + chunk * CHUNK) * LINE..][..offsets.len() * LINE];
+                let collect = self.kernels.outer[channels.len() - 1].collect;
+                // SAFETY: `Window::check` has every pixel's channels inside the source; `to` has a line for each.
+                unsafe { collect(self.source[channels.start..].as_ptr(), offsets, to.as_mut_ptr(), LINE) };
+            }
+        }
+    }
+
+    /// One tile of channels of every tap by one panel.
+    fn multiply(
+        &self,
+        tile: usize,
+        panel: usize,
+        window: &Window,
+        source: &[f32],
+        gradient: &[f32],
+        accumulate: bool,
+    ) {
+        let k = self.outer.k;
+        let channels = self.channels(tile);
+        let column = panel * self.kernels.width;
+        let cols = self.kernels.width.min(k - column);
+        let source_floats = window.source.len() * LINE;
+        let gradient_floats = gradient.len() / self.panels.len();
+        let source = &source[(tile - self.tiles.start) * source_floats..][..source_floats];
+        let gradient = &gradient[(panel - self.panels.start) * gradient_floats..][..gradient_floats];
+        for tap in 0..self.outer.taps() {
+            let pixels = window.of(tap);
+            if pixels.is_empty() && accumulate {
+                continue;
+            }
+            let at = self.start + (tap * self.outer.channels + channels.start) * k + column;
             let tile = OuterTile {
-                pixels: &lists.gradient[range.clone()],
-                source: tile_of_x.as_ptr(),
-                gradient: gradient[i * floats..][..floats].as_ptr(),
-                out: self.out.at(at, (count - 1) * k + cols),
+                pixels,
+                source: source.as_ptr(),
+                gradient: gradient.as_ptr(),
+                out: self.out.at(at, (channels.len() - 1) * k + cols),
                 pitch: k,
                 cols,
                 accumulate,
             };
-            // SAFETY: the source was filled above; `Lists::fill` checks that gradients are inside the panel; the output
-            // is in bounds by `Shared::at`, and this task's own since its rows and panels are; `KERNELS` of a set are
+            // SAFETY: `Window::check` has every pixel's line inside `source` and its row inside `gradient`; the output
+            // is in bounds by `Shared::at`, and this task's own since its tiles and panels are; `KERNELS` of a set are
             // chosen only where the machine has it.
-            unsafe { (kernels.multiply)(&tile) };
+            unsafe { (self.kernels.outer[channels.len() - 1].multiply)(&tile) };
         }
-    }
-}
-
-/// The pixels of a block for every tap of a part.
-#[derive(Default)]
-struct Lists {
-    /// Offsets of source pixels.
-    source: Vec<u32>,
-    /// Offsets of rows in a panel of the gradient.
-    gradient: Vec<u32>,
-    /// Where each tap's end.
-    ends: Vec<usize>,
-}
-
-impl Lists {
-    fn fill(&mut self, part: &Part, pixels: &Range<usize>) {
-        let (outer, width, tiles) = (part.outer, part.kernels.width, part.plan.channel_tiles);
-        self.source.clear();
-        self.gradient.clear();
-        self.ends.clear();
-        for tap in part.rows.start / tiles..part.rows.end.div_ceil(tiles) {
-            outer.push_pixels(tap, pixels, width, self);
-            self.ends.push(self.source.len());
-        }
-        let inside = |list: &[u32], run: usize, len: usize| {
-            list.iter().max().is_none_or(|largest| *largest as usize + run <= len)
-        };
-        assert!(inside(&self.source, outer.channels, part.source.len()));
-        assert!(inside(&self.gradient, width, pixels.len() * width));
-    }
-
-    fn of(&self, tap: usize) -> Range<usize> {
-        let start = if tap == 0 { 0 } else { self.ends[tap - 1] };
-        start..self.ends[tap]
     }
 }
