@@ -169,21 +169,34 @@ pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &Ou
     }
 }
 
-/// Copies `LEN` floats from each of `offsets` to `to`, one every `pitch` floats.
+/// Runs of floats to copy: from each of `offsets` in `source` to every `pitch`th float of `to`.
+pub(super) struct Runs<'a> {
+    pub source: *const f32,
+    pub offsets: &'a [u32],
+    /// Offsets that will be copied next, to be fetched meanwhile; any will do.
+    pub ahead: &'a [u32],
+    pub to: *mut f32,
+    pub pitch: usize,
+}
+
+/// Copies `LEN` floats a run.
 ///
 /// # Safety
 /// `source` has `LEN` readable floats at each offset, `to` room for all.
 #[inline(always)]
-pub(super) unsafe fn collect<const LEN: usize>(
-    source: *const f32,
-    offsets: &[u32],
-    to: *mut f32,
-    pitch: usize,
-) {
+pub(super) unsafe fn collect<V: Lanes, const LEN: usize>(runs: &Runs) {
     // SAFETY: the caller's promise; an array of floats has the alignment of a float.
     unsafe {
-        for (i, &offset) in offsets.iter().enumerate() {
-            *to.add(i * pitch).cast::<[f32; LEN]>() = *source.add(offset as usize).cast::<[f32; LEN]>();
+        for &offset in runs.ahead {
+            let next = runs.source.wrapping_add(offset as usize);
+            V::prefetch(next);
+            if LEN > LINE {
+                V::prefetch(next.wrapping_add(LINE));
+            }
+        }
+        for (i, &offset) in runs.offsets.iter().enumerate() {
+            let run = *runs.source.add(offset as usize).cast::<[f32; LEN]>();
+            *runs.to.add(i * runs.pitch).cast::<[f32; LEN]>() = run;
         }
     }
 }
@@ -241,8 +254,8 @@ pub(super) struct Kernels {
     /// Channels in a panel, NR, of both kernels.
     pub width: usize,
     pub gather: unsafe fn(&GatherTile),
-    /// Copies NR floats from each offset, one every so many floats.
-    pub collect: unsafe fn(*const f32, &[u32], *mut f32, usize),
+    /// Copies runs of NR floats.
+    pub collect: unsafe fn(&Runs),
     /// Indexed by the number of rows less one: `outer[12]` makes 13 rows.
     pub outer: &'static [Outer],
 }
@@ -250,7 +263,8 @@ pub(super) struct Kernels {
 /// The wgrad kernels for one number of rows.
 pub(super) struct Outer {
     pub multiply: unsafe fn(&OuterTile),
-    pub collect: unsafe fn(*const f32, &[u32], *mut f32, usize),
+    /// Copies runs of as many floats.
+    pub collect: unsafe fn(&Runs),
 }
 
 /// Instantiates both kernels for a register type under its target features: a module of its own per set.
@@ -269,9 +283,9 @@ macro_rules! kernels {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn collect<const LEN: usize>(source: *const f32, offsets: &[u32], to: *mut f32, pitch: usize) {
+        unsafe fn collect<const LEN: usize>(runs: &crate::simd::conv::kernel::Runs) {
             // SAFETY: this function's caller promises what the kernel asks for.
-            unsafe { crate::simd::conv::kernel::collect::<LEN>(source, offsets, to, pitch) }
+            unsafe { crate::simd::conv::kernel::collect::<$lanes, LEN>(runs) }
         }
 
         pub(super) static KERNELS: crate::simd::conv::kernel::Kernels = crate::simd::conv::kernel::Kernels {

@@ -53,13 +53,13 @@ unsafe fn outer_2<const MR: usize>(tile: &OuterTile) {
 }
 
 const fn rows<const MR: usize>() -> Outer {
-    Outer { multiply: outer_2::<MR>, collect: collect::<MR> }
+    Outer { multiply: outer_2::<MR>, collect: collect::<Four, MR> }
 }
 
 pub(super) static KERNELS: Kernels = Kernels {
     gather_rows: 4,
     width: 8,
     gather: gather_4x2,
-    collect: collect::<8>,
+    collect: collect::<Four, 8>,
     outer: &[rows::<1>(), rows::<2>(), rows::<3>(), rows::<4>()],
 };

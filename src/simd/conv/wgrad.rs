@@ -1,7 +1,7 @@
 //! dw = the gradient of the loss by w: for every tap, x transposed times dy, summed over the pixels where the tap falls
 //! inside x.
 
-use super::kernel::{Kernels, LINE, OuterTile};
+use super::kernel::{Kernels, LINE, OuterTile, Runs};
 use super::pack::{Aligned, Shared};
 use super::window::Window;
 use super::{Scratch, kernels, pack};
@@ -219,8 +219,7 @@ impl Part<'_> {
         for block in 0..blocks {
             let first = pixels.start + block * pixels.len() / blocks;
             let past = pixels.start + (block + 1) * pixels.len() / blocks;
-            window.fill(self.outer, width, &(first..past));
-            window.check(self.outer.channels, self.source.len(), width, past - first);
+            window.fill(self.outer, self.source.len(), width, &(first..past));
             let gradient = panels_of_dy.floats(self.panels.len() * (past - first) * width);
             self.pack_gradient(first, past - first, gradient);
             let source = tiles_of_x.floats(self.tiles.len() * window.source.len() * LINE);
@@ -241,7 +240,7 @@ impl Part<'_> {
     /// dy from pixel `first` on -> [panel][pixel][width], in the order in which memory is read.
     fn pack_gradient(&self, first: usize, count: usize, to: &mut [f32]) {
         let (width, k) = (self.kernels.width, self.outer.k);
-        let offsets: [u32; CHUNK] = std::array::from_fn(|i| (i * k) as u32);
+        let offsets: [u32; 2 * CHUNK] = std::array::from_fn(|i| (i * k) as u32);
         for start in (0..count).step_by(CHUNK) {
             let rows = CHUNK.min(count - start);
             let from = &self.dy[(first + start) * k..(first + start + rows) * k];
@@ -251,16 +250,16 @@ impl Part<'_> {
                     pack::copy_panel(from, k, panel * width, width, to);
                     continue;
                 }
+                let runs = Runs {
+                    source: from[panel * width..].as_ptr(),
+                    offsets: &offsets[..rows],
+                    ahead: &offsets[CHUNK..],
+                    to: to.as_mut_ptr(),
+                    pitch: width,
+                };
                 // SAFETY: `from` has `rows` rows of `k` floats, at least `width` of them after the panel's first; `to`
                 // has room for `rows` of `width`.
-                unsafe {
-                    (self.kernels.collect)(
-                        from[panel * width..].as_ptr(),
-                        &offsets[..rows],
-                        to.as_mut_ptr(),
-                        width,
-                    )
-                };
+                unsafe { (self.kernels.collect)(&runs) };
             }
         }
     }
@@ -268,13 +267,22 @@ impl Part<'_> {
     /// The window's pixels -> [tile][pixel][LINE], in the order in which memory is read.
     fn pack_source(&self, pixels: &[u32], to: &mut [f32]) {
         assert_eq!(to.len(), self.tiles.len() * pixels.len() * LINE);
-        for (chunk, offsets) in pixels.chunks(CHUNK).enumerate() {
+        for start in (0..pixels.len()).step_by(CHUNK) {
+            let end = pixels.len().min(start + CHUNK);
+            let offsets = &pixels[start..end];
             for (i, tile) in self.tiles.clone().enumerate() {
                 let channels = self.channels(tile);
-                let to = &mut to[(i * pixels.len() + chunk * CHUNK) * LINE..][..offsets.len() * LINE];
+                let to = &mut to[(i * pixels.len() + start) * LINE..][..offsets.len() * LINE];
                 let collect = self.kernels.outer[channels.len() - 1].collect;
-                // SAFETY: `Window::check` has every pixel's channels inside the source; `to` has a line for each.
-                unsafe { collect(self.source[channels.start..].as_ptr(), offsets, to.as_mut_ptr(), LINE) };
+                let runs = Runs {
+                    source: self.source[channels.start..].as_ptr(),
+                    offsets,
+                    ahead: &pixels[end..pixels.len().min(end + CHUNK)],
+                    to: to.as_mut_ptr(),
+                    pitch: LINE,
+                };
+                // SAFETY: `Window::fill` has every pixel's channels inside the source; `to` has a line for each.
+                unsafe { collect(&runs) };
             }
         }
     }
@@ -312,7 +320,7 @@ impl Part<'_> {
                 cols,
                 accumulate,
             };
-            // SAFETY: `Window::check` has every pixel's line inside `source` and its row inside `gradient`; the output
+            // SAFETY: `Window::fill` has every pixel's line inside `source` and its row inside `gradient`; the output
             // is in bounds by `Shared::at`, and this task's own since its tiles and panels are; `KERNELS` of a set are
             // chosen only where the machine has it.
             unsafe { (self.kernels.outer[channels.len() - 1].multiply)(&tile) };

@@ -28,8 +28,10 @@ struct Numbering {
 }
 
 impl Window {
-    /// For output pixels `pixels`; rows of the packed gradient are `width` floats.
-    pub fn fill(&mut self, outer: &Outer, width: usize, pixels: &Range<usize>) {
+    /// For output pixels `pixels` and a source of `source_len` floats; rows of the packed gradient are `width` floats.
+    /// The kernels rely on what is asserted on the way: source pixels with their channels are inside the source, lines
+    /// inside the packed source, rows of the gradient inside the packed gradient.
+    pub fn fill(&mut self, outer: &Outer, source_len: usize, width: usize, pixels: &Range<usize>) {
         self.source.clear();
         self.pixels.clear();
         self.ends.clear();
@@ -54,18 +56,23 @@ impl Window {
                 _ => outer.w,
             },
         };
-        self.number_source(outer, &numbering, rows.clone());
+        self.number_source(outer, source_len, &numbering, rows.clone());
         for tap in 0..outer.taps() {
             self.push_tap(outer, &numbering, tap, width, pixels, rows.clone());
             self.ends.push(self.pixels.len());
         }
     }
 
-    fn number_source(&mut self, outer: &Outer, numbering: &Numbering, rows: Range<usize>) {
+    fn number_source(&mut self, outer: &Outer, source_len: usize, numbering: &Numbering, rows: Range<usize>) {
         let step = if numbering.sparse_columns { outer.stride } else { 1 };
         let mut push = |row: usize| {
-            let first = row * outer.w + numbering.first_q * step;
-            self.source.extend((0..numbering.columns).map(|x| ((first + x * step) * outer.pitch) as u32));
+            let first = (row * outer.w + numbering.first_q * step) * outer.pitch;
+            let step = step * outer.pitch;
+            assert!(
+                first + (numbering.columns - 1) * step + outer.channels <= source_len,
+                "a source pixel too far"
+            );
+            self.source.extend((0..numbering.columns).map(|x| (first + x * step) as u32));
         };
         if numbering.sparse_rows {
             rows.for_each(|row| push(row / outer.p * outer.h + row % outer.p * outer.stride));
@@ -99,31 +106,27 @@ impl Window {
             } else {
                 image * h + y - pad - numbering.first_source_row
             };
-            let packed_row = packed_row * numbering.columns;
             let first = first_q.max(pixels.start.saturating_sub(row * q_size));
             let past = past_q.min(pixels.end - row * q_size);
-            let gradient = (row * q_size) as isize - pixels.start as isize;
-            self.pixels.extend((first..past).map(|q| {
-                let column =
-                    if numbering.sparse_columns { q - numbering.first_q } else { q * stride + s - pad };
-                let gradient = (gradient + q as isize) as usize;
-                [((packed_row + column) * LINE) as u32, (gradient * width) as u32]
-            }));
+            if first >= past {
+                continue;
+            }
+            let (column, step) = if numbering.sparse_columns {
+                (first - numbering.first_q, 1)
+            } else {
+                (first * stride + s - pad, stride)
+            };
+            let source = packed_row * numbering.columns + column;
+            let gradient = row * q_size + first - pixels.start;
+            let count = past - first;
+            assert!(source + (count - 1) * step < self.source.len() && gradient + count <= pixels.len());
+            let pair = |i: usize| [((source + i * step) * LINE) as u32, ((gradient + i) * width) as u32];
+            self.pixels.extend((0..count).map(pair));
         }
     }
 
     pub fn of(&self, tap: usize) -> &[[u32; 2]] {
         let start = if tap == 0 { 0 } else { self.ends[tap - 1] };
         &self.pixels[start..self.ends[tap]]
-    }
-
-    /// What the kernels rely on: with `channels` floats each, source pixels are inside a source of `source_len`; lines
-    /// are inside the packed source, rows of `width` inside the packed gradient of `count` pixels.
-    pub fn check(&self, channels: usize, source_len: usize, width: usize, count: usize) {
-        let source = self.source.iter().max().map_or(0, |largest| *largest as usize + channels);
-        assert!(source <= source_len, "a source pixel beyond the last image");
-        let largest = self.pixels.iter().fold([0; 2], |a, b| [a[0].max(b[0]), a[1].max(b[1])]);
-        assert!(self.pixels.is_empty() || largest[0] as usize + LINE <= self.source.len() * LINE);
-        assert!(self.pixels.is_empty() || largest[1] as usize + width <= count * width);
     }
 }
