@@ -106,14 +106,10 @@ struct Plan {
     tile_tasks: usize,
     /// Tiles of the channels of one tap.
     channel_tiles: usize,
-    /// Pixels that are summed before results leave the registers.
-    block: usize,
 }
 
-/// Tasks that a layer is cut into where it can be, for any number of cores to share.
-const TASKS: usize = 32;
-/// Pixels that make a split worth its partial gradient, which is written and read once.
-const SPLIT_PIXELS: usize = 2048;
+/// Tasks that a layer is cut into where it can be, for cores to share.
+const TASKS: usize = 16;
 /// Pixels of a block: a tile's operands then fill three quarters of an L1 cache.
 const BLOCK_PIXELS: usize = 192;
 /// Pixels that are packed at a time.
@@ -137,23 +133,30 @@ impl Outer {
         self.images * self.p * self.q
     }
 
+    /// The cut with the least work a core, where work is multiply-adds (by the vector) and floats moved: x is packed
+    /// by every panel task, dy by every tile task, and each split's gradient is written and read.
     fn plan(&self, kernels: &Kernels) -> Plan {
-        let splits = (self.pixels() / SPLIT_PIXELS).clamp(1, TASKS);
         let panels = self.k.div_ceil(kernels.width);
         let channel_tiles = self.channels.div_ceil(kernels.outer.len());
-        // Packing costs least where the cuts leave pieces that are as wide one way as the other.
-        let wanted = TASKS.div_ceil(splits);
-        let (mut panel_tasks, mut tile_tasks) = (1, 1);
-        while panel_tasks * tile_tasks < wanted && panel_tasks * tile_tasks < panels * channel_tiles {
-            let wide = panels * kernels.width / panel_tasks;
-            let tall = channel_tiles * kernels.outer.len() / tile_tasks;
-            if (wide >= tall || tile_tasks == channel_tiles) && panel_tasks < panels {
-                panel_tasks = panels.min(2 * panel_tasks);
-            } else {
-                tile_tasks = channel_tiles.min(2 * tile_tasks);
+        let pixels = self.pixels();
+        let weights = self.taps() * self.channels * self.k;
+        let most_splits = pixels.div_ceil(BLOCK_PIXELS).clamp(1, TASKS);
+        let powers = |most: usize| (0..).map(|i| 1 << i).take_while(move |power| *power <= most.min(TASKS));
+        let mut best = (u64::MAX, Plan { splits: 1, panel_tasks: 1, tile_tasks: 1, channel_tiles });
+        for splits in powers(most_splits) {
+            for panel_tasks in powers(panels) {
+                for tile_tasks in powers(channel_tiles) {
+                    let moved = pixels * (self.channels * panel_tasks + self.k * tile_tasks)
+                        + if splits > 1 { 2 * splits * weights } else { 0 };
+                    let work = (pixels * weights / kernels.width + moved) as u64;
+                    let cores = TASKS.min(splits * panel_tasks * tile_tasks) as u64;
+                    if work / cores < best.0 {
+                        best = (work / cores, Plan { splits, panel_tasks, tile_tasks, channel_tiles });
+                    }
+                }
             }
         }
-        Plan { splits, panel_tasks, tile_tasks, channel_tiles, block: BLOCK_PIXELS }
+        best.1
     }
 
     /// Writes (or adds to) `out`: [splits][taps][channels][k].
@@ -213,7 +216,7 @@ struct Part<'a> {
 impl Part<'_> {
     fn run(&self, pixels: Range<usize>, accumulate: bool) {
         let width = self.kernels.width;
-        let blocks = pixels.len().div_ceil(self.plan.block).max(1);
+        let blocks = pixels.len().div_ceil(BLOCK_PIXELS).max(1);
         let (mut panels_of_dy, mut tiles_of_x) = (Aligned::default(), Aligned::default());
         let mut window = Window::default();
         for block in 0..blocks {
