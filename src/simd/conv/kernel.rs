@@ -150,6 +150,11 @@ pub(super) struct OuterTile<'a> {
 pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &OuterTile) {
     // SAFETY: the caller's promise.
     unsafe {
+        for m in 0..MR {
+            for j in 0..(NV * V::LANES).div_ceil(LINE) {
+                V::prefetch_write(tile.out.wrapping_add(m * tile.pitch + j * LINE));
+            }
+        }
         let mut acc = [[V::zero(); NV]; MR];
         for &[x, y] in tile.pixels {
             let a = tile.source.add(x as usize);

@@ -11,6 +11,7 @@ use crate::simd::pool::Pool;
 use std::ops::Range;
 
 /// x [n,h,w,c], dy [n,p,q,k] -> dw [r,s,c,k], all f32; `accumulate` adds to dw, otherwise it is overwritten.
+#[allow(clippy::too_many_arguments, reason = "a convolution has three tensors and a place to run")]
 pub fn wgrad(
     pool: &Pool,
     isa: Isa,
@@ -41,11 +42,12 @@ pub fn wgrad(
         "x has {} floats; wgrad counts them in 32 bits",
         source.len()
     );
+    let input = Input { source, dy };
     if plan.splits == 1 {
-        outer.run(pool, kernels, &plan, source, dy, dw, accumulate);
+        outer.run(pool, kernels, &plan, input, dw, accumulate);
     } else {
         let partials = partials.floats(plan.splits * dw.len());
-        outer.run(pool, kernels, &plan, source, dy, partials, false);
+        outer.run(pool, kernels, &plan, input, partials, false);
         sum_partials(pool, partials, dw, accumulate);
     }
 }
@@ -165,8 +167,7 @@ impl Outer {
         pool: &Pool,
         kernels: &Kernels,
         plan: &Plan,
-        source: &[f32],
-        dy: &[f32],
+        input: Input,
         out: &mut [f32],
         accumulate: bool,
     ) {
@@ -183,8 +184,7 @@ impl Outer {
                 outer: self,
                 plan,
                 kernels,
-                source,
-                dy,
+                input,
                 out: &out,
                 start: split * weights,
                 panels: share(panels, part / plan.tile_tasks, plan.panel_tasks),
@@ -199,13 +199,19 @@ impl Outer {
     }
 }
 
+/// What a weight gradient reads: x or its bordered copy, and dy.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    source: &'a [f32],
+    dy: &'a [f32],
+}
+
 /// One task's share: some tiles of channels and some panels, for every tap, over one split of the pixels.
 struct Part<'a> {
     outer: &'a Outer,
     plan: &'a Plan,
     kernels: &'a Kernels,
-    source: &'a [f32],
-    dy: &'a [f32],
+    input: Input<'a>,
     out: &'a Shared<'a>,
     /// Where this split's gradient starts in `out`.
     start: usize,
@@ -222,15 +228,19 @@ impl Part<'_> {
         for block in 0..blocks {
             let first = pixels.start + block * pixels.len() / blocks;
             let past = pixels.start + (block + 1) * pixels.len() / blocks;
-            window.fill(self.outer, self.source.len(), width, &(first..past));
+            window.fill(self.outer, self.input.source.len(), width, &(first..past));
             let gradient = panels_of_dy.floats(self.panels.len() * (past - first) * width);
             self.pack_gradient(first, past - first, gradient);
             let source = tiles_of_x.floats(self.tiles.len() * window.source.len() * LINE);
             self.pack_source(&window.source, source);
-            for tile in self.tiles.clone() {
-                for panel in self.panels.clone() {
-                    self.multiply(tile, panel, &window, source, gradient, accumulate || block > 0);
-                }
+            let (tiles, panels) = (self.tiles.len(), self.panels.len());
+            for i in 0..tiles * panels {
+                // Several taps reuse a panel of dy, which then stays in L1; with a single one, what counts is that
+                // whole rows of dw are written one after the other.
+                let (tile, panel) =
+                    if self.outer.taps() > 1 { (i % tiles, i / tiles) } else { (i / panels, i % panels) };
+                let (tile, panel) = (self.tiles.start + tile, self.panels.start + panel);
+                self.multiply(tile, panel, &window, source, gradient, accumulate || block > 0);
             }
         }
     }
@@ -246,7 +256,7 @@ impl Part<'_> {
         let offsets: [u32; 2 * CHUNK] = std::array::from_fn(|i| (i * k) as u32);
         for start in (0..count).step_by(CHUNK) {
             let rows = CHUNK.min(count - start);
-            let from = &self.dy[(first + start) * k..(first + start + rows) * k];
+            let from = &self.input.dy[(first + start) * k..(first + start + rows) * k];
             for (i, panel) in self.panels.clone().enumerate() {
                 let to = &mut to[(i * count + start) * width..][..rows * width];
                 if (panel + 1) * width > k {
@@ -278,7 +288,7 @@ impl Part<'_> {
                 let to = &mut to[(i * pixels.len() + start) * LINE..][..offsets.len() * LINE];
                 let collect = self.kernels.outer[channels.len() - 1].collect;
                 let runs = Runs {
-                    source: self.source[channels.start..].as_ptr(),
+                    source: self.input.source[channels.start..].as_ptr(),
                     offsets,
                     ahead: &pixels[end..pixels.len().min(end + CHUNK)],
                     to: to.as_mut_ptr(),
