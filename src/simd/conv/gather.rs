@@ -142,12 +142,38 @@ impl Gather {
         }
     }
 
-    /// The image and the site of output pixel `index` in the order of computation.
-    fn locate(&self, index: usize, group: usize) -> (usize, &Site) {
+    /// A cursor at output pixel `index` in the order of computation.
+    fn locate(&self, index: usize, group: usize) -> Cursor {
         let first = index / (group * self.sites.len()) * group;
         let rest = index - first * self.sites.len();
-        let images = group.min(self.images - first);
-        (first + rest % images, &self.sites[rest / images])
+        let past = self.images.min(first + group);
+        Cursor { group, first, past, image: first + rest % (past - first), site: rest / (past - first) }
+    }
+}
+
+/// A place in the order of computation: group by group, in each site by site, at each image by image.
+struct Cursor {
+    group: usize,
+    /// The group's images.
+    first: usize,
+    past: usize,
+    image: usize,
+    site: usize,
+}
+
+impl Cursor {
+    fn advance(&mut self, gather: &Gather) {
+        self.image += 1;
+        if self.image < self.past {
+            return;
+        }
+        self.site += 1;
+        if self.site == gather.sites.len() {
+            self.site = 0;
+            self.first = self.past;
+            self.past = gather.images.min(self.first + self.group);
+        }
+        self.image = self.first;
     }
 }
 
@@ -205,15 +231,19 @@ impl Tables {
         };
         let pixels = gather.images * gather.sites.len();
         let (mut masks, mut origins) = (vec![0u64; mr], vec![0isize; mr]);
+        let mut cursor = gather.locate(tiles.start * mr, plan.group);
         for tile in tiles {
             let rows = mr.min(pixels - tile * mr);
             for m in 0..mr {
-                // The rows that a last tile lacks read what its last pixel reads; nobody writes them.
-                let (image, site) = gather.locate(tile * mr + m.min(rows - 1), plan.group);
+                let (image, site) = (cursor.image, &gather.sites[cursor.site]);
                 masks[m] = site.taps;
                 origins[m] = (image * gather.source_pixels) as isize + site.origin;
                 let at = (image * gather.sites.len() + site.pixel) * gather.out_channels;
                 tables.outs.push(out.at(at, gather.out_channels));
+                // The rows that a last tile lacks read what its last pixel reads; nobody writes them.
+                if tile * mr + m + 1 < pixels {
+                    cursor.advance(gather);
+                }
             }
             tables.push_sources(gather, input, &masks, &origins);
             tables.tiles.push(TileTable { slices_end: tables.slices.len(), rows });
