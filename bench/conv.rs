@@ -1,7 +1,9 @@
 //! `cargo bench --bench conv`: the convolutions of ResNet-50, in shares of this machine's multiply-add peak.
 //!
 //! CONV_SETTINGS: resolution:batch pairs, "224:16,64:64" by default. CONV_THREADS: threads, one a core by default.
-//! CONV_REPEATS: repetitions, of which the fastest counts. CONV_ONLY: forward, dgrad or wgrad. ENGINE_ISA as ever.
+//! CONV_REPEATS: repetitions, of which the fastest counts. CONV_ONLY: forward, dgrad or wgrad. CONV_SHAPES: only shapes
+//! whose printed name contains this. ENGINE_ISA as ever.
+//! With one thread, time is what the thread had of the CPU (on Linux), which other processes disturb less.
 //!
 //! Operations are counted in full, padding included, as everybody does; kernels skip some of it, so that a share of
 //! small maps can be above 100 %.
@@ -49,6 +51,9 @@ fn run_setting(pool: &Pool, isa: Isa, resolution: usize, batch: usize, repeats: 
     for (i, (shape, count)) in distinct_shapes(resolution).into_iter().enumerate() {
         let ConvShape { h, c, k, r, stride, .. } = shape;
         let name = format!("{h}x{h} {c}->{k} {r}x{r}/{stride}");
+        if std::env::var("CONV_SHAPES").is_ok_and(|wanted| !name.contains(&wanted)) {
+            continue;
+        }
         let mut layer = Layer::new(shape, batch);
         for (direction, total) in DIRECTIONS.into_iter().zip(&mut totals) {
             // Nobody needs the gradient by the pixels of the image.
@@ -98,6 +103,29 @@ fn distinct_shapes(resolution: usize) -> Vec<(ConvShape, usize)> {
     shapes
 }
 
+/// Seconds: of this thread's CPU time when it works alone, else of the wall clock.
+fn clock(pool: &Pool) -> f64 {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    #[cfg(target_os = "linux")]
+    if pool.threads() == 1 {
+        return thread_seconds();
+    }
+    START.elapsed().as_secs_f64()
+}
+
+#[cfg(target_os = "linux")]
+fn thread_seconds() -> f64 {
+    unsafe extern "C" {
+        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
+    }
+    const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
+    let mut time = [0; 2];
+    // SAFETY: the C library's function; a timespec is two 64-bit integers on 64-bit Linux.
+    let status = unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(status, 0, "no CPU time of a thread");
+    time[0] as f64 + time[1] as f64 * 1e-9
+}
+
 struct Layer {
     shape: ConvShape,
     batch: usize,
@@ -123,15 +151,17 @@ impl Layer {
         let (mut seconds, mut peak) = (f64::INFINITY, 0.0f64);
         // The first call grows the scratch buffers.
         for repeat in 0..=repeats {
-            peak = peak.max(peak::measure(pool, isa));
-            let start = Instant::now();
+            let start = clock(pool);
+            let operations = peak::run(pool, isa);
+            peak = peak.max(operations / (clock(pool) - start));
+            let start = clock(pool);
             match direction {
                 "forward" => forward(pool, isa, shape, *batch, x, w, y, scratch),
                 "dgrad" => dgrad(pool, isa, shape, *batch, y, w, x, false, scratch),
                 _ => wgrad(pool, isa, shape, *batch, x, y, w, false, scratch),
             }
             if repeat > 0 {
-                seconds = seconds.min(start.elapsed().as_secs_f64());
+                seconds = seconds.min(clock(pool) - start);
             }
         }
         (seconds, peak)

@@ -5,16 +5,23 @@ use super::pool::Pool;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Multiply-adds of one thread of one measurement, in registers; a few milliseconds' worth.
-const STEPS: usize = 1 << 20;
+/// Independent chains of multiply-adds in registers: more than their latency times the number of units.
 const CHAINS: usize = 12;
+/// Multiply-adds of a chain.
+const STEPS: usize = 1 << 18;
 
-/// Seconds-free view of one measurement: f32 operations (two a multiply-add) per second of all the pool's threads
-/// together, once. Take the largest of several, between the measurements that it is compared with.
+/// f32 operations (two a multiply-add) per second of all the pool's threads together, measured once. Take the largest
+/// of several, between the measurements that it is compared with.
 pub fn measure(pool: &Pool, isa: Isa) -> f64 {
-    assert!(Isa::available().contains(&isa), "this machine has no {}", isa.name());
     let start = Instant::now();
-    pool.run(pool.threads() * 4, &|_| {
+    run(pool, isa) / start.elapsed().as_secs_f64()
+}
+
+/// Keeps the pool's multiply-add units busy for some milliseconds, and returns how many operations that were.
+pub fn run(pool: &Pool, isa: Isa) -> f64 {
+    assert!(Isa::available().contains(&isa), "this machine has no {}", isa.name());
+    let tasks = pool.threads() * 4;
+    pool.run(tasks, &|_| {
         // SAFETY: the machine has the instructions, checked above.
         unsafe { chains(isa) }
     });
@@ -23,8 +30,7 @@ pub fn measure(pool: &Pool, isa: Isa) -> f64 {
         Isa::Avx2 => 8,
         Isa::Neon | Isa::Portable => 4,
     };
-    let operations = 2 * lanes * CHAINS * (STEPS / 4) * pool.threads() * 4;
-    operations as f64 / start.elapsed().as_secs_f64()
+    (2 * lanes * CHAINS * STEPS * tasks) as f64
 }
 
 /// # Safety
@@ -44,14 +50,13 @@ unsafe fn chains(isa: Isa) {
     }
 }
 
-/// Independent chains, more than the latency times the number of units, each `STEPS / 4` long.
 macro_rules! chains {
     ($name:ident, $features:literal, $splat:path, $mul_add:path) => {
         #[target_feature(enable = $features)]
         unsafe fn $name() {
             let (a, b) = (black_box($splat(0.999)), black_box($splat(1e-3)));
             let mut sums = [b; CHAINS];
-            for _ in 0..STEPS / 4 {
+            for _ in 0..STEPS {
                 for sum in &mut sums {
                     *sum = $mul_add(*sum, a, b);
                 }
@@ -75,7 +80,7 @@ chains!(neon, "neon", vdupq_n_f32, vfmaq_f32);
 fn portable() {
     let (a, b) = (black_box([0.999f32; 4]), black_box([1e-3f32; 4]));
     let mut sums = [b; CHAINS];
-    for _ in 0..STEPS / 4 {
+    for _ in 0..STEPS {
         for sum in &mut sums {
             for i in 0..4 {
                 sum[i] = sum[i] * a[i] + b[i];

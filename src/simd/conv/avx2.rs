@@ -36,6 +36,16 @@ impl Lanes for __m256 {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         unsafe { _mm256_fmadd_ps(a, b, self) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_write(line: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) }
+    }
 }
 
 kernels!("avx2,fma", __m256, gather: 6 x 2, outer: [1 2 3 4 5 6]);

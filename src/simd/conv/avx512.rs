@@ -36,6 +36,16 @@ impl Lanes for __m512 {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         unsafe { _mm512_fmadd_ps(a, b, self) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(line: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_write(line: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) }
+    }
 }
 
 // 13 rows of the weight gradient: 64 channels are then 5 tiles with one row to spare.

@@ -7,6 +7,7 @@ use crate::simd::isa::Isa;
 use crate::simd::pool::Pool;
 
 /// dy [n,p,q,k], w [r,s,c,k] -> dx [n,h,w,c], all f32; `accumulate` adds to dx, otherwise all of it is overwritten.
+#[allow(clippy::too_many_arguments, reason = "a convolution has three tensors and a place to run")]
 pub fn dgrad(
     pool: &Pool,
     isa: Isa,

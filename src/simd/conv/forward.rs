@@ -7,6 +7,7 @@ use crate::simd::isa::Isa;
 use crate::simd::pool::Pool;
 
 /// x [n,h,w,c], w [r,s,c,k] -> y [n,p,q,k], all f32.
+#[allow(clippy::too_many_arguments, reason = "a convolution has three tensors and a place to run")]
 pub fn forward(
     pool: &Pool,
     isa: Isa,

@@ -8,6 +8,7 @@
 use super::kernel::{GatherTile, Kernels};
 use super::pack::Shared;
 use crate::simd::pool::Pool;
+use std::ops::Range;
 
 /// An output pixel of one image.
 pub(super) struct Site {
@@ -40,6 +41,8 @@ pub(super) struct Gather {
 pub(super) const TASKS: usize = 32;
 /// Taps times channels of a panel block: with 32 columns a quarter of a megabyte, which stays in the L2 cache.
 const PANEL_ROWS: usize = 2048;
+/// The same for the panels that a tile is multiplied by before the next tile's turn.
+const GROUP_ROWS: usize = 4096;
 /// Channels of a block, so that the source pixels of a task stay in L2 beside the panel.
 const BLOCK_CHANNELS: usize = 512;
 /// Floats of the source that a task works on at a time.
@@ -59,6 +62,8 @@ struct Plan {
     panel_tasks: usize,
     /// Channels of a block.
     block: usize,
+    /// Panels of which a block stays in cache together.
+    group_panels: usize,
 }
 
 impl Gather {
@@ -83,6 +88,7 @@ impl Gather {
             panels,
             panel_tasks: panels.min(TASKS.div_ceil(pixel_tasks)),
             block,
+            group_panels: (GROUP_ROWS / (block * self.offsets.len())).max(1),
         }
     }
 
@@ -106,12 +112,13 @@ impl Gather {
                 panels * plan.panels / plan.panel_tasks..(panels + 1) * plan.panels / plan.panel_tasks;
             for first in (0..this.channels).step_by(plan.block) {
                 let len = plan.block.min(this.channels - first);
-                for panel in panels.clone() {
+                for start in panels.clone().step_by(plan.group_panels) {
+                    let panels = start..panels.end.min(start + plan.group_panels);
                     tables.multiply(
                         this,
                         kernels,
                         input,
-                        Block { first, len, panel },
+                        &Block { first, len, panels },
                         accumulate || first > 0,
                     );
                 }
@@ -135,12 +142,38 @@ impl Gather {
         }
     }
 
-    /// The image and the site of output pixel `index` in the order of computation.
-    fn locate(&self, index: usize, group: usize) -> (usize, &Site) {
+    /// A cursor at output pixel `index` in the order of computation.
+    fn locate(&self, index: usize, group: usize) -> Cursor {
         let first = index / (group * self.sites.len()) * group;
         let rest = index - first * self.sites.len();
-        let images = group.min(self.images - first);
-        (first + rest % images, &self.sites[rest / images])
+        let past = self.images.min(first + group);
+        Cursor { group, first, past, image: first + rest % (past - first), site: rest / (past - first) }
+    }
+}
+
+/// A place in the order of computation: group by group, in each site by site, at each image by image.
+struct Cursor {
+    group: usize,
+    /// The group's images.
+    first: usize,
+    past: usize,
+    image: usize,
+    site: usize,
+}
+
+impl Cursor {
+    fn advance(&mut self, gather: &Gather) {
+        self.image += 1;
+        if self.image < self.past {
+            return;
+        }
+        self.site += 1;
+        if self.site == gather.sites.len() {
+            self.site = 0;
+            self.first = self.past;
+            self.past = gather.images.min(self.first + self.group);
+        }
+        self.image = self.first;
     }
 }
 
@@ -151,12 +184,18 @@ pub(super) struct Input<'a> {
     pub zeros: &'a [f32],
 }
 
-/// A range of channels of one panel.
-#[derive(Clone, Copy)]
+impl Input<'_> {
+    fn panel(&self, gather: &Gather, kernels: &Kernels, panel: usize) -> &[f32] {
+        let floats = gather.offsets.len() * gather.channels * kernels.width;
+        &self.panels[panel * floats..][..floats]
+    }
+}
+
+/// A range of channels of some panels.
 struct Block {
     first: usize,
     len: usize,
-    panel: usize,
+    panels: Range<usize>,
 }
 
 /// The pointers of a run of tiles, made once and used for every panel.
@@ -180,27 +219,31 @@ impl Tables {
         kernels: &Kernels,
         input: &Input,
         out: &Shared,
-        tiles: std::ops::Range<usize>,
+        tiles: Range<usize>,
     ) -> Self {
         let mr = kernels.gather_rows;
         let taps = gather.offsets.len();
         let mut tables = Self {
-            sources: Vec::with_capacity(tiles.len() * taps * mr),
+            sources: Vec::with_capacity(tiles.len() * taps * mr.next_multiple_of(4)),
             slices: Vec::with_capacity(tiles.len() * taps),
             outs: Vec::with_capacity(tiles.len() * mr),
             tiles: Vec::with_capacity(tiles.len()),
         };
         let pixels = gather.images * gather.sites.len();
         let (mut masks, mut origins) = (vec![0u64; mr], vec![0isize; mr]);
+        let mut cursor = gather.locate(tiles.start * mr, plan.group);
         for tile in tiles {
             let rows = mr.min(pixels - tile * mr);
             for m in 0..mr {
-                // The rows that a last tile lacks read what its last pixel reads; nobody writes them.
-                let (image, site) = gather.locate(tile * mr + m.min(rows - 1), plan.group);
+                let (image, site) = (cursor.image, &gather.sites[cursor.site]);
                 masks[m] = site.taps;
                 origins[m] = (image * gather.source_pixels) as isize + site.origin;
                 let at = (image * gather.sites.len() + site.pixel) * gather.out_channels;
                 tables.outs.push(out.at(at, gather.out_channels));
+                // The rows that a last tile lacks read what its last pixel reads; nobody writes them.
+                if tile * mr + m + 1 < pixels {
+                    cursor.advance(gather);
+                }
             }
             tables.push_sources(gather, input, &masks, &origins);
             tables.tiles.push(TileTable { slices_end: tables.slices.len(), rows });
@@ -222,41 +265,47 @@ impl Tables {
                 let inside = source.wrapping_offset((origin + offset) * pitch);
                 if mask >> t & 1 == 1 { inside } else { zeros }
             }));
+            self.sources.resize(self.slices.len() * masks.len().next_multiple_of(4), zeros);
         }
     }
 
-    fn multiply(&self, gather: &Gather, kernels: &Kernels, input: &Input, block: Block, accumulate: bool) {
-        let (mr, width) = (kernels.gather_rows, kernels.width);
-        let column = block.panel * width;
-        let panel_floats = gather.offsets.len() * gather.channels * width;
-        let panel = &input.panels[block.panel * panel_floats..][..panel_floats];
-        let mut slices_start = 0;
-        let mut out = vec![std::ptr::null_mut(); mr];
+    fn multiply(&self, gather: &Gather, kernels: &Kernels, input: &Input, block: &Block, accumulate: bool) {
+        let mr = kernels.gather_rows;
+        let mut start = 0;
         for (tile, table) in self.tiles.iter().enumerate() {
-            let slices = slices_start..table.slices_end;
-            slices_start = table.slices_end;
+            let slices = start..table.slices_end;
+            start = table.slices_end;
             if slices.is_empty() && accumulate {
                 continue;
             }
-            for (to, from) in out.iter_mut().zip(&self.outs[tile * mr..]) {
-                *to = from.wrapping_add(column);
+            let stride = mr.next_multiple_of(4);
+            let sources = |slices: Range<usize>| &self.sources[slices.start * stride..slices.end * stride];
+            let own = sources(slices.clone());
+            // Where the next tile has other taps, it is not worth the trouble.
+            let after = self.tiles.get(tile + 1).map(|next| start..next.slices_end);
+            let next = after.filter(|next| next.len() == slices.len()).map_or(own, sources);
+            let outs = &self.outs[tile * mr..][..mr];
+            for panel in block.panels.clone() {
+                let column = panel * kernels.width;
+                let tile = GatherTile {
+                    sources: own,
+                    next: if panel == block.panels.start { next } else { own },
+                    slices: &self.slices[slices.clone()],
+                    first: block.first,
+                    len: block.len,
+                    panel: input.panel(gather, kernels, panel).as_ptr(),
+                    channels: gather.channels,
+                    out: outs,
+                    column,
+                    rows: table.rows,
+                    cols: kernels.width.min(gather.out_channels - column),
+                    accumulate,
+                };
+                // SAFETY: sources are zeros or pixels that `check_sites` found inside the source; the panel is sliced
+                // by `Input::panel`; output pixels are in bounds by `Shared::at`, and this task's own since the order
+                // of computation names each pixel once; `KERNELS` of a set are chosen only where the machine has it.
+                unsafe { (kernels.gather)(&tile) };
             }
-            let tile = GatherTile {
-                sources: &self.sources[slices.start * mr..slices.end * mr],
-                slices: &self.slices[slices],
-                first: block.first,
-                len: block.len,
-                panel: panel.as_ptr(),
-                channels: gather.channels,
-                out: &out,
-                rows: table.rows,
-                cols: width.min(gather.out_channels - column),
-                accumulate,
-            };
-            // SAFETY: sources are zeros or pixels that `check_sites` found inside the source; the panel is sliced
-            // above; output pixels are in bounds by `Shared::at`, and this task's own since the order of computation
-            // names each pixel once; `KERNELS` of a set are chosen only where the machine has it.
-            unsafe { (kernels.gather)(&tile) };
         }
     }
 }

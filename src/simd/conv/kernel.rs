@@ -1,5 +1,9 @@
 //! The two micro-kernels, written once over a vector register type; the ISA files instantiate them under their
 //! `#[target_feature]`, where everything here is inlined.
+//!
+//! Accumulators are only indexed, by loops with constant bounds: reached through an iterator or a variable index they
+//! live in memory, stored at every step.
+#![allow(clippy::needless_range_loop, reason = "see above")]
 
 /// A register of f32 lanes. Methods are only called, and always inlined, inside functions that enable the instructions.
 pub(super) trait Lanes: Copy {
@@ -12,13 +16,22 @@ pub(super) trait Lanes: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// self + a * b
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Starts to fetch a cache line that will be read; any address will do.
+    unsafe fn prefetch(_line: *const f32) {}
+    /// Starts to fetch a cache line that will be written; any address will do.
+    unsafe fn prefetch_write(_line: *const f32) {}
 }
+
+/// Floats of a cache line.
+pub(super) const LINE: usize = 16;
 
 /// One tile of `rows` output pixels by one panel of output channels:
 /// `out[m][j] (+)= sum over taps t and channels i of sources[t][m][first + i] * panel[slices[t]][first + i][j]`.
 pub(super) struct GatherTile<'a> {
-    /// [taps][MR] pointers to the channels of a source pixel, or to zeros.
+    /// [taps][MR, rounded up to a multiple of 4] pointers to the channels of a source pixel, or to zeros.
     pub sources: &'a [*const f32],
+    /// As many pointers to what is to be fetched meanwhile: the sources of the tile after this one.
+    pub next: &'a [*const f32],
     /// [taps] which tap of the panel each one multiplies.
     pub slices: &'a [u32],
     /// First channel of the block, and how many.
@@ -28,8 +41,10 @@ pub(super) struct GatherTile<'a> {
     pub panel: *const f32,
     /// Channels of a tap in the panel.
     pub channels: usize,
-    /// [MR] where each pixel's first output channel of this panel goes; only the first `rows` are used.
+    /// [MR] output pixels; only the first `rows` are written.
     pub out: &'a [*mut f32],
+    /// This panel's first output channel.
+    pub column: usize,
     pub rows: usize,
     /// Output channels that exist in this panel, at most NR.
     pub cols: usize,
@@ -39,47 +54,86 @@ pub(super) struct GatherTile<'a> {
 
 /// # Safety
 /// Every source has `first + len` readable floats, the panel `channels * NR` for every slice named, every output
-/// pixel `cols` writable floats; the machine has the instructions of `V`.
+/// pixel `cols` writable floats from `column` on; the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn gather<V: Lanes, const MR: usize, const NV: usize>(tile: &GatherTile) {
-    assert!(tile.sources.len() == tile.slices.len() * MR && tile.out.len() == MR);
-    let width = V::LANES * NV;
+    let (width, stride) = (V::LANES * NV, MR.next_multiple_of(4));
+    assert!(tile.sources.len() == tile.slices.len() * stride && tile.next.len() == tile.sources.len());
+    assert!(tile.out.len() == MR);
     // SAFETY: the caller's promise; table sizes are checked above.
     unsafe {
+        for &row in tile.out {
+            for line in (0..width).step_by(LINE) {
+                V::prefetch_write(row.wrapping_add(tile.column + line));
+            }
+        }
         let mut acc = [[V::zero(); NV]; MR];
         for (t, &slice) in tile.slices.iter().enumerate() {
             let mut a = [std::ptr::null(); MR];
-            for m in 0..MR {
-                a[m] = tile.sources.get_unchecked(t * MR + m).add(tile.first);
+            for (m, a) in a.iter_mut().enumerate() {
+                *a = tile.sources.get_unchecked(t * stride + m).add(tile.first);
             }
             let mut w = tile.panel.add((slice as usize * tile.channels + tile.first) * width);
-            for i in 0..tile.len {
-                let mut b = [V::zero(); NV];
-                for j in 0..NV {
-                    b[j] = V::load(w.add(j * V::LANES));
-                }
-                for m in 0..MR {
-                    let x = V::splat(a[m].add(i));
-                    for j in 0..NV {
-                        acc[m][j] = acc[m][j].mul_add(x, b[j]);
+            let ahead = tile.next.as_ptr().wrapping_add(t * stride);
+            let mut i = 0;
+            // Four steps at a time: the first MR steps of a line each fetch a line of the tile to come.
+            while i + 4 <= tile.len {
+                if i % LINE < stride {
+                    for u in 0..4 {
+                        let row = *ahead.wrapping_add(i % LINE + u);
+                        V::prefetch(row.wrapping_add(tile.first + i - i % LINE));
                     }
                 }
+                step::<V, MR, NV>(&mut acc, &a, i, w);
+                step::<V, MR, NV>(&mut acc, &a, i + 1, w.add(width));
+                step::<V, MR, NV>(&mut acc, &a, i + 2, w.add(2 * width));
+                step::<V, MR, NV>(&mut acc, &a, i + 3, w.add(3 * width));
+                w = w.add(4 * width);
+                i += 4;
+            }
+            while i < tile.len {
+                step::<V, MR, NV>(&mut acc, &a, i, w);
                 w = w.add(width);
+                i += 1;
             }
         }
-        let row = |m: usize| *tile.out.get_unchecked(m);
+        let row = |m: usize| tile.out.get_unchecked(m).wrapping_add(tile.column);
         write_tile(&acc, row, tile.rows, tile.cols, tile.accumulate);
     }
 }
 
-/// `MR` rows of the weight gradient by one panel of its columns, summed over `pixels`:
+/// One channel of every source pixel times one row of the panel.
+///
+/// # Safety
+/// As [`gather`], which it is a part of.
+#[inline(always)]
+unsafe fn step<V: Lanes, const MR: usize, const NV: usize>(
+    acc: &mut [[V; NV]; MR],
+    a: &[*const f32; MR],
+    i: usize,
+    w: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut b = [V::zero(); NV];
+        for j in 0..NV {
+            b[j] = V::load(w.add(j * V::LANES));
+        }
+        for m in 0..MR {
+            let x = V::splat(a[m].add(i));
+            for j in 0..NV {
+                acc[m][j] = acc[m][j].mul_add(x, b[j]);
+            }
+        }
+    }
+}
+
+/// `MR` rows of the weight gradient by one panel of its columns, summed over some pixels:
 /// `out[m][j] (+)= sum over (x, y) in pixels of source[x + m] * gradient[y + j]`.
 pub(super) struct OuterTile<'a> {
-    /// Offsets in floats: of the source pixel, of the gradient's row.
+    /// Where each pixel starts in `source`, and in `gradient`.
     pub pixels: &'a [[u32; 2]],
-    /// The first of the tile's `MR` channels of source pixel 0.
     pub source: *const f32,
-    /// Rows of NR floats.
     pub gradient: *const f32,
     pub out: *mut f32,
     /// Floats from one row of `out` to the next.
@@ -90,12 +144,17 @@ pub(super) struct OuterTile<'a> {
 }
 
 /// # Safety
-/// For every pixel, `MR` floats can be read at its source offset and NR at its gradient offset; `out` has `MR` rows of
-/// `cols` writable floats; the machine has the instructions of `V`.
+/// For every pixel, `source` has `MR` readable floats and `gradient` NR; `out` has `MR` rows of `cols` writable floats;
+/// the machine has the instructions of `V`.
 #[inline(always)]
 pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &OuterTile) {
     // SAFETY: the caller's promise.
     unsafe {
+        for m in 0..MR {
+            for j in 0..(NV * V::LANES).div_ceil(LINE) {
+                V::prefetch_write(tile.out.wrapping_add(m * tile.pitch + j * LINE));
+            }
+        }
         let mut acc = [[V::zero(); NV]; MR];
         for &[x, y] in tile.pixels {
             let a = tile.source.add(x as usize);
@@ -111,7 +170,39 @@ pub(super) unsafe fn outer<V: Lanes, const MR: usize, const NV: usize>(tile: &Ou
                 }
             }
         }
-        write_tile(&acc, |m| tile.out.add(m * tile.pitch), MR, tile.cols, tile.accumulate);
+        write_tile(&acc, |m| tile.out.wrapping_add(m * tile.pitch), MR, tile.cols, tile.accumulate);
+    }
+}
+
+/// Runs of floats to copy: from each of `offsets` in `source` to every `pitch`th float of `to`.
+pub(super) struct Runs<'a> {
+    pub source: *const f32,
+    pub offsets: &'a [u32],
+    /// Offsets that will be copied next, to be fetched meanwhile; any will do.
+    pub ahead: &'a [u32],
+    pub to: *mut f32,
+    pub pitch: usize,
+}
+
+/// Copies `LEN` floats a run.
+///
+/// # Safety
+/// `source` has `LEN` readable floats at each offset, `to` room for all.
+#[inline(always)]
+pub(super) unsafe fn collect<V: Lanes, const LEN: usize>(runs: &Runs) {
+    // SAFETY: the caller's promise; an array of floats has the alignment of a float.
+    unsafe {
+        for &offset in runs.ahead {
+            let next = runs.source.wrapping_add(offset as usize);
+            V::prefetch(next);
+            if LEN > LINE {
+                V::prefetch(next.wrapping_add(LINE));
+            }
+        }
+        for (i, &offset) in runs.offsets.iter().enumerate() {
+            let run = *runs.source.add(offset as usize).cast::<[f32; LEN]>();
+            *runs.to.add(i * runs.pitch).cast::<[f32; LEN]>() = run;
+        }
     }
 }
 
@@ -168,8 +259,17 @@ pub(super) struct Kernels {
     /// Channels in a panel, NR, of both kernels.
     pub width: usize,
     pub gather: unsafe fn(&GatherTile),
+    /// Copies runs of NR floats.
+    pub collect: unsafe fn(&Runs),
     /// Indexed by the number of rows less one: `outer[12]` makes 13 rows.
-    pub outer: &'static [unsafe fn(&OuterTile)],
+    pub outer: &'static [Outer],
+}
+
+/// The wgrad kernels for one number of rows.
+pub(super) struct Outer {
+    pub multiply: unsafe fn(&OuterTile),
+    /// Copies runs of as many floats.
+    pub collect: unsafe fn(&Runs),
 }
 
 /// Instantiates both kernels for a register type under its target features: a module of its own per set.
@@ -187,11 +287,18 @@ macro_rules! kernels {
             unsafe { crate::simd::conv::kernel::outer::<$lanes, MR, $vectors>(tile) }
         }
 
+        #[target_feature(enable = $features)]
+        unsafe fn collect<const LEN: usize>(runs: &crate::simd::conv::kernel::Runs) {
+            // SAFETY: this function's caller promises what the kernel asks for.
+            unsafe { crate::simd::conv::kernel::collect::<$lanes, LEN>(runs) }
+        }
+
         pub(super) static KERNELS: crate::simd::conv::kernel::Kernels = crate::simd::conv::kernel::Kernels {
             gather_rows: $gather,
             width: $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES,
             gather,
-            outer: &[$(outer::<$rows>),*],
+            collect: collect::<{ $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES }>,
+            outer: &[$(crate::simd::conv::kernel::Outer { multiply: outer::<$rows>, collect: collect::<$rows> }),*],
         };
     };
 }

@@ -17,6 +17,7 @@ mod gather;
 mod forward;
 mod dgrad;
 mod wgrad;
+mod window;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

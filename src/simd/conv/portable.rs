@@ -1,6 +1,6 @@
 //! Plain Rust. Multiplies and adds are rounded apart: a fused one is a library call where the instruction is missing.
 
-use super::kernel::{GatherTile, Kernels, Lanes, OuterTile, gather, outer};
+use super::kernel::{GatherTile, Kernels, Lanes, Outer, OuterTile, collect, gather, outer};
 
 #[derive(Clone, Copy)]
 struct Four([f32; 4]);
@@ -52,9 +52,14 @@ unsafe fn outer_2<const MR: usize>(tile: &OuterTile) {
     unsafe { outer::<Four, MR, 2>(tile) }
 }
 
+const fn rows<const MR: usize>() -> Outer {
+    Outer { multiply: outer_2::<MR>, collect: collect::<Four, MR> }
+}
+
 pub(super) static KERNELS: Kernels = Kernels {
     gather_rows: 4,
     width: 8,
     gather: gather_4x2,
-    outer: &[outer_2::<1>, outer_2::<2>, outer_2::<3>, outer_2::<4>],
+    collect: collect::<Four, 8>,
+    outer: &[rows::<1>(), rows::<2>(), rows::<3>(), rows::<4>()],
 };

@@ -1,8 +1,9 @@
 //! dw = the gradient of the loss by w: for every tap, x transposed times dy, summed over the pixels where the tap falls
 //! inside x.
 
-use super::kernel::{Kernels, OuterTile};
+use super::kernel::{Kernels, LINE, OuterTile, Runs};
 use super::pack::{Aligned, Shared};
+use super::window::Window;
 use super::{Scratch, kernels, pack};
 use crate::model::graph::ConvShape;
 use crate::simd::isa::Isa;
@@ -10,6 +11,7 @@ use crate::simd::pool::Pool;
 use std::ops::Range;
 
 /// x [n,h,w,c], dy [n,p,q,k] -> dw [r,s,c,k], all f32; `accumulate` adds to dw, otherwise it is overwritten.
+#[allow(clippy::too_many_arguments, reason = "a convolution has three tensors and a place to run")]
 pub fn wgrad(
     pool: &Pool,
     isa: Isa,
@@ -40,11 +42,12 @@ pub fn wgrad(
         "x has {} floats; wgrad counts them in 32 bits",
         source.len()
     );
+    let input = Input { source, dy };
     if plan.splits == 1 {
-        outer.run(pool, kernels, &plan, source, dy, dw, accumulate);
+        outer.run(pool, kernels, &plan, input, dw, accumulate);
     } else {
         let partials = partials.floats(plan.splits * dw.len());
-        outer.run(pool, kernels, &plan, source, dy, partials, false);
+        outer.run(pool, kernels, &plan, input, partials, false);
         sum_partials(pool, partials, dw, accumulate);
     }
 }
@@ -80,21 +83,21 @@ fn sum_partials(pool: &Pool, partials: &[f32], dw: &mut [f32], accumulate: bool)
 }
 
 /// Addresses of a weight gradient; of x, or of its bordered copy, where a tap is a whole row of the filter.
-struct Outer {
-    images: usize,
-    h: usize,
-    w: usize,
+pub(super) struct Outer {
+    pub images: usize,
+    pub h: usize,
+    pub w: usize,
     /// Floats from one source pixel to the next.
-    pitch: usize,
-    pad: usize,
-    stride: usize,
-    taps_down: usize,
-    taps_across: usize,
+    pub pitch: usize,
+    pub pad: usize,
+    pub stride: usize,
+    pub taps_down: usize,
+    pub taps_across: usize,
     /// Floats of a tap, from the source pixel on.
-    channels: usize,
-    p: usize,
-    q: usize,
-    k: usize,
+    pub channels: usize,
+    pub p: usize,
+    pub q: usize,
+    pub k: usize,
 }
 
 /// How the work is cut: a function of sizes alone, so that no result depends on the number of threads.
@@ -102,19 +105,22 @@ struct Plan {
     /// Parts of the sum, each with a gradient of its own.
     splits: usize,
     panel_tasks: usize,
-    row_tasks: usize,
+    tile_tasks: usize,
     /// Tiles of the channels of one tap.
     channel_tiles: usize,
-    /// Pixels that are summed before results leave the registers.
-    block: usize,
 }
 
-/// Tasks that a layer is cut into where it can be, for any number of cores to share.
-const TASKS: usize = 32;
-/// Pixels that make a split worth its partial gradient, which is written and read once.
-const SPLIT_PIXELS: usize = 2048;
-/// Pixels of a block: 32 columns of their gradient are half of an L1 cache.
+/// Tasks that a layer is cut into where it can be, for cores to share.
+const TASKS: usize = 16;
+/// Pixels of a block: a tile's operands then fill three quarters of an L1 cache.
 const BLOCK_PIXELS: usize = 192;
+/// Pixels that are packed at a time.
+const CHUNK: usize = 8;
+
+/// Part number `part` of `parts` nearly equal ones.
+fn share(total: usize, part: usize, parts: usize) -> Range<usize> {
+    part * total / parts..(part + 1) * total / parts
+}
 
 impl Outer {
     fn new(shape: &ConvShape, images: usize, bordered: bool) -> Self {
@@ -129,14 +135,30 @@ impl Outer {
         self.images * self.p * self.q
     }
 
+    /// The cut with the least work a core, where work is multiply-adds (by the vector) and floats moved: x is packed
+    /// by every panel task, dy by every tile task, and each split's gradient is written and read.
     fn plan(&self, kernels: &Kernels) -> Plan {
-        let splits = (self.pixels() / SPLIT_PIXELS).clamp(1, TASKS);
         let panels = self.k.div_ceil(kernels.width);
-        let panel_tasks = panels.div_ceil(4).max(panels.div_ceil(2).min(TASKS.div_ceil(splits)));
         let channel_tiles = self.channels.div_ceil(kernels.outer.len());
-        let rows = self.taps_down * self.taps_across * channel_tiles;
-        let row_tasks = rows.min(TASKS.div_ceil(splits * panel_tasks));
-        Plan { splits, panel_tasks, row_tasks, channel_tiles, block: BLOCK_PIXELS }
+        let pixels = self.pixels();
+        let weights = self.taps() * self.channels * self.k;
+        let most_splits = pixels.div_ceil(BLOCK_PIXELS).clamp(1, TASKS);
+        let powers = |most: usize| (0..).map(|i| 1 << i).take_while(move |power| *power <= most.min(TASKS));
+        let mut best = (u64::MAX, Plan { splits: 1, panel_tasks: 1, tile_tasks: 1, channel_tiles });
+        for splits in powers(most_splits) {
+            for panel_tasks in powers(panels) {
+                for tile_tasks in powers(channel_tiles) {
+                    let moved = pixels * (self.channels * panel_tasks + self.k * tile_tasks)
+                        + if splits > 1 { 2 * splits * weights } else { 0 };
+                    let work = (pixels * weights / kernels.width + moved) as u64;
+                    let cores = TASKS.min(splits * panel_tasks * tile_tasks) as u64;
+                    if work / cores < best.0 {
+                        best = (work / cores, Plan { splits, panel_tasks, tile_tasks, channel_tiles });
+                    }
+                }
+            }
+        }
+        best.1
     }
 
     /// Writes (or adds to) `out`: [splits][taps][channels][k].
@@ -145,8 +167,7 @@ impl Outer {
         pool: &Pool,
         kernels: &Kernels,
         plan: &Plan,
-        source: &[f32],
-        dy: &[f32],
+        input: Input,
         out: &mut [f32],
         accumulate: bool,
     ) {
@@ -154,143 +175,168 @@ impl Outer {
         assert_eq!(out.len(), plan.splits * weights);
         let out = Shared::new(out);
         let panels = self.k.div_ceil(kernels.width);
-        let rows = self.taps_down * self.taps_across * plan.channel_tiles;
         let share =
             |total: usize, part: usize, parts: usize| part * total / parts..(part + 1) * total / parts;
-        pool.run(plan.splits * plan.panel_tasks * plan.row_tasks, &|task| {
+        pool.run(plan.splits * plan.panel_tasks * plan.tile_tasks, &|task| {
             let (split, part) =
-                (task / (plan.panel_tasks * plan.row_tasks), task % (plan.panel_tasks * plan.row_tasks));
+                (task / (plan.panel_tasks * plan.tile_tasks), task % (plan.panel_tasks * plan.tile_tasks));
             let part = Part {
                 outer: self,
                 plan,
                 kernels,
-                source,
-                dy,
+                input,
                 out: &out,
                 start: split * weights,
-                panels: share(panels, part / plan.row_tasks, plan.panel_tasks),
-                rows: share(rows, part % plan.row_tasks, plan.row_tasks),
+                panels: share(panels, part / plan.tile_tasks, plan.panel_tasks),
+                tiles: share(plan.channel_tiles, part % plan.tile_tasks, plan.tile_tasks),
             };
             part.run(share(self.pixels(), split, plan.splits), accumulate);
         });
     }
 
-    /// Source offset and gradient offset of those `pixels` where tap (r, s) falls inside the source; gradients are rows
-    /// of `width` floats, counted from the first pixel.
-    fn push_pixels(&self, tap: usize, pixels: &Range<usize>, width: usize, list: &mut Vec<[u32; 2]>) {
-        let (r, s) = (tap / self.taps_across, tap % self.taps_across);
-        let first_q = self.pad.saturating_sub(s).div_ceil(self.stride);
-        let past_q = (self.w + self.pad).saturating_sub(s).div_ceil(self.stride).min(self.q);
-        for row in pixels.start / self.q..pixels.end.div_ceil(self.q) {
-            let (image, p) = (row / self.p, row % self.p);
-            let y = p * self.stride + r;
-            if y < self.pad || y - self.pad >= self.h {
-                continue;
-            }
-            let first = first_q.max(pixels.start.saturating_sub(row * self.q));
-            let past = past_q.min(pixels.end - row * self.q);
-            let source_row = (image * self.h + y - self.pad) * self.w;
-            list.extend((first..past).map(|q| {
-                let x = (source_row + q * self.stride + s - self.pad) * self.pitch;
-                [x as u32, ((row * self.q + q - pixels.start) * width) as u32]
-            }));
-        }
+    pub(super) fn taps(&self) -> usize {
+        self.taps_down * self.taps_across
     }
 }
 
-/// One task's share: some panels and some row tiles (tap-major), over one split of the pixels.
+/// What a weight gradient reads: x or its bordered copy, and dy.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    source: &'a [f32],
+    dy: &'a [f32],
+}
+
+/// One task's share: some tiles of channels and some panels, for every tap, over one split of the pixels.
 struct Part<'a> {
     outer: &'a Outer,
     plan: &'a Plan,
     kernels: &'a Kernels,
-    source: &'a [f32],
-    dy: &'a [f32],
+    input: Input<'a>,
     out: &'a Shared<'a>,
     /// Where this split's gradient starts in `out`.
     start: usize,
     panels: Range<usize>,
-    rows: Range<usize>,
+    tiles: Range<usize>,
 }
 
 impl Part<'_> {
     fn run(&self, pixels: Range<usize>, accumulate: bool) {
         let width = self.kernels.width;
-        let blocks = pixels.len().div_ceil(self.plan.block).max(1);
-        let mut panel_of_dy = Aligned::default();
-        let mut lists = Lists::default();
+        let blocks = pixels.len().div_ceil(BLOCK_PIXELS).max(1);
+        let (mut panels_of_dy, mut tiles_of_x) = (Aligned::default(), Aligned::default());
+        let mut window = Window::default();
         for block in 0..blocks {
             let first = pixels.start + block * pixels.len() / blocks;
             let past = pixels.start + (block + 1) * pixels.len() / blocks;
-            lists.fill(self, &(first..past));
-            let gradient = panel_of_dy.floats((past - first) * width);
-            for panel in self.panels.clone() {
-                pack::copy_panel(
-                    &self.dy[first * self.outer.k..],
-                    self.outer.k,
-                    panel * width,
-                    width,
-                    gradient,
-                );
-                self.multiply(&lists, gradient, panel, accumulate || block > 0);
+            window.fill(self.outer, self.input.source.len(), width, &(first..past));
+            let gradient = panels_of_dy.floats(self.panels.len() * (past - first) * width);
+            self.pack_gradient(first, past - first, gradient);
+            let source = tiles_of_x.floats(self.tiles.len() * window.source.len() * LINE);
+            self.pack_source(&window.source, source);
+            let (tiles, panels) = (self.tiles.len(), self.panels.len());
+            for i in 0..tiles * panels {
+                // Several taps reuse a panel of dy, which then stays in L1; with a single one, what counts is that
+                // whole rows of dw are written one after the other.
+                let (tile, panel) =
+                    if self.outer.taps() > 1 { (i % tiles, i / tiles) } else { (i / panels, i % panels) };
+                let (tile, panel) = (self.tiles.start + tile, self.panels.start + panel);
+                self.multiply(tile, panel, &window, source, gradient, accumulate || block > 0);
             }
         }
     }
 
-    fn multiply(&self, lists: &Lists, gradient: &[f32], panel: usize, accumulate: bool) {
-        let Outer { channels, k, .. } = *self.outer;
-        let tiles = self.plan.channel_tiles;
+    /// The channels of a tile.
+    fn channels(&self, tile: usize) -> Range<usize> {
+        share(self.outer.channels, tile, self.plan.channel_tiles)
+    }
+
+    /// dy from pixel `first` on -> [panel][pixel][width], in the order in which memory is read.
+    fn pack_gradient(&self, first: usize, count: usize, to: &mut [f32]) {
+        let (width, k) = (self.kernels.width, self.outer.k);
+        let offsets: [u32; 2 * CHUNK] = std::array::from_fn(|i| (i * k) as u32);
+        for start in (0..count).step_by(CHUNK) {
+            let rows = CHUNK.min(count - start);
+            let from = &self.input.dy[(first + start) * k..(first + start + rows) * k];
+            for (i, panel) in self.panels.clone().enumerate() {
+                let to = &mut to[(i * count + start) * width..][..rows * width];
+                if (panel + 1) * width > k {
+                    pack::copy_panel(from, k, panel * width, width, to);
+                    continue;
+                }
+                let runs = Runs {
+                    source: from[panel * width..].as_ptr(),
+                    offsets: &offsets[..rows],
+                    ahead: &offsets[CHUNK..],
+                    to: to.as_mut_ptr(),
+                    pitch: width,
+                };
+                // SAFETY: `from` has `rows` rows of `k` floats, at least `width` of them after the panel's first; `to`
+                // has room for `rows` of `width`.
+                unsafe { (self.kernels.collect)(&runs) };
+            }
+        }
+    }
+
+    /// The window's pixels -> [tile][pixel][LINE], in the order in which memory is read.
+    fn pack_source(&self, pixels: &[u32], to: &mut [f32]) {
+        assert_eq!(to.len(), self.tiles.len() * pixels.len() * LINE);
+        for start in (0..pixels.len()).step_by(CHUNK) {
+            let end = pixels.len().min(start + CHUNK);
+            let offsets = &pixels[start..end];
+            for (i, tile) in self.tiles.clone().enumerate() {
+                let channels = self.channels(tile);
+                let to = &mut to[(i * pixels.len() + start) * LINE..][..offsets.len() * LINE];
+                let collect = self.kernels.outer[channels.len() - 1].collect;
+                let runs = Runs {
+                    source: self.input.source[channels.start..].as_ptr(),
+                    offsets,
+                    ahead: &pixels[end..pixels.len().min(end + CHUNK)],
+                    to: to.as_mut_ptr(),
+                    pitch: LINE,
+                };
+                // SAFETY: `Window::fill` has every pixel's channels inside the source; `to` has a line for each.
+                unsafe { collect(&runs) };
+            }
+        }
+    }
+
+    /// One tile of channels of every tap by one panel.
+    fn multiply(
+        &self,
+        tile: usize,
+        panel: usize,
+        window: &Window,
+        source: &[f32],
+        gradient: &[f32],
+        accumulate: bool,
+    ) {
+        let k = self.outer.k;
+        let channels = self.channels(tile);
         let column = panel * self.kernels.width;
         let cols = self.kernels.width.min(k - column);
-        for row in self.rows.clone() {
-            let (tap, tile) = (row / tiles, row % tiles);
-            let first = tile * channels / tiles;
-            let count = (tile + 1) * channels / tiles - first;
-            let pixels = lists.of(tap - self.rows.start / tiles);
+        let source_floats = window.source.len() * LINE;
+        let gradient_floats = gradient.len() / self.panels.len();
+        let source = &source[(tile - self.tiles.start) * source_floats..][..source_floats];
+        let gradient = &gradient[(panel - self.panels.start) * gradient_floats..][..gradient_floats];
+        for tap in 0..self.outer.taps() {
+            let pixels = window.of(tap);
             if pixels.is_empty() && accumulate {
                 continue;
             }
-            let at = self.start + (tap * channels + first) * k + column;
+            let at = self.start + (tap * self.outer.channels + channels.start) * k + column;
             let tile = OuterTile {
                 pixels,
-                source: self.source[first..].as_ptr(),
+                source: source.as_ptr(),
                 gradient: gradient.as_ptr(),
-                out: self.out.at(at, (count - 1) * k + cols),
+                out: self.out.at(at, (channels.len() - 1) * k + cols),
                 pitch: k,
                 cols,
                 accumulate,
             };
-            // SAFETY: `Lists::fill` checks that every pixel's channels are inside the source and its gradient inside
-            // the panel; the output is in bounds by `Shared::at`, and this task's own since its rows and panels are;
-            // `KERNELS` of a set are chosen only where the machine has it.
-            unsafe { self.kernels.outer[count - 1](&tile) };
+            // SAFETY: `Window::fill` has every pixel's line inside `source` and its row inside `gradient`; the output
+            // is in bounds by `Shared::at`, and this task's own since its tiles and panels are; `KERNELS` of a set are
+            // chosen only where the machine has it.
+            unsafe { (self.kernels.outer[channels.len() - 1].multiply)(&tile) };
         }
-    }
-}
-
-/// The pixels of a block for every tap of a part.
-#[derive(Default)]
-struct Lists {
-    pixels: Vec<[u32; 2]>,
-    /// Where each tap's end.
-    ends: Vec<usize>,
-}
-
-impl Lists {
-    fn fill(&mut self, part: &Part, pixels: &Range<usize>) {
-        let (outer, width, tiles) = (part.outer, part.kernels.width, part.plan.channel_tiles);
-        self.pixels.clear();
-        self.ends.clear();
-        for tap in part.rows.start / tiles..part.rows.end.div_ceil(tiles) {
-            outer.push_pixels(tap, pixels, width, &mut self.pixels);
-            self.ends.push(self.pixels.len());
-        }
-        let largest = |i: usize| self.pixels.iter().map(|pixel| pixel[i] as usize).max().unwrap_or(0);
-        assert!(self.pixels.is_empty() || largest(0) + outer.channels <= part.source.len());
-        assert!(self.pixels.is_empty() || largest(1) + width <= pixels.len() * width);
-    }
-
-    fn of(&self, tap: usize) -> &[[u32; 2]] {
-        let start = if tap == 0 { 0 } else { self.ends[tap - 1] };
-        &self.pixels[start..self.ends[tap]]
     }
 }
