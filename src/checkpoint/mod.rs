@@ -13,5 +13,5 @@ mod tests;
 
 pub use background::BackgroundWriter;
 pub use format::{Checkpoint, StateDict, Tensor, Values};
-pub use weights::read_weights;
 pub use store::{Found, Position, Search, Store};
+pub use weights::read_weights;

@@ -29,7 +29,11 @@ pub fn run(command: &DataCommand) -> Result<()> {
             let config = args.load()?;
             let dataset = super::train::open_data(&config, args)?;
             batches::write(&dataset.train, loader_options(&config), *count, to)?;
-            eprintln!("wrote the first {count} training batches of {} images to {}", config.micro_batch(), to.display());
+            eprintln!(
+                "wrote the first {count} training batches of {} images to {}",
+                config.micro_batch(),
+                to.display()
+            );
             Ok(())
         }
     }

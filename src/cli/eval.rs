@@ -29,7 +29,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     };
     let options = EvalOptions::new(transform, args.batch.max(1));
     let mut loader = Loader::eval(Arc::clone(&dataset.val), options)?;
-    let mut backend = CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;
+    let mut backend =
+        CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;
     let score = evaluate(&mut backend, &mut loader, args.flip, &Stop::default())?;
     for bad in loader.bad() {
         eprintln!("warning: left out: {}", bad.message);
@@ -45,7 +46,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         println!("{answer}");
     } else {
         let images = score.count;
-        println!("val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px");
+        println!(
+            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px"
+        );
     }
     Ok(())
 }

@@ -25,7 +25,8 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         interpolation: description.interpolation,
     };
     let threads = args.threads.threads;
-    let mut backend = CpuBackend::for_inference(&model.spec, &model.tensors, description.resolution, threads)?;
+    let mut backend =
+        CpuBackend::for_inference(&model.spec, &model.tensors, description.resolution, threads)?;
     let mut failure = None;
     for path in &args.images {
         // One bad picture does not keep the others from their answer.

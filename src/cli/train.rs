@@ -16,11 +16,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = args.config.load()?;
     let dataset = open_data(&config, &args.config)?;
     let mut backend = CpuBackend::new(&cpu_options(&config, &dataset))?;
-    let options = TrainOptions {
-        output: args.config.output.clone(),
-        resume: args.resume(),
-        init: args.init.clone(),
-    };
+    let options =
+        TrainOptions { output: args.config.output.clone(), resume: args.resume(), init: args.init.clone() };
     train(&config, &options, &dataset, &mut backend, environment())
 }
 

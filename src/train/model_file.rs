@@ -72,7 +72,10 @@ impl Model {
         });
         if description.classes.len() != spec.classes {
             let (named, outputs) = (description.classes.len(), spec.classes);
-            return Err(Error::input_file(path, format!("names {named} classes, its fc.weight has {outputs}")));
+            return Err(Error::input_file(
+                path,
+                format!("names {named} classes, its fc.weight has {outputs}"),
+            ));
         }
         Ok(Self { spec, description, tensors })
     }
@@ -80,9 +83,9 @@ impl Model {
 
 /// The known network whose parameters have these names and shapes.
 pub fn identify(tensors: &NamedTensors) -> Result<ResNetSpec> {
-    let fc = tensors.get("fc.weight").ok_or_else(|| {
-        Error::input("no fc.weight: expected a ResNet state dict with torchvision's names")
-    })?;
+    let fc = tensors
+        .get("fc.weight")
+        .ok_or_else(|| Error::input("no fc.weight: expected a ResNet state dict with torchvision's names"))?;
     let classes = *fc.shape.first().unwrap_or(&0);
     let candidates = ALL.map(|spec| spec.with_classes(classes));
     let missing = |spec: &ResNetSpec| first_mismatch(&lower(spec, 64).expect("64 px is enough"), tensors);
@@ -111,7 +114,8 @@ fn first_mismatch(graph: &Graph, tensors: &NamedTensors) -> Option<String> {
             Some(_) => {}
         }
     }
-    let known = |name: &str| name.contains("num_batches_tracked") || name.contains("optim.") || name.contains("ema.");
+    let known =
+        |name: &str| name.contains("num_batches_tracked") || name.contains("optim.") || name.contains("ema.");
     let extra = tensors.keys().find(|name| !known(name) && !wanted.iter().any(|(wanted, _)| wanted == name));
     extra.map(|name| format!("{name} has no place"))
 }

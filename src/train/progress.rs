@@ -36,7 +36,8 @@ pub struct Tick {
 impl Progress {
     /// `first` steps were done before this process took over.
     pub fn new(title: String, steps: usize, first: usize) -> Self {
-        let plain = !std::io::stderr().is_terminal() || std::env::var("TERM").is_ok_and(|term| term == "dumb");
+        let plain =
+            !std::io::stderr().is_terminal() || std::env::var("TERM").is_ok_and(|term| term == "dumb");
         let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(steps as u64), target);
         let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}  {msg}");

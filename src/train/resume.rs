@@ -17,7 +17,12 @@ pub struct Start {
 
 /// Puts `backend` into the state that `options.resume` asks for. `fresh` is the beginning of the run that was asked for;
 /// a checkpoint of another recipe is refused.
-pub fn start(fresh: RunState, options: &TrainOptions, store: &Store, backend: &mut dyn Backend) -> Result<Start> {
+pub fn start(
+    fresh: RunState,
+    options: &TrainOptions,
+    store: &Store,
+    backend: &mut dyn Backend,
+) -> Result<Start> {
     let found = match &options.resume {
         Resume::None => None,
         Resume::From(path) => Some(Found::read(path)?),

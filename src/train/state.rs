@@ -114,7 +114,8 @@ impl RunState {
             tensors.insert(format!("{norm}.num_batches_tracked"), Tensor::i64_scalar(self.passes as i64));
         }
         let state = serde_json::to_string(self).expect("plain fields, no map with keys that are not strings");
-        let metadata = [(STATE_KEY.to_owned(), state), (super::model_file::MODEL_KEY.to_owned(), model.to_owned())];
+        let metadata =
+            [(STATE_KEY.to_owned(), state), (super::model_file::MODEL_KEY.to_owned(), model.to_owned())];
         Checkpoint { tensors, metadata: metadata.into() }
     }
 
@@ -123,8 +124,8 @@ impl RunState {
         let text = checkpoint.metadata.get(STATE_KEY).ok_or_else(|| {
             Error::input(format!("{name}: no {STATE_KEY}: weights alone; start from them with --init {name}"))
         })?;
-        let version: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| Error::input(format!("{name}: {STATE_KEY}: {error}")))?;
+        let version: serde_json::Value = serde_json::from_str(text)
+            .map_err(|error| Error::input(format!("{name}: {STATE_KEY}: {error}")))?;
         if version["format"] != FORMAT {
             let found = &version["format"];
             return Err(Error::input(format!("{name}: state format {found}, this engine reads {FORMAT}")));

@@ -10,7 +10,9 @@ use super::stop::Stop;
 use crate::backend::{Backend, Score, Step};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
-use crate::data::{Crop, Dataset, EvalOptions, JPEG_DECODER, Loader, TrainOptions as LoaderOptions, TrainTransform};
+use crate::data::{
+    Crop, Dataset, EvalOptions, JPEG_DECODER, Loader, TrainOptions as LoaderOptions, TrainTransform,
+};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
@@ -67,7 +69,8 @@ pub fn train(
     }
     let run = resume::run_file(config, &state, &options.resume, &output)?;
     output.write_config(config)?;
-    let header = RunHeader { id: run.id.clone(), name: run.name.clone(), configuration: summary(config, dataset) };
+    let header =
+        RunHeader { id: run.id.clone(), name: run.name.clone(), configuration: summary(config, dataset) };
     let mut log = RunLog::open(&output.folder, &header, &state.history, state.total_steps)?;
     log.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     for note in notes {
@@ -159,7 +162,12 @@ impl Trainer<'_> {
     }
 
     /// One optimiser step: its passes, its figures.
-    fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader, progress: &mut Progress) -> Result<()> {
+    fn step(
+        &mut self,
+        backend: &mut dyn Backend,
+        loader: &mut Loader,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let of = self.config.micro_steps();
         let lr = self.rate.at(self.state.total_steps as usize);
         let mut score = Score::default();
@@ -193,7 +201,13 @@ impl Trainer<'_> {
         Step { index, of, sgd, label_smoothing: self.config.loss.label_smoothing as f32 }
     }
 
-    fn report_step(&mut self, score: Score, lr: f64, waited: Duration, progress: &mut Progress) -> Result<()> {
+    fn report_step(
+        &mut self,
+        score: Score,
+        lr: f64,
+        waited: Duration,
+        progress: &mut Progress,
+    ) -> Result<()> {
         let (step, batch) = (self.state.step, self.config.data.batch);
         let (images_per_second, wait) = progress.rates(step, batch, waited);
         self.log.step(&StepRecord {

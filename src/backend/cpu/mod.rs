@@ -86,7 +86,8 @@ impl CpuBackend {
         threads: usize,
     ) -> Result<Self> {
         let (seed, zero_gamma, decay, isa) = (0, false, Decay::Weights, Isa::current());
-        let mut backend = Self::new(&CpuOptions { spec: *spec, resolution, seed, zero_gamma, decay, threads, isa })?;
+        let mut backend =
+            Self::new(&CpuOptions { spec: *spec, resolution, seed, zero_gamma, decay, threads, isa })?;
         backend.load_state(tensors)?;
         Ok(backend)
     }

@@ -1,12 +1,12 @@
 //! One network at one resolution: walks its units forward, backward, or forward for evaluation.
 
 use super::batch_norm::{self, Affine, Epilogue, Statistics};
-use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use super::memory::{Buffer, Buffers};
 use super::params::{Params, all_finite};
 use super::pooling::{self, PoolShape};
 use super::units::{ConvUnit, Unit, units};
 use super::{Cpu, Engine, input};
+use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use crate::backend::{Outcome, Step};
 use crate::data::Batch;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};

@@ -13,8 +13,8 @@ use safetensors::{Dtype, SafeTensors};
 use zip::ZipArchive;
 
 use super::{Checkpoint, StateDict, Tensor, Values, header};
-use pickle::{Kind, Pickle, Value, View};
 use crate::error::{Error, Result};
+use pickle::{Kind, Pickle, Value, View};
 
 /// Pickles of weights are some hundred kilobytes.
 const MAX_PICKLE: u64 = 256 << 20;
@@ -24,7 +24,8 @@ const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_e
 /// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
 /// `ema.*`), or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
 pub fn read_weights(path: &Path) -> Result<Checkpoint> {
-    let Checkpoint { tensors: state, metadata } = read(path).map_err(|reason| Error::input_file(path, reason))?;
+    let Checkpoint { tensors: state, metadata } =
+        read(path).map_err(|reason| Error::input_file(path, reason))?;
     let is_parallel = !state.is_empty() && state.keys().all(|name| name.starts_with("module."));
     let rename =
         |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
