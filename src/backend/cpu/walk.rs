@@ -26,6 +26,8 @@ pub struct Walk {
 /// Activations and gradients by tensor, absent where not (or no longer) needed.
 struct Memory {
     buffers: Buffers,
+    /// Nothing is released before the next pass begins.
+    keep: bool,
     activation: Vec<Option<Buffer>>,
     gradient: Vec<Option<Buffer>>,
     /// A batch norm's statistics, by its unit.
@@ -46,7 +48,9 @@ impl Memory {
     }
 
     fn release_activation(&mut self, tensor: TensorId) {
-        Self::release(&mut self.activation[tensor], &mut self.buffers);
+        if !self.keep {
+            Self::release(&mut self.activation[tensor], &mut self.buffers);
+        }
     }
 }
 
@@ -57,7 +61,8 @@ impl Engine {
 }
 
 impl Walk {
-    pub fn new(graph: Graph) -> Self {
+    /// With `keep`, the activations of a pass stay until the next one, for `read`.
+    pub fn new(graph: Graph, keep: bool) -> Self {
         let units = units(&graph);
         let mut last_reader = vec![usize::MAX; graph.tensors.len()];
         for (index, unit) in units.iter().enumerate() {
@@ -66,6 +71,7 @@ impl Walk {
         let tensors = graph.tensors.len();
         let memory = Memory {
             buffers: Buffers::default(),
+            keep,
             activation: (0..tensors).map(|_| None).collect(),
             gradient: (0..tensors).map(|_| None).collect(),
             statistics: vec![Statistics::default(); units.len()],
@@ -91,7 +97,7 @@ impl Walk {
         } else {
             Some(self.first_bad_value(params))
         };
-        self.release_all();
+        self.end_pass();
         Outcome { score, fault }
     }
 
@@ -128,7 +134,7 @@ impl Walk {
             }
         }
         let logits = self.memory.activation(self.graph.logits).to_vec();
-        self.release_all();
+        self.end_pass();
         logits
     }
 
@@ -141,6 +147,7 @@ impl Walk {
     }
 
     fn load(&mut self, engine: &Engine, batch: &Batch) {
+        self.release_all();
         self.n = batch.labels.len();
         let mut x = self.memory.buffers.take(batch.images.len());
         input::normalise(engine.cpu(), &batch.images, &mut x);
@@ -149,6 +156,12 @@ impl Walk {
 
     fn take(&mut self, tensor: TensorId) -> Buffer {
         self.memory.buffers.take(self.n * self.graph.tensors[tensor].elements())
+    }
+
+    fn end_pass(&mut self) {
+        if !self.memory.keep {
+            self.release_all();
+        }
     }
 
     fn release_all(&mut self) {
@@ -250,6 +263,7 @@ impl Walk {
                     }
                 }
             }
+            Mode::Evaluation if self.memory.keep => self.memory.activation[unit.raw] = Some(raw),
             Mode::Evaluation => self.memory.buffers.give(raw),
         }
     }
