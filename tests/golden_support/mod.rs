@@ -3,11 +3,11 @@
 // mod differences;
 // mod exact;
 mod formula;
-// mod images;
+mod images;
 // mod invariance;
 mod networks;
-// mod ops;
+mod ops;
 mod record;
 mod report;
-// mod schedules;
+mod schedules;
 mod sgd;
