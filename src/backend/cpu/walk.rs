@@ -82,6 +82,9 @@ impl Walk {
 
     /// Forward, loss, backward; the last pass of an optimiser step updates the weights.
     pub fn step(&mut self, engine: &mut Engine, params: &mut Params, batch: &Batch, step: &Step) -> Outcome {
+        if step.index == 0 {
+            params.begin_step();
+        }
         self.load(engine, batch);
         for index in 0..self.units.len() {
             self.forward(engine, params, index, Mode::Training);
@@ -97,6 +100,9 @@ impl Walk {
         } else {
             Some(self.first_bad_value(params))
         };
+        if fault.is_some() {
+            params.undo_step();
+        }
         self.end_pass();
         Outcome { score, fault }
     }
