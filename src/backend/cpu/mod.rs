@@ -76,7 +76,15 @@ impl CpuBackend {
         let engine =
             Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
         let training = Walk::new(graph, false);
-        Ok(Self { spec: options.spec, engine, params, training, evaluation: None, outcomes: VecDeque::new(), keep: false })
+        Ok(Self {
+            spec: options.spec,
+            engine,
+            params,
+            training,
+            evaluation: None,
+            outcomes: VecDeque::new(),
+            keep: false,
+        })
     }
 
     /// For comparing backends layer by layer: from now on every activation that a pass makes stays until the next one,
