@@ -117,7 +117,8 @@ fn first_values() {
     };
     let names =
         ["bn1.weight", "bn1.bias", "layer1.0.bn3.weight", "layer1.0.bn3.bias", "fc.bias", "conv1.weight"];
-    let want = [0x3f6e_1b2a, 0xc00b_0543, 0x3da7_0e6a, 0xbe7d_40bf, 0xba81_751f, 0.003_943_235_6f32.to_bits()];
+    let want =
+        [0x3f6e_1b2a, 0xc00b_0543, 0x3da7_0e6a, 0xbe7d_40bf, 0xba81_751f, 0.003_943_235_6f32.to_bits()];
     assert_eq!(names.map(first), want);
     assert_eq!(images_u8("tiny32.images", 1, 32)[..6], [100, 63, 67, 86, 209, 101]);
     assert_eq!(picture("picture.7x9", 7, 9)[..6], [23, 89, 135, 22, 72, 154]);

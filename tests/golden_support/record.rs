@@ -34,9 +34,11 @@ impl Summary {
     pub fn deviation(&self, name: &str, values: &[f32]) -> Deviation {
         assert_eq!(values.len(), self.len, "{name}: length");
         let key = format!("{name}#sample");
-        let samples = self.sample.iter().zip(bits(&key)).map(|(want, bits)| {
-            (f64::from(values[(bits % self.len as u64) as usize]) - want).abs()
-        });
+        let samples = self
+            .sample
+            .iter()
+            .zip(bits(&key))
+            .map(|(want, bits)| (f64::from(values[(bits % self.len as u64) as usize]) - want).abs());
         let sample = samples.fold(0.0, worse);
         let mut sketch = vec![0.0; self.sketch.len()];
         for (&value, bits) in values.iter().zip(bits(&format!("{name}#sketch"))) {
