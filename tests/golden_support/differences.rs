@@ -8,7 +8,7 @@ use super::exact;
 use super::formula::signed;
 use super::record::widen;
 use engine::backend::cpu::Cpu;
-use engine::backend::cpu::batch_norm::{self, Affine, Epilogue};
+use engine::backend::cpu::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate};
 use engine::backend::cpu::pooling::{self, PoolShape};
 use engine::backend::loss::{LossOptions, softmax_cross_entropy};
 use engine::model::graph::ConvShape;
@@ -102,17 +102,16 @@ fn batch_norm_with_residual_and_relu() {
     let [x, residual, dy] =
         ["x", "residual", "dy"].map(|part| signed(&format!("bn.fd.{part}"), rows * CHANNELS));
     let [gamma, beta] = ["gamma", "beta"].map(|part| signed(&format!("bn.fd.{part}"), CHANNELS));
-    let before = exact::batch_norm(&wide(&x), &wide(&gamma), &wide(&beta), &wide(&residual));
-    let nearest = before.iter().fold(f64::INFINITY, |nearest, y| nearest.min(y.abs()));
-    assert!(nearest > 16.0 * H, "the ReLU bends within reach of a step: {nearest}");
-    let open = before.iter().filter(|y| **y > 0.0).count();
-    assert!(
-        (rows * CHANNELS / 4..rows * CHANNELS * 3 / 4).contains(&open),
-        "{open} open: the mask is hardly tested"
-    );
+    for residual in [&residual, &vec![0.0; x.len()]] {
+        let before = exact::batch_norm(&wide(&x), &wide(&gamma), &wide(&beta), &wide(residual));
+        let nearest = before.iter().fold(f64::INFINITY, |nearest, y| nearest.min(y.abs()));
+        assert!(nearest > 16.0 * H, "the ReLU bends within reach of a step: {nearest}");
+        let (open, all) = (before.iter().filter(|y| **y > 0.0).count(), before.len());
+        assert!((all / 4..all * 3 / 4).contains(&open), "{open} of {all} open: the mask is hardly tested");
+    }
     everywhere(|cpu| {
         for (name, with_residual, relu) in
-            [("plain", false, false), ("residual", true, false), ("residual + ReLU", true, true)]
+            [("plain", false, false), ("ReLU", false, true), ("residual + ReLU", true, true)]
         {
             let added = if with_residual { residual.clone() } else { vec![0.0; x.len()] };
             let statistics = batch_norm::statistics(cpu, &x, CHANNELS);
@@ -122,10 +121,19 @@ fn batch_norm_with_residual_and_relu() {
             let epilogue = Epilogue { residual: with_residual.then_some(&added), relu };
             batch_norm::apply(cpu, affine, epilogue, &x, &mut y);
             let mut behind = dy.clone();
-            let gradients =
-                batch_norm::backward_reduce(cpu, &statistics, &x, relu.then_some(&y[..]), &mut behind);
-            let mut dx = vec![f32::NAN; x.len()];
-            batch_norm::backward_apply(cpu, &statistics, &gamma, &gradients, &x, &behind, &mut dx);
+            // As the backend chooses it.
+            let gate = match (relu, with_residual) {
+                (false, _) => Gate::Open,
+                (true, true) => Gate::Output(&y),
+                (true, false) => Gate::Recomputed(affine),
+            };
+            let gradients = batch_norm::backward_reduce(cpu, &statistics, &x, gate, &mut behind);
+            let apply = BackwardApply::new(&statistics, &gamma, &gradients);
+            let mut dx = behind.clone();
+            match gate {
+                Gate::Recomputed(forward) => apply.run_gated(cpu, forward, &x, &mut dx),
+                _ => apply.run(cpu, &x, &behind, &mut dx),
+            }
             let wide = [&x, &gamma, &beta, &added].map(|values| wide(values));
             let loss = |part: usize, values: &[f64]| {
                 let mut inputs = [0, 1, 2, 3].map(|part| wide[part].as_slice());

@@ -3,7 +3,7 @@
 use super::formula::{bits, labels, signed};
 use super::record::{self, relative, widen};
 use engine::backend::cpu::Cpu;
-use engine::backend::cpu::batch_norm::{self, Affine, Epilogue, Statistics};
+use engine::backend::cpu::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate, Statistics};
 use engine::backend::cpu::pooling::{self, PoolShape};
 use engine::backend::loss::{LossOptions, softmax_cross_entropy};
 use engine::model::graph::ConvShape;
@@ -180,9 +180,9 @@ fn batch_norms() {
             let (mut mean, mut var) = (vec![0.0; c], vec![1.0; c]);
             batch_norm::update_running(&statistics, &mut mean, &mut var);
             let y_eval = normalise(&Statistics::running(&mean, &var));
-            let gradients = batch_norm::backward_reduce(cpu, &statistics, &x, None, &mut dy);
+            let gradients = batch_norm::backward_reduce(cpu, &statistics, &x, Gate::Open, &mut dy);
             let mut dx = vec![f32::NAN; x.len()];
-            batch_norm::backward_apply(cpu, &statistics, &gamma, &gradients, &x, &dy, &mut dx);
+            BackwardApply::new(&statistics, &gamma, &gradients).run(cpu, &x, &dy, &mut dx);
             // A mean of up to `offset` in f32 is off by offset 2^-24, against values of about 1; a sum of a
             // channel's values in f32 meets that error `rows` times.
             let mean_error = f64::from(offset).max(1.0) * ROUNDING;
