@@ -59,7 +59,12 @@ impl Error {
     /// An output that could not be written: `cannot VERB PATH: reason`, with a hint where the reason has one.
     pub fn output_file(path: impl AsRef<Path>, verb: &str, source: &std::io::Error) -> Self {
         let hint = match source.kind() {
-            std::io::ErrorKind::StorageFull => "; free some space, then run the same command again",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "; free some space, then run the same command again"
+            }
+            std::io::ErrorKind::FileTooLarge => {
+                "; raise the limit on file sizes (ulimit -f), then run the same command again"
+            }
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
                 "; choose a folder that can be written with --output"
             }

@@ -5,7 +5,7 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`terminal`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`config`] | TOML, environment and flags -> one validated struct |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
@@ -18,6 +18,7 @@
 //! | [`cli`] | flags -> command; exit codes in one place |
 
 pub mod error;
+pub mod terminal;
 pub mod failpoint;
 pub mod files;
 pub mod tensor;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::format::Checkpoint;
 use super::store::{Position, Store};
 use crate::error::{Error, Result};
+use crate::terminal;
 
 /// A checkpoint that is durable.
 #[derive(Debug, Clone)]
@@ -76,7 +77,7 @@ impl Drop for BackgroundWriter {
     /// A save that has begun is finished. Its error was for [`Self::wait`]; here there is nobody left to tell but stderr.
     fn drop(&mut self) {
         if let Err(error) = self.wait() {
-            eprintln!("{error}");
+            terminal::message(error);
         }
     }
 }

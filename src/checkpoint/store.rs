@@ -140,13 +140,12 @@ impl Store {
     /// Answers a sentence for each file set aside.
     pub fn resume_at(&self, at: Position, best: Option<Position>) -> Result<Vec<String>> {
         let mut notes = Vec::new();
+        self.unlink_later(at)?;
         for ((epoch, step), path) in self.numbered()? {
             if (step, epoch) <= (at.step, at.epoch) {
                 continue;
             }
-            let mut aside = path.clone().into_os_string();
-            aside.push(SET_ASIDE);
-            fs::rename(&path, &aside).map_err(|source| Error::output_file(&path, "rename", &source))?;
+            set_aside(&path)?;
             notes.push(format!(
                 "{} is later than the step {} that training goes on from; renamed to {}{SET_ASIDE}, delete it at will",
                 path.display(),
@@ -156,6 +155,24 @@ impl Store {
         }
         self.tidy(at, best)?;
         Ok(notes)
+    }
+
+    /// `last` and `best` of a future that is given up go with it, or a later resume would take them once the numbered files
+    /// are gone. What is a link of a numbered file loses a name, anything else is set aside.
+    fn unlink_later(&self, at: Position) -> Result<()> {
+        let numbered = self.numbered()?;
+        for name in ["last", "best"] {
+            let link = self.folder.join(format!("{name}{ENDING}"));
+            let position =
+                Checkpoint::read_metadata(&link).and_then(|metadata| position_of(&link, &metadata));
+            match position {
+                Ok(position) if (position.step, position.epoch) <= (at.step, at.epoch) => {}
+                _ if !link.exists() => {}
+                _ if numbered.iter().any(|(_, path)| is_same_file(path, &link)) => files::remove(&link)?,
+                _ => set_aside(&link)?,
+            }
+        }
+        Ok(())
     }
 
     /// Retention, links, stale temporaries. Everything here can be done again after a kill at any place.
@@ -235,6 +252,12 @@ impl Store {
         }
         Ok(names)
     }
+}
+
+fn set_aside(path: &Path) -> Result<()> {
+    let mut aside = path.to_owned().into_os_string();
+    aside.push(SET_ASIDE);
+    fs::rename(path, &aside).map_err(|source| Error::output_file(path, "rename", &source))
 }
 
 #[cfg(unix)]

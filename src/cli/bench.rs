@@ -14,6 +14,7 @@ use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
 use crate::simd::peak;
 use crate::simd::pool::Pool;
+use crate::terminal::answer;
 use std::path::Path;
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
             let job = TrainJob { spec, batch: *batch, resolution: *resolution, steps: *steps };
-            print(&job.run(threads.threads)?, *json);
+            print(&job.run(threads.threads)?, *json)?;
         }
         BenchCommand::Loader { data, resolution, seconds, workers, json } => {
             bench_loader(data, *resolution, *seconds, *workers, *json)?;
@@ -40,15 +41,15 @@ fn bench_loader(data: &Path, resolution: usize, seconds: f64, workers: usize, js
     for workers in 1..=workers {
         let speed = data::bench::loader(split, TrainTransform::new(resolution), workers, seconds)?;
         if json {
-            let answer = serde_json::json!({
+            let figures = serde_json::json!({
                 "images_per_second": speed.images_per_second(),
                 "images_per_cpu_second": speed.images_per_cpu_second(),
                 "peak_memory_mb": peak_memory_mb(),
                 "workers": workers, "resolution": resolution, "decoder": speed.decoder, "bad": speed.bad,
             });
-            println!("{answer}");
+            answer(figures)?;
         } else {
-            println!("{speed}");
+            answer(speed)?;
         }
     }
     Ok(())
@@ -155,12 +156,11 @@ fn peak_memory_mb() -> f64 {
     kilobytes.unwrap_or(0.0) / 1024.0
 }
 
-fn print(report: &Report, json: bool) {
+fn print(report: &Report, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(report).expect("plain fields"));
-        return;
+        return answer(serde_json::to_string(report).expect("plain fields"));
     }
-    println!(
+    answer(format!(
         "{}: {:.2} images/s, median {:.0} ms a step, {:.0} % of the multiply-add peak, {:.0} MB, {} ({} threads)",
         report.what,
         report.images_per_second,
@@ -169,5 +169,5 @@ fn print(report: &Report, json: bool) {
         report.peak_memory_mb,
         report.device,
         report.threads,
-    );
+    ))
 }

@@ -5,6 +5,7 @@ use crate::data::check::{Oddity, check, info};
 use crate::data::synth::{self, SynthOptions};
 use crate::data::{Splits, available_workers, batches};
 use crate::error::{Error, Result};
+use crate::terminal::{answer, message};
 use crate::train::trainer::loader_options;
 use std::path::Path;
 
@@ -21,19 +22,16 @@ pub fn run(command: &DataCommand) -> Result<()> {
             draw(output, &options)
         }
         DataCommand::Check { data } => check_all(data),
-        DataCommand::Info { data } => {
-            println!("{}", info(&Splits::open(data)?)?);
-            Ok(())
-        }
+        DataCommand::Info { data } => answer(info(&Splits::open(data)?)?),
         DataCommand::Batches { config: args, count, to } => {
             let config = args.load()?;
             let dataset = super::train::open_data(&config, args)?;
             batches::write(&dataset.train, loader_options(&config), *count, to)?;
-            eprintln!(
+            message(format!(
                 "wrote the first {count} training batches of {} images to {}",
                 config.micro_batch(),
                 to.display()
-            );
+            ));
             Ok(())
         }
     }
@@ -41,14 +39,14 @@ pub fn run(command: &DataCommand) -> Result<()> {
 
 fn draw(folder: &Path, options: &SynthOptions) -> Result<()> {
     let summary = synth::write(folder, options)?;
-    eprintln!(
+    message(format!(
         "{}: {} training and {} validation images, {} kB{}",
         summary.folder.display(),
         summary.train_images,
         summary.val_images,
         summary.bytes / 1000,
         if summary.reused { ", as they were" } else { "" }
-    );
+    ));
     Ok(())
 }
 
@@ -57,7 +55,7 @@ fn check_all(data: &Path) -> Result<()> {
     for (name, split) in &Splits::open(data)?.splits {
         let report = check(split, available_workers());
         unusable += report.count(Oddity::Unusable);
-        println!("{name}: {report}");
+        answer(format!("{name}: {report}"))?;
     }
     match unusable {
         0 => Ok(()),

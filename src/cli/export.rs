@@ -2,12 +2,21 @@
 
 use super::args::{ExportArgs, ExportFormat};
 use crate::checkpoint::read_weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export::{Weights, export_pth, export_safetensors, state_dict};
 use crate::model::graph::lower;
+use crate::terminal::message;
 use crate::train::model_file::{MODEL_KEY, Model};
 
 pub fn run(args: &ExportArgs) -> Result<()> {
+    if let (Ok(from), Ok(to)) = (args.checkpoint.canonicalize(), args.output.canonicalize())
+        && from == to
+    {
+        let to = args.output.display();
+        return Err(Error::usage(format!(
+            "--output {to} is the checkpoint itself, which holds more than an export; choose another name"
+        )));
+    }
     let model = Model::read(&args.checkpoint)?;
     let checkpoint = read_weights(&args.checkpoint)?;
     let graph = lower(&model.spec, model.description.resolution)?;
@@ -19,6 +28,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         }
         ExportFormat::Pth => export_pth(&state, &args.output)?,
     }
-    eprintln!("wrote {}: {} with {} classes", args.output.display(), model.spec.name, model.spec.classes);
+    let (to, classes) = (args.output.display(), model.spec.classes);
+    message(format!("wrote {to}: {} with {classes} classes", model.spec.name));
     Ok(())
 }

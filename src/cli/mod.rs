@@ -10,6 +10,7 @@ mod predict;
 mod train;
 
 use crate::error::Result;
+use crate::terminal::message;
 use args::{Cli, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("engine: {error}");
+            message(format!("engine: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::data::{Batch, EvalTransform, Limits};
 use crate::error::{Error, Result};
+use crate::terminal::{answer, message};
 use crate::train::model_file::Model;
 use std::path::Path;
 
@@ -27,23 +28,25 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     let threads = args.threads.threads;
     let mut backend =
         CpuBackend::for_inference(&model.spec, &model.tensors, description.resolution, threads)?;
-    let mut failure = None;
+    let mut failures = vec![];
     for path in &args.images {
         // One bad picture does not keep the others from their answer.
         match read_image(path, &transform) {
             Ok(batch) => {
                 let logits = backend.eval_batch(&batch)?;
-                print(args, path, &best(&logits.data, &model, args.top));
+                print(args, path, &best(&logits.data, &model, args.top))?;
             }
-            Err(error) => {
-                eprintln!("engine: {error}");
-                failure = Some(error);
-            }
+            Err(error) => failures.push(error),
         }
     }
-    match failure {
-        Some(_) => Err(Error::input("not every picture could be read; the others are answered above")),
-        None => Ok(()),
+    match failures.len() {
+        0 => Ok(()),
+        1 => Err(failures.remove(0)),
+        count => {
+            failures.iter().for_each(|error| message(format!("warning: {error}")));
+            let all = args.images.len();
+            Err(Error::input(format!("{count} of {all} pictures could not be read; they are named above")))
+        }
     }
 }
 
@@ -68,14 +71,13 @@ fn best<'m>(logits: &[f32], model: &'m Model, top: usize) -> Vec<Prediction<'m>>
     order.into_iter().take(top).map(prediction).collect()
 }
 
-fn print(args: &PredictArgs, path: &Path, predictions: &[Prediction]) {
+fn print(args: &PredictArgs, path: &Path, predictions: &[Prediction]) -> Result<()> {
     let file = path.display().to_string();
     if args.json {
-        println!("{}", serde_json::json!({ "file": file, "predictions": predictions }));
-        return;
+        return answer(serde_json::json!({ "file": file, "predictions": predictions }));
     }
-    println!("{file}");
-    for prediction in predictions {
-        println!("  {:6.2}%  {} ({})", 100.0 * prediction.probability, prediction.label, prediction.index);
-    }
+    answer(file)?;
+    predictions.iter().try_for_each(|Prediction { index, label, probability }| {
+        answer(format!("  {:6.2}%  {label} ({index})", 100.0 * probability))
+    })
 }

@@ -8,6 +8,7 @@ use crate::data::{Dataset, JPEG_DECODER};
 use crate::error::Result;
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
+use crate::terminal::message;
 use crate::train::state::Environment;
 use crate::train::{TrainOptions, train};
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ fn write_synth(config: &Config, output: &Path) -> Result<PathBuf> {
         size: synth.size,
         ..SynthOptions::default()
     };
-    eprintln!("no data given: drawing the embedded synthetic set into {}", folder.display());
+    message(format!("no --data given: taking the embedded synthetic set in {}", folder.display()));
     synth::write(&folder, &options)?;
     Ok(folder)
 }

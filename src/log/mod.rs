@@ -38,7 +38,8 @@ pub struct RunLog {
     history: Vec<EpochScores>,
     timestamps: BTreeMap<u32, String>,
     metrics: Metrics,
-    events: Events,
+    /// None where logs are only mended.
+    events: Option<Events>,
     warnings: Vec<String>,
 }
 
@@ -46,6 +47,12 @@ impl RunLog {
     /// Opens or creates the logs in `output` as they were at optimiser step `step`, with the epochs of `history` (epochs 1, 2,
     /// ... in order; empty for a new run).
     pub fn open(output: &Path, run: &RunHeader, history: &[EpochScores], step: u64) -> Result<Self> {
+        let mut log = Self::prepare(output, run, history, step)?;
+        log.events = Some(Events::open(&output.join("tensorboard").join(&run.id), step)?);
+        Ok(log)
+    }
+
+    fn prepare(output: &Path, run: &RunHeader, history: &[EpochScores], step: u64) -> Result<Self> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if run.id.is_empty() || run.id.starts_with('.') || !run.id.chars().all(is_plain) {
             return Err(Error::failed(format!(
@@ -65,19 +72,23 @@ impl RunLog {
         files::create_folder(output)?;
         files::remove_temporaries(output, |name| ["logs.md", "metrics.jsonl", "curve.svg"].contains(&name))?;
         let (metrics, kept) = Metrics::open(&output.join("metrics.jsonl"), run, history.len() as u32, step)?;
-        let events = Events::open(&output.join("tensorboard").join(&run.id), step)?;
         let mut log = Self {
             output: output.to_owned(),
             run: run.clone(),
             history: history.to_vec(),
             timestamps: kept.timestamps,
             metrics,
-            events,
+            events: None,
             warnings: kept.warnings,
         };
         log.write_logs_md()?;
         log.write_curve()?;
         Ok(log)
+    }
+
+    /// Makes the logs of a finished run say all that they should, where they were lost or a kill came before their last line.
+    pub fn mend(output: &Path, run: &RunHeader, history: &[EpochScores], step: u64) -> Result<()> {
+        Self::prepare(output, run, history, step)?.finish()
     }
 
     /// What was wrong with the files that were found; to be shown once.
@@ -95,7 +106,7 @@ impl RunLog {
             ("lr", record.lr),
             ("images_per_second", speed),
         ];
-        self.events.scalars(record.step, &scalars)
+        self.events(record.step, &scalars)
     }
 
     /// Writes an epoch's line, durably, and redraws the curve.
@@ -120,7 +131,7 @@ impl RunLog {
             ("loss/val", val.loss),
             ("top1/val", val.top1),
         ];
-        self.events.scalars(scores.step, &scalars)?;
+        self.events(scores.step, &scalars)?;
         self.flush()?;
         self.write_curve()
     }
@@ -135,7 +146,11 @@ impl RunLog {
     /// Makes every figure so far durable. Called before a checkpoint is handed over.
     pub fn flush(&mut self) -> Result<()> {
         self.metrics.flush()?;
-        self.events.flush()
+        self.events.as_mut().map_or(Ok(()), Events::flush)
+    }
+
+    fn events(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<()> {
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(step, scalars))
     }
 
     /// Flushes, and closes the run's section for whatever is written below it. The run may still be resumed.

@@ -19,15 +19,24 @@ pub fn transform(config: &Config, resolution: usize) -> EvalTransform {
     }
 }
 
-/// Scores all batches of `loader`. With `flip`, the logits are averaged with those of the mirrored images. The loss is
-/// the plain cross-entropy, without smoothing.
-pub fn evaluate(backend: &mut dyn Backend, loader: &mut Loader, flip: bool, stop: &Stop) -> Result<Score> {
+/// Scores all batches of `loader`. `outputs` says which logit stands for each label; `None`: the one of its number. With
+/// `flip`, the logits are averaged with those of the mirrored images. The loss is the plain cross-entropy, without smoothing.
+pub fn evaluate(
+    backend: &mut dyn Backend,
+    loader: &mut Loader,
+    outputs: Option<&[u32]>,
+    flip: bool,
+    stop: &Stop,
+) -> Result<Score> {
     let mut total = Score::default();
     while let Some(batch) = loader.next() {
         if stop.requested() {
             return Err(Error::stopped("stopped during validation"));
         }
-        let batch = batch?;
+        let mut batch = batch?;
+        if let Some(outputs) = outputs {
+            batch.labels.iter_mut().for_each(|label| *label = outputs[*label as usize]);
+        }
         let logits = logits(backend, &batch, flip)?;
         let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
         total += softmax_cross_entropy(&logits.data, &batch.labels, options, None);

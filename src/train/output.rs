@@ -24,6 +24,9 @@ pub struct RunFile {
     pub started: String,
     /// Time spent in training, all attempts together.
     pub hours: f64,
+    /// A checkpoint of it has been on disk. False may be late, true is true.
+    #[serde(default)]
+    pub checkpointed: bool,
     pub recipe: BTreeMap<String, String>,
 }
 
@@ -69,6 +72,13 @@ impl RunFile {
         let unique = format!("{recipe:?} {now:?} {}", std::process::id());
         let digest = Sha256::digest(unique.as_bytes());
         let id = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { id, name: config.name.clone(), started, hours: 0.0, recipe: recipe.clone() }
+        Self {
+            id,
+            name: config.name.clone(),
+            started,
+            hours: 0.0,
+            checkpointed: false,
+            recipe: recipe.clone(),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What a person sees while a run works: a bar on a terminal, a line now and then elsewhere.
 
+use crate::terminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ impl Progress {
         self.bar.set_position(tick.step as u64);
         self.bar.set_message(message.clone());
         if self.plain && self.last_line.elapsed() >= PLAIN_INTERVAL {
-            eprintln!("{}  step {}/{}  {message}", self.title, tick.step, self.steps);
+            terminal::message(format!("{}  step {}/{}  {message}", self.title, tick.step, self.steps));
             self.last_line = Instant::now();
         }
     }

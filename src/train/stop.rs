@@ -1,7 +1,8 @@
-//! Ctrl-C and SIGTERM: the first asks the run to save and stop, a second ends it at once.
+//! Ctrl-C and SIGTERM: the first asks the run to save and stop, a second ends it at once. SIGXFSZ, a file beyond the limit
+//! of `ulimit -f`, is left to the write that then fails.
 
 use crate::error::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::signal::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +17,14 @@ impl Stop {
     /// Listens to this process's signals.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
+        let cannot = |signal, error| Error::failed(format!("cannot listen to signal {signal}: {error}"));
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset and sets it, the second one finds it set.
             flag::register_conditional_shutdown(signal, 75, Arc::clone(&stop.requested))
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.requested)))
-                .map_err(|error| Error::failed(format!("cannot listen to signal {signal}: {error}")))?;
+                .map_err(|error| cannot(signal, error))?;
         }
+        flag::register(SIGXFSZ, Arc::default()).map_err(|error| cannot(SIGXFSZ, error))?;
         Ok(stop)
     }
 

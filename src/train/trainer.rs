@@ -18,7 +18,9 @@ use crate::failpoint;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
 use crate::optim::schedule::LearningRate;
 use crate::optim::sgd::Sgd;
+use crate::terminal::{answer, message};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +54,8 @@ pub fn train(
     backend: &mut dyn Backend,
     environment: Environment,
 ) -> Result<()> {
+    // Before anything is written: a signal from here on ends the run with what is on disk whole.
+    let stop = Stop::on_signals()?;
     let output = Output::open(&options.output)?;
     let steps_per_epoch = steps_per_epoch(config, dataset)?;
     let mut recipe = recipe_keys(config);
@@ -62,17 +66,24 @@ pub fn train(
         config.checkpoint.keep_every_epochs as u32,
     )?;
     let fresh = RunState::new(recipe, environment);
-    let Start { state, notes } = resume::start(fresh, options, &store, backend)?;
-    if state.epoch >= config.epochs {
-        eprintln!("{}", finished(&state, &output));
+    let start = resume::start(fresh, options, &store, backend)?;
+    let header = |run: &RunFile| {
+        let (id, name) = (run.id.clone(), run.name.clone());
+        RunHeader { id, name, configuration: summary(config, dataset) }
+    };
+    if start.state.epoch >= config.epochs {
+        let Start { state, .. } = start;
+        if let Some(run) = output.previous_run().filter(|run| run.recipe == state.recipe) {
+            RunLog::mend(&output.folder, &header(&run), &state.history, state.total_steps)?;
+        }
+        message(finished(&state, &output));
         return Ok(());
     }
-    let run = resume::run_file(config, &state, &options.resume, &output)?;
+    let run = resume::run_file(config, &start, &options.resume, &output)?;
+    let Start { state, notes, .. } = start;
     output.write_config(config)?;
-    let header =
-        RunHeader { id: run.id.clone(), name: run.name.clone(), configuration: summary(config, dataset) };
-    let mut log = RunLog::open(&output.folder, &header, &state.history, state.total_steps)?;
-    log.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let mut log = RunLog::open(&output.folder, &header(&run), &state.history, state.total_steps)?;
+    log.warnings().iter().for_each(|warning| message(format!("warning: {warning}")));
     for note in notes {
         log.note(&note)?;
     }
@@ -86,19 +97,22 @@ pub fn train(
         state,
         writer: BackgroundWriter::new(store),
         log,
-        stop: Stop::on_signals()?,
+        output: &output,
+        run,
+        stop,
         saved: now,
         saved_step: None,
+        named_bad: BTreeSet::new(),
     };
-    eprintln!("{}", trainer.opening(&output));
+    message(trainer.opening());
     let outcome = trainer.run(backend);
-    let durable = trainer.writer.wait();
+    trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
+    let durable = trainer.wait_for_save();
     let finishing = trainer.log.finish();
-    output.write_run(&RunFile { hours: run.hours + now.elapsed().as_secs_f64() / 3600.0, ..run })?;
-    outcome?;
-    durable?;
-    finishing?;
-    eprintln!("{}", finished(&trainer.state, &output));
+    let recorded = output.write_run(&trainer.run);
+    // The first that went wrong is the reason; the others may be its consequences.
+    outcome.and(durable).and(finishing).and(recorded)?;
+    message(finished(&trainer.state, &output));
     Ok(())
 }
 
@@ -112,10 +126,14 @@ struct Trainer<'a> {
     state: RunState,
     writer: BackgroundWriter,
     log: RunLog,
+    output: &'a Output,
+    run: RunFile,
     stop: Stop,
     saved: Instant,
     /// Optimiser step of the newest checkpoint that this process has handed over.
     saved_step: Option<(usize, u64)>,
+    /// Bad files that have been named, so that each is named once and not in every epoch.
+    named_bad: BTreeSet<(&'static str, u32)>,
 }
 
 impl Trainer<'_> {
@@ -142,7 +160,7 @@ impl Trainer<'_> {
             }
         }
         progress.finish();
-        report_bad("training", &loader);
+        self.report_bad("training", &loader);
         drop(loader);
         let val = match self.validate(backend) {
             Err(error) if error.kind == Kind::Stopped => return self.save_and_stop(backend),
@@ -176,7 +194,8 @@ impl Trainer<'_> {
             backend.submit(&batch, &self.pass(lr, index, of))?;
             while let Some(outcome) = backend.poll() {
                 if let Some(fault) = outcome.fault {
-                    return Err(self.fault(outcome.score, &fault));
+                    let place = format!("step {}", self.state.step + 1);
+                    return Err(self.fault(&place, outcome.score, &fault));
                 }
                 score += outcome.score;
             }
@@ -229,7 +248,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn validate(&self, backend: &mut dyn Backend) -> Result<Score> {
+    fn validate(&mut self, backend: &mut dyn Backend) -> Result<Score> {
         let resolution = self.config.eval_resolution();
         let mut loader = Loader::eval(
             Arc::clone(&self.dataset.val),
@@ -241,9 +260,21 @@ impl Trainer<'_> {
                 bad_share: self.config.data.bad_share,
             },
         )?;
-        let score = evaluate(backend, &mut loader, false, &self.stop)?;
-        report_bad("validation", &loader);
-        Ok(score)
+        let score = evaluate(backend, &mut loader, None, false, &self.stop)?;
+        self.report_bad("validation", &loader);
+        // Also what a checkpoint could not be read back with: JSON has no NaN.
+        match score.loss.is_finite() {
+            true => Ok(score),
+            false => Err(self.fault("validation", score, "the logits are not finite")),
+        }
+    }
+
+    fn report_bad(&mut self, what: &'static str, loader: &Loader) {
+        for bad in loader.bad() {
+            if self.named_bad.insert((what, bad.sample)) {
+                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
+            }
+        }
     }
 
     /// Turns the epoch's sums into its line.
@@ -263,7 +294,8 @@ impl Trainer<'_> {
             self.state.best = Some(Best { top1: epoch.val.top1, epoch: epoch_number, total_steps });
         }
         self.log.epoch(&epoch)?;
-        println!("{}", epoch.fields());
+        // The line is in logs.md; a closed or full standard output is no reason to stop.
+        let _ = answer(epoch.fields());
         Ok(())
     }
 
@@ -290,9 +322,19 @@ impl Trainer<'_> {
     fn save(&mut self, backend: &dyn Backend) -> Result<()> {
         self.log.flush()?;
         let checkpoint = self.state.to_checkpoint(backend, &self.model);
+        self.wait_for_save()?;
         self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
         self.saved = Instant::now();
         self.saved_step = Some((self.state.epoch, self.state.total_steps));
+        Ok(())
+    }
+
+    /// Waits for the save in flight. The first one that is durable is remembered beside the checkpoints.
+    fn wait_for_save(&mut self) -> Result<()> {
+        if self.writer.wait()?.is_some() && !self.run.checkpointed {
+            self.run.checkpointed = true;
+            self.output.write_run(&self.run)?;
+        }
         Ok(())
     }
 
@@ -300,7 +342,7 @@ impl Trainer<'_> {
         if self.saved_step != Some((self.state.epoch, self.state.total_steps)) {
             self.save(backend)?;
         }
-        self.writer.wait()?;
+        self.wait_for_save()?;
         let path = self.writer.store().path(self.state.position());
         Err(Error::stopped(format!(
             "stopped on request at epoch {}, step {}; {} is on disk; run the same command again to go on",
@@ -310,22 +352,22 @@ impl Trainer<'_> {
         )))
     }
 
-    fn fault(&mut self, score: Score, fault: &str) -> Error {
+    fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
         // The newest checkpoint is named once it is known to be whole; failing to write it is the smaller news.
-        let _ = self.writer.wait();
+        let _ = self.wait_for_save();
         let last = self.writer.store().newest().ok().and_then(|search| search.found);
         let kept = last.map_or("there is no checkpoint yet".to_owned(), |found| {
             format!("the last good checkpoint is {}", found.path.display())
         });
         Error::failed(format!(
-            "epoch {}, step {}: loss {}: {fault}; {kept}; a lower optim.lr or a longer schedule.warmup_epochs may help",
+            "epoch {}, {place}: the loss is {} ({fault}); {kept}; a lower optim.lr or a longer schedule.warmup_epochs may \
+             help, in another --output or with --resume none",
             self.state.epoch + 1,
-            self.state.step + 1,
-            score.loss / score.count as f64,
+            score.loss / score.count.max(1) as f64,
         ))
     }
 
-    fn opening(&self, output: &Output) -> String {
+    fn opening(&self) -> String {
         let config = self.config;
         let at = match self.state.total_steps {
             0 => String::new(),
@@ -342,7 +384,7 @@ impl Trainer<'_> {
             config.data.batch,
             config.epochs,
             config.full_lr(),
-            output.folder.display(),
+            self.output.folder.display(),
         )
     }
 }
@@ -428,12 +470,6 @@ fn summary(config: &Config, dataset: &Dataset) -> String {
         config.schedule.warmup_epochs,
         config.loss.label_smoothing,
     )
-}
-
-fn report_bad(what: &str, loader: &Loader) {
-    for bad in loader.bad() {
-        eprintln!("warning: left out of {what}: {}", bad.message);
-    }
 }
 
 fn finished(state: &RunState, output: &Output) -> String {
