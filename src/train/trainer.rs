@@ -44,6 +44,7 @@ pub struct TrainOptions {
     pub resume: Resume,
     /// First weights from elsewhere.
     pub init: Option<PathBuf>,
+    pub stop: Stop,
 }
 
 /// Trains until the last epoch, a signal or a fault. `backend` is freshly initialised. Epoch lines go to stdout,
@@ -55,8 +56,6 @@ pub fn train(
     backend: &mut dyn Backend,
     environment: Environment,
 ) -> Result<()> {
-    // Before anything is written: a signal from here on ends the run with what is on disk whole.
-    let stop = Stop::on_signals()?;
     let output = Output::open(&options.output)?;
     let steps_per_epoch = steps_per_epoch(config, dataset)?;
     let mut recipe = recipe_keys(config);
@@ -100,7 +99,7 @@ pub fn train(
         log,
         output: &output,
         run,
-        stop,
+        stop: options.stop.clone(),
         saved: now,
         saved_step: None,
         named_bad: BTreeSet::new(),
