@@ -40,6 +40,7 @@ def arguments():
     parser.add_argument("--warmup-steps", type=int, default=0)
     parser.add_argument("--total-steps", type=int, help="the schedule's length; constant rate without it")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--curve", action="store_true", help="go on in f32 through all batches and compare means of 20")
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--nesterov", action="store_true")
     parser.add_argument("--weight-decay", type=float, default=1e-4)
@@ -108,6 +109,13 @@ def train(args, state, batches, lr, dtype):
     return losses
 
 
+def print_curve(engine, single):
+    print(f"{'steps':>9} {'engine':>9} {'torch f32':>9}   mean loss of 20 steps")
+    for start in range(0, len(engine) - 19, 20):
+        means = [float(np.mean(losses[start : start + 20])) for losses in (engine, single)]
+        print(f"{start:4}-{start + 19:<4} {means[0]:9.4f} {means[1]:9.4f}")
+
+
 def main():
     args = arguments()
     torch.set_num_threads(args.threads)
@@ -119,9 +127,12 @@ def main():
         sys.exit("nothing to follow: no batches, or no lines of kind step in the metrics")
     if count < args.steps:
         print(f"only {count} of {args.steps} steps are there", file=sys.stderr)
-    lr = rates(args, logged, count)
-    engine = [line["loss"] for line in logged[:count]] or [math.nan] * count
-    single, exact = (train(args, state, batches, lr, dtype) for dtype in (torch.float32, torch.float64))
+    everything = min(batches["images"].shape[0], len(logged)) if args.curve else count
+    lr = rates(args, logged, everything)
+    engine = [line["loss"] for line in logged[:everything]] or [math.nan] * everything
+    exact = train(args, state, batches, lr[:count], torch.float64)
+    single_curve = train(args, state, batches, lr, torch.float32)
+    single = single_curve[:count]
 
     print(f"{'step':>4} {'lr':>10} {'engine':>12} {'torch f32':>12} {'torch f64':>12} {'|engine-f64|':>13} {'|f32-f64|':>11}")
     for t in range(count):
@@ -131,7 +142,9 @@ def main():
     if not logged:
         print(f"largest |f32-f64| {f32:.3e}; no engine losses to compare")
         return
-    ours = float(np.max(np.abs(np.array(engine) - np.array(exact))))
+    if args.curve:
+        print_curve(engine, single_curve)
+    ours = float(np.max(np.abs(np.array(engine[:count]) - np.array(exact))))
     # An f32 loss is known to half a unit in its last place, whoever computes it.
     floor = max(f32, float(np.spacing(np.float32(max(exact)))) / 2)
     ratio = ours / floor

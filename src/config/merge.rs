@@ -129,7 +129,25 @@ fn article(kind: &str) -> String {
     format!("{article} {kind}").replace("an number", "a number")
 }
 
+/// What other trainers call a key (PyTorch, timm, torchvision's reference scripts).
+const OTHER_NAMES: [(&str, &str); 10] = [
+    ("learning_rate", "optim.lr"),
+    ("batch_size", "data.batch"),
+    ("wd", "optim.weight_decay"),
+    ("num_workers", "data.workers"),
+    ("img_size", "data.resolution"),
+    ("train_crop_size", "data.resolution"),
+    ("max_epochs", "epochs"),
+    ("num_epochs", "epochs"),
+    ("lr_scheduler", "schedule.kind"),
+    ("smoothing", "loss.label_smoothing"),
+];
+
 fn unknown_key(key: &str, source: &str) -> Error {
+    let bare = key.rsplit('.').next().unwrap_or(key);
+    if let Some((_, ours)) = OTHER_NAMES.iter().find(|(theirs, _)| *theirs == bare) {
+        return Error::usage(format!("{source}: unknown key {key}; the nearest is {ours}"));
+    }
     let mut known = vec![];
     leaves(&defaults(), "", &mut known);
     let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
@@ -192,8 +210,8 @@ mod tests {
     fn errors_name_key_value_and_remedy() {
         let message = |set: &str| with(&[set]).unwrap_err().message;
         assert_eq!(
-            message("optim.learning_rat=1"),
-            "--set optim.learning_rat=1: unknown key optim.learning_rat; the nearest is optim.nesterov"
+            message("learning_rate=1"),
+            "--set learning_rate=1: unknown key learning_rate; the nearest is optim.lr"
         );
         assert_eq!(
             message("optim.lrr=1"),

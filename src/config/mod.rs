@@ -198,7 +198,7 @@ pub struct CheckpointPolicy {
     pub keep_every_epochs: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Device {
     /// CPU threads for training; 0 means one a core. The result does not depend on it.
@@ -308,12 +308,6 @@ impl Default for CheckpointPolicy {
     }
 }
 
-impl Default for Device {
-    fn default() -> Self {
-        Self { threads: 0 }
-    }
-}
-
 impl Config {
     /// Images in one forward and backward pass.
     pub fn micro_batch(&self) -> usize {
@@ -368,7 +362,7 @@ impl Config {
             (self.epochs > 0, "epochs", self.epochs.to_string(), "at least 1"),
             (self.data.batch > 0, "data.batch", self.data.batch.to_string(), "at least 1"),
             (
-                self.data.batch % micro.max(1) == 0,
+                self.data.batch.is_multiple_of(micro.max(1)),
                 "data.micro_batch",
                 micro.to_string(),
                 "a divisor of data.batch",

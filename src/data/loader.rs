@@ -147,8 +147,17 @@ pub struct Loader {
 impl Loader {
     /// One epoch of training from `start_batch` on; the last partial batch is dropped.
     pub fn train(split: Arc<Split>, options: TrainOptions) -> Result<Self> {
+        let order = epoch_order(split.len(), options.limit, options.seed, options.epoch);
+        Self::train_in_order(split, options, order)
+    }
+
+    /// Training images in an order given (the benchmark goes round a small set for as long as it measures).
+    pub(crate) fn train_in_order(
+        split: Arc<Split>,
+        options: TrainOptions,
+        mut order: Vec<u32>,
+    ) -> Result<Self> {
         let TrainOptions { transform, batch, seed, epoch, .. } = options;
-        let mut order = epoch_order(split.len(), options.limit, seed, epoch);
         if batch == 0 || order.len() < batch {
             let n = order.len();
             return Err(Error::usage(format!(

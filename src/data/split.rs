@@ -113,14 +113,15 @@ impl Split {
 
     /// The bytes of the file, into a buffer that is used again.
     pub fn read_into(&self, i: usize, bytes: &mut Vec<u8>) -> Result<()> {
-        bytes.clear();
         let sample = self.samples[i];
         match &self.places[sample.place as usize] {
             Place::Folder(path) => {
                 let path = path.join(self.member(i));
+                bytes.clear();
                 open(&path)?.read_to_end(bytes).map(|_| ()).map_err(|e| cannot_read(&path, &e))
             }
             Place::Tar { path, handle } => {
+                // What is there already is written over, and so need not be zeros.
                 bytes.resize(sample.len as usize, 0);
                 let read = match handle {
                     Some(file) => file.read_exact_at(bytes, sample.offset),

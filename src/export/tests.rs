@@ -10,9 +10,15 @@ use safetensors::SafeTensors;
 
 use super::*;
 use crate::checkpoint::weights::pickle as pickle_reader;
-use crate::checkpoint::{Checkpoint, StateDict, Tensor, Values, read_weights};
+use crate::checkpoint::{Checkpoint, StateDict, Tensor, Values};
+use crate::error::Result;
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::{RESNET_TINY, RESNET50};
+
+/// The tensors of a weights file.
+fn read_weights(path: &Path) -> Result<StateDict> {
+    crate::checkpoint::read_weights(path).map(|weights| weights.tensors)
+}
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/export/golden").join(name)

@@ -40,6 +40,7 @@ pub fn evaluate(
         let logits = logits(backend, &batch, flip)?;
         let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
         total += softmax_cross_entropy(&logits.data, &batch.labels, options, None);
+        loader.recycle(batch);
     }
     Ok(total)
 }

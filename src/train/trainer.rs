@@ -170,7 +170,7 @@ impl Trainer<'_> {
             outcome => outcome?,
         };
         self.close_epoch(val)?;
-        if self.state.epoch % self.config.checkpoint.every_epochs == 0
+        if self.state.epoch.is_multiple_of(self.config.checkpoint.every_epochs)
             || self.state.epoch == self.config.epochs
             || self.is_best()
         {
@@ -195,6 +195,7 @@ impl Trainer<'_> {
         for index in 0..of {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
             backend.submit(&batch, &self.pass(lr, index, of))?;
+            loader.recycle(batch);
             while let Some(outcome) = backend.poll() {
                 if let Some(fault) = outcome.fault {
                     let place = format!("step {}", self.state.step + 1);
@@ -319,7 +320,8 @@ impl Trainer<'_> {
 
     fn checkpoint_is_due(&self) -> bool {
         let policy = &self.config.checkpoint;
-        let by_steps = policy.every_steps > 0 && self.state.total_steps % policy.every_steps as u64 == 0;
+        let by_steps =
+            policy.every_steps > 0 && self.state.total_steps.is_multiple_of(policy.every_steps as u64);
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
         by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
     }

@@ -26,7 +26,7 @@ RECORDS = {
     "resnet50_224": lambda: networks.record_step("resnet50", "resnet50_224.5", 2, 224),
     "tiny32_sgd": lambda: networks.record_sgd(**TINY_SGD, nesterov=False),
     "tiny32_sgd_nesterov": lambda: networks.record_sgd(**TINY_SGD, nesterov=True),
-    "resnet50_64_sgd": lambda: networks.record_sgd("resnet50", "resnet50_64.sgd", 4, 64, [0.001, 0.002, 0.001], False),
+    "resnet50_64_sgd": lambda: networks.record_sgd("resnet50", "resnet50_64.sgd.24", 4, 64, [0.001, 0.002, 0.001], False),
     "schedules": schedules.record,
     "images": images.record,
     "ops": ops.record,

@@ -26,6 +26,11 @@ impl Statistics {
         let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
         Self { mean: mean.to_vec(), var, rstd, count: 1 }
     }
+
+    /// gamma / sqrt(var + eps), by channel.
+    pub fn scale(&self, gamma: &[f32]) -> Vec<f32> {
+        gamma.iter().zip(&self.rstd).map(|(gamma, rstd)| gamma * rstd).collect()
+    }
 }
 
 /// Elements of one task: three streams of this size stay in a core's cache.
@@ -159,31 +164,46 @@ pub struct ParamGradients {
     pub beta: Vec<f32>,
 }
 
-/// First half of the backward pass. `dy` becomes the gradient behind the ReLU (zero where `y`, the unit's output, is not
-/// positive; `None` without a ReLU): that of the normalised value and of the residual. `x` is the convolution's output.
+/// Which gradients pass the ReLU behind a batch norm.
+#[derive(Debug, Clone, Copy)]
+pub enum Gate<'a> {
+    /// All: there is no ReLU.
+    Open,
+    /// Where the unit's output is positive.
+    Output(&'a [f32]),
+    /// Where the normalised value, computed once more by the forward pass's constants, is positive. That reads nothing
+    /// that the backward pass does not read anyway; it needs that no residual was added.
+    Recomputed(Affine<'a>),
+}
+
+/// First half of the backward pass: the gradients of gamma and beta. `x` is the convolution's output. With
+/// `Gate::Output`, `dy` becomes the gradient behind the ReLU, which is the residual's as well.
 pub fn backward_reduce(
     cpu: Cpu,
     statistics: &Statistics,
     x: &[f32],
-    y: Option<&[f32]>,
+    gate: Gate,
     dy: &mut [f32],
 ) -> ParamGradients {
     let channels = statistics.mean.len();
     let size = chunk(channels);
     let sums = |x: &[f32], dy: &[f32]| {
         let (mut products, mut sums) = (vec![0.0; channels], vec![0.0; channels]);
-        reduce(cpu.isa, &statistics.mean, x, dy, &mut products, &mut sums);
+        match gate {
+            Gate::Recomputed(affine) => reduce_gated(cpu.isa, affine, x, dy, &mut products, &mut sums),
+            _ => reduce(cpu.isa, &statistics.mean, x, dy, &mut products, &mut sums),
+        }
         (products, sums)
     };
-    let partials = match y {
-        None => cpu.pool.map(x.chunks(size).zip(dy.chunks(size)).collect(), |(x, dy)| sums(x, dy)),
-        Some(y) => {
+    let partials = match gate {
+        Gate::Output(y) => {
             let items: Vec<_> = x.chunks(size).zip(y.chunks(size)).zip(dy.chunks_mut(size)).collect();
             cpu.pool.map(items, |((x, y), dy)| {
                 mask(cpu.isa, y, dy);
                 sums(x, dy)
             })
         }
+        _ => cpu.pool.map(x.chunks(size).zip(dy.chunks(size)).collect(), |(x, dy)| sums(x, dy)),
     };
     let (mut gamma, mut beta) = (vec![0.0f64; channels], vec![0.0f64; channels]);
     for (products, sums) in &partials {
@@ -216,47 +236,90 @@ multiversion! {
     }
 }
 
-/// Second half: dx = gamma rstd (dy - mean(dy) - xhat mean(dy xhat)), with the means from `gradients`.
-pub fn backward_apply(
-    cpu: Cpu,
-    statistics: &Statistics,
-    gamma: &[f32],
-    gradients: &ParamGradients,
-    x: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-) {
-    let channels = gamma.len();
-    let count = statistics.count as f64;
-    let by_channel =
-        |value: &dyn Fn(usize) -> f64| (0..channels).map(|c| value(c) as f32).collect::<Vec<f32>>();
-    let scale = by_channel(&|c| f64::from(gamma[c]) * f64::from(statistics.rstd[c]));
-    let mean_dy = by_channel(&|c| f64::from(gradients.beta[c]) / count);
-    let slope = by_channel(&|c| f64::from(gradients.gamma[c]) * f64::from(statistics.rstd[c]) / count);
-    let constants = Backward { mean: &statistics.mean, scale: &scale, mean_dy: &mean_dy, slope: &slope };
-    let size = chunk(channels);
-    let items = x.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
-    cpu.pool.for_each(items, |((x, dy), dx)| spread(cpu.isa, constants, x, dy, dx));
-}
-
-#[derive(Clone, Copy)]
-struct Backward<'a> {
-    mean: &'a [f32],
-    scale: &'a [f32],
-    mean_dy: &'a [f32],
-    /// mean(dy xhat) rstd: what multiplies x - mean.
-    slope: &'a [f32],
+/// `dy` where the forward pass's value of the same `x` is positive, 0 elsewhere.
+#[inline(always)]
+fn gated(dy: f32, centred: f32, scale: f32, shift: f32) -> f32 {
+    if centred * scale + shift > 0.0 { dy } else { 0.0 }
 }
 
 multiversion! {
-    fn spread(constants: Backward, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-        let Backward { mean, scale, mean_dy, slope } = constants;
+    fn reduce_gated(forward: Affine, x: &[f32], dy: &[f32], products: &mut [f32], sums: &mut [f32]) {
+        let channels = forward.mean.len();
+        for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact(channels)) {
+            let totals = products.iter_mut().zip(sums.iter_mut());
+            let constants = forward.mean.iter().zip(forward.scale).zip(forward.shift);
+            for (((&x, &dy), ((&mean, &scale), &shift)), (product, sum)) in x.iter().zip(dy).zip(constants).zip(totals) {
+                let dy = gated(dy, x - mean, scale, shift);
+                *product += dy * (x - mean);
+                *sum += dy;
+            }
+        }
+    }
+}
+
+/// Second half: dx = gamma rstd (dy - mean(dy) - xhat mean(dy xhat)), with the means from `gradients`.
+pub struct BackwardApply {
+    mean: Vec<f32>,
+    scale: Vec<f32>,
+    mean_dy: Vec<f32>,
+    /// mean(dy xhat) rstd: what multiplies x - mean.
+    slope: Vec<f32>,
+}
+
+impl BackwardApply {
+    pub fn new(statistics: &Statistics, gamma: &[f32], gradients: &ParamGradients) -> Self {
+        let count = statistics.count as f64;
+        let by_channel = |value: &dyn Fn(usize) -> f64| (0..gamma.len()).map(|c| value(c) as f32).collect();
+        let rstd = |c: usize| f64::from(statistics.rstd[c]);
+        Self {
+            mean: statistics.mean.clone(),
+            scale: by_channel(&|c| f64::from(gamma[c]) * rstd(c)),
+            mean_dy: by_channel(&|c| f64::from(gradients.beta[c]) / count),
+            slope: by_channel(&|c| f64::from(gradients.gamma[c]) * rstd(c) / count),
+        }
+    }
+
+    /// `dy` has passed the ReLU.
+    pub fn run(&self, cpu: Cpu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let size = chunk(self.mean.len());
+        let items = x.chunks(size).zip(dy.chunks(size)).zip(dx.chunks_mut(size)).collect();
+        cpu.pool.for_each(items, |((x, dy), dx)| spread(cpu.isa, self, x, dy, dx));
+    }
+
+    /// `dy` becomes dx; it passes the ReLU of `forward` on the way.
+    pub fn run_gated(&self, cpu: Cpu, forward: Affine, x: &[f32], dy: &mut [f32]) {
+        let size = chunk(self.mean.len());
+        let items = x.chunks(size).zip(dy.chunks_mut(size)).collect();
+        cpu.pool.for_each(items, |(x, dy)| spread_gated(cpu.isa, self, forward, x, dy));
+    }
+}
+
+multiversion! {
+    fn spread(constants: &BackwardApply, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+        let BackwardApply { mean, scale, mean_dy, slope } = constants;
         let channels = mean.len();
         let rows = x.chunks_exact(channels).zip(dy.chunks_exact(channels));
         for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(channels)) {
             let constants = mean.iter().zip(scale).zip(mean_dy).zip(slope);
             for (((&x, &dy), dx), (((&mean, &scale), &mean_dy), &slope)) in x.iter().zip(dy).zip(dx).zip(constants) {
                 *dx = scale * (dy - mean_dy - (x - mean) * slope);
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn spread_gated(constants: &BackwardApply, forward: Affine, x: &[f32], dy: &mut [f32]) {
+        let BackwardApply { mean, scale, mean_dy, slope } = constants;
+        let channels = mean.len();
+        for (x, dy) in x.chunks_exact(channels).zip(dy.chunks_exact_mut(channels)) {
+            let constants = mean.iter().zip(scale).zip(mean_dy).zip(slope);
+            let gates = forward.scale.iter().zip(forward.shift);
+            for (((&x, dy), (((&mean, &scale), &mean_dy), &slope)), (&gate, &shift)) in
+                x.iter().zip(dy).zip(constants).zip(gates)
+            {
+                let passed = gated(*dy, x - mean, gate, shift);
+                *dy = scale * (passed - mean_dy - (x - mean) * slope);
             }
         }
     }

@@ -51,6 +51,7 @@ pub struct CpuBackend {
     /// For evaluation at another resolution than training's.
     evaluation: Option<Walk>,
     outcomes: VecDeque<Outcome>,
+    keep: bool,
 }
 
 /// What computes.
@@ -74,8 +75,24 @@ impl CpuBackend {
         let params = Params::new(&graph, options);
         let engine =
             Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
-        let training = Walk::new(graph);
-        Ok(Self { spec: options.spec, engine, params, training, evaluation: None, outcomes: VecDeque::new() })
+        let training = Walk::new(graph, false);
+        Ok(Self {
+            spec: options.spec,
+            engine,
+            params,
+            training,
+            evaluation: None,
+            outcomes: VecDeque::new(),
+            keep: false,
+        })
+    }
+
+    /// For comparing backends layer by layer: from now on every activation that a pass makes stays until the next one,
+    /// so that `read` finds it. A batch norm or sum that runs into its ReLU makes none of its own.
+    pub fn keep_activations(&mut self) {
+        self.keep = true;
+        self.training = Walk::new(self.training.graph.clone(), true);
+        self.evaluation = None;
     }
 
     /// With the weights and running statistics of `tensors`, for evaluation at `resolution`.
@@ -97,7 +114,7 @@ impl Backend for CpuBackend {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.spec.classes)?;
         if batch.resolution != self.training.graph.resolution {
-            self.training = Walk::new(lower(&self.spec, batch.resolution)?);
+            self.training = Walk::new(lower(&self.spec, batch.resolution)?, self.keep);
         }
         let outcome = self.training.step(&mut self.engine, &mut self.params, batch, step);
         self.outcomes.push_back(outcome);
@@ -114,7 +131,7 @@ impl Backend for CpuBackend {
             &mut self.training
         } else {
             if self.evaluation.as_ref().is_none_or(|walk| walk.graph.resolution != batch.resolution) {
-                self.evaluation = Some(Walk::new(lower(&self.spec, batch.resolution)?));
+                self.evaluation = Some(Walk::new(lower(&self.spec, batch.resolution)?, self.keep));
             }
             self.evaluation.as_mut().expect("made above")
         };

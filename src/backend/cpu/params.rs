@@ -19,6 +19,8 @@ pub struct Params {
     pub gradient: Vec<Vec<f32>>,
     /// One vector a running statistic, in the order of the graph.
     pub running: Vec<Vec<f32>>,
+    /// `running` before the current optimiser step, whose passes each move them.
+    running_before: Vec<Vec<f32>>,
     decay: Decay,
 }
 
@@ -33,14 +35,25 @@ impl Params {
             velocity: zeros(),
             gradient: zeros(),
             running: graph.buffers.iter().map(|buffer| vec![buffer.initial; buffer.channels]).collect(),
+            running_before: vec![],
             decay: options.decay,
         }
     }
 
-    /// Name of the first parameter whose gradient has a value that is not finite.
+    pub fn begin_step(&mut self) {
+        self.running_before.clone_from(&self.running);
+    }
+
+    /// Takes back what the passes since `begin_step` changed; for a step that has not updated the weights.
+    pub fn undo_step(&mut self) {
+        self.running.clone_from(&self.running_before);
+    }
+
+    /// Name of the parameter whose gradient was the first, on the way back from the loss, to have a value that is not
+    /// finite: what lies below it is not finite either.
     pub fn first_bad_gradient<'g>(&self, cpu: Cpu, graph: &'g Graph) -> Option<&'g str> {
         let bad = cpu.pool.map(self.gradient.iter().collect(), |gradient| !all_finite(gradient));
-        bad.iter().position(|&bad| bad).map(|index| graph.params[index].name.as_str())
+        bad.iter().rposition(|&bad| bad).map(|index| graph.params[index].name.as_str())
     }
 
     /// One optimiser step over all parameters.

@@ -1,6 +1,6 @@
 //! One network at one resolution: walks its units forward, backward, or forward for evaluation.
 
-use super::batch_norm::{self, Affine, Epilogue, Statistics};
+use super::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate, Statistics};
 use super::memory::{Buffer, Buffers};
 use super::params::{Params, all_finite};
 use super::pooling::{self, PoolShape};
@@ -26,6 +26,8 @@ pub struct Walk {
 /// Activations and gradients by tensor, absent where not (or no longer) needed.
 struct Memory {
     buffers: Buffers,
+    /// Nothing is released before the next pass begins.
+    keep: bool,
     activation: Vec<Option<Buffer>>,
     gradient: Vec<Option<Buffer>>,
     /// A batch norm's statistics, by its unit.
@@ -46,7 +48,9 @@ impl Memory {
     }
 
     fn release_activation(&mut self, tensor: TensorId) {
-        Self::release(&mut self.activation[tensor], &mut self.buffers);
+        if !self.keep {
+            Self::release(&mut self.activation[tensor], &mut self.buffers);
+        }
     }
 }
 
@@ -57,7 +61,8 @@ impl Engine {
 }
 
 impl Walk {
-    pub fn new(graph: Graph) -> Self {
+    /// With `keep`, the activations of a pass stay until the next one, for `read`.
+    pub fn new(graph: Graph, keep: bool) -> Self {
         let units = units(&graph);
         let mut last_reader = vec![usize::MAX; graph.tensors.len()];
         for (index, unit) in units.iter().enumerate() {
@@ -66,6 +71,7 @@ impl Walk {
         let tensors = graph.tensors.len();
         let memory = Memory {
             buffers: Buffers::default(),
+            keep,
             activation: (0..tensors).map(|_| None).collect(),
             gradient: (0..tensors).map(|_| None).collect(),
             statistics: vec![Statistics::default(); units.len()],
@@ -76,6 +82,9 @@ impl Walk {
 
     /// Forward, loss, backward; the last pass of an optimiser step updates the weights.
     pub fn step(&mut self, engine: &mut Engine, params: &mut Params, batch: &Batch, step: &Step) -> Outcome {
+        if step.index == 0 {
+            params.begin_step();
+        }
         self.load(engine, batch);
         for index in 0..self.units.len() {
             self.forward(engine, params, index, Mode::Training);
@@ -91,7 +100,10 @@ impl Walk {
         } else {
             Some(self.first_bad_value(params))
         };
-        self.release_all();
+        if fault.is_some() {
+            params.undo_step();
+        }
+        self.end_pass();
         Outcome { score, fault }
     }
 
@@ -128,7 +140,7 @@ impl Walk {
             }
         }
         let logits = self.memory.activation(self.graph.logits).to_vec();
-        self.release_all();
+        self.end_pass();
         logits
     }
 
@@ -141,6 +153,7 @@ impl Walk {
     }
 
     fn load(&mut self, engine: &Engine, batch: &Batch) {
+        self.release_all();
         self.n = batch.labels.len();
         let mut x = self.memory.buffers.take(batch.images.len());
         input::normalise(engine.cpu(), &batch.images, &mut x);
@@ -149,6 +162,12 @@ impl Walk {
 
     fn take(&mut self, tensor: TensorId) -> Buffer {
         self.memory.buffers.take(self.n * self.graph.tensors[tensor].elements())
+    }
+
+    fn end_pass(&mut self) {
+        if !self.memory.keep {
+            self.release_all();
+        }
     }
 
     fn release_all(&mut self) {
@@ -232,7 +251,7 @@ impl Walk {
             Mode::Evaluation => Statistics::running(&params.running[unit.mean], &params.running[unit.var]),
         };
         let (gamma, beta) = (&params.weight[unit.gamma], &params.weight[unit.beta]);
-        let scale: Vec<f32> = gamma.iter().zip(&statistics.rstd).map(|(gamma, rstd)| gamma * rstd).collect();
+        let scale = statistics.scale(gamma);
         let affine = Affine { mean: &statistics.mean, scale: &scale, shift: beta };
         let residual = unit.residual.map(|tensor| self.memory.activation(tensor));
         batch_norm::apply(cpu, affine, Epilogue { residual, relu: unit.relu }, &raw, &mut y);
@@ -250,6 +269,7 @@ impl Walk {
                     }
                 }
             }
+            Mode::Evaluation if self.memory.keep => self.memory.activation[unit.raw] = Some(raw),
             Mode::Evaluation => self.memory.buffers.give(raw),
         }
     }
@@ -318,24 +338,7 @@ impl Walk {
         unit: &ConvUnit,
         accumulate: bool,
     ) {
-        let mut dy = self.take_gradient(unit.y);
-        let mut draw = self.take(unit.raw);
-        let memory = &self.memory;
-        let (statistics, raw) = (&memory.statistics[index], memory.activation(unit.raw));
-        let y = unit.relu.then(|| memory.activation(unit.y));
-        let cpu = engine.cpu();
-        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, y, &mut dy);
-        let gamma = &params.weight[unit.gamma];
-        batch_norm::backward_apply(cpu, statistics, gamma, &gradients, raw, &dy, &mut draw);
-        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
-        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
-        self.memory.release_activation(unit.y);
-        self.memory.release_activation(unit.raw);
-        match unit.residual {
-            // The sum hands the same gradient to both of its terms.
-            Some(residual) => self.memory.gradient[residual] = Some(dy),
-            None => self.memory.buffers.give(dy),
-        }
+        let draw = self.backward_norm(engine.cpu(), params, index, unit, accumulate);
         let Engine { pool, isa, scratch } = engine;
         let x = self.memory.activation(unit.x);
         let dw = &mut params.gradient[unit.weight];
@@ -359,6 +362,47 @@ impl Walk {
             self.memory.gradient[unit.x] = Some(dx);
         }
         self.memory.buffers.give(draw);
+    }
+
+    /// The gradient of a unit's convolution output; the residual gets its own on the way.
+    fn backward_norm(
+        &mut self,
+        cpu: Cpu,
+        params: &mut Params,
+        index: usize,
+        unit: &ConvUnit,
+        accumulate: bool,
+    ) -> Buffer {
+        let mut dy = self.take_gradient(unit.y);
+        // Behind a gate that is recomputed, the gradient is turned into the convolution's in place.
+        let mut separate = (unit.residual.is_some() || !unit.relu).then(|| self.take(unit.raw));
+        let memory = &self.memory;
+        let (statistics, raw) = (&memory.statistics[index], memory.activation(unit.raw));
+        let (gamma, beta) = (&params.weight[unit.gamma], &params.weight[unit.beta]);
+        let scale = statistics.scale(gamma);
+        let forward = Affine { mean: &statistics.mean, scale: &scale, shift: beta };
+        let gate = match (unit.relu, unit.residual) {
+            (false, _) => Gate::Open,
+            (true, Some(_)) => Gate::Output(memory.activation(unit.y)),
+            (true, None) => Gate::Recomputed(forward),
+        };
+        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, gate, &mut dy);
+        let apply = BackwardApply::new(statistics, gamma, &gradients);
+        match &mut separate {
+            Some(draw) => apply.run(cpu, raw, &dy, draw),
+            None => apply.run_gated(cpu, forward, raw, &mut dy),
+        }
+        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
+        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
+        self.memory.release_activation(unit.y);
+        self.memory.release_activation(unit.raw);
+        let Some(draw) = separate else { return dy };
+        match unit.residual {
+            // The sum hands the same gradient to both of its terms.
+            Some(residual) => self.memory.gradient[residual] = Some(dy),
+            None => self.memory.buffers.give(dy),
+        }
+        draw
     }
 
     fn take_gradient(&mut self, tensor: TensorId) -> Buffer {

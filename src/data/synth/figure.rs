@@ -12,8 +12,8 @@ pub enum Class {
     Cross,
     Disc,
     Dots,
+    Frame,
     Rings,
-    Square,
     Star,
     Stripes,
     Triangle,
@@ -26,8 +26,8 @@ impl Class {
         Class::Cross,
         Class::Disc,
         Class::Dots,
+        Class::Frame,
         Class::Rings,
-        Class::Square,
         Class::Star,
         Class::Stripes,
         Class::Triangle,
@@ -41,8 +41,8 @@ impl Class {
             Class::Cross => "cross",
             Class::Disc => "disc",
             Class::Dots => "dots",
+            Class::Frame => "frame",
             Class::Rings => "rings",
-            Class::Square => "square",
             Class::Star => "star",
             Class::Stripes => "stripes",
             Class::Triangle => "triangle",
@@ -57,8 +57,8 @@ impl Class {
             Class::Cross => "cross",
             Class::Disc => "disc",
             Class::Dots => "polka dots",
+            Class::Frame => "square frame",
             Class::Rings => "concentric rings",
-            Class::Square => "square",
             Class::Star => "five-pointed star",
             Class::Stripes => "stripes",
             Class::Triangle => "triangle",
@@ -74,7 +74,7 @@ impl Class {
     /// The smallest rotation, in degrees, that maps the figure on itself: what "a rotation never seen" is modulo.
     pub fn symmetry_degrees(self) -> f64 {
         match self {
-            Class::Checkerboard | Class::Cross | Class::Square => 90.0,
+            Class::Checkerboard | Class::Cross | Class::Frame => 90.0,
             Class::Dots => 60.0,
             Class::Star => 72.0,
             Class::Triangle => 120.0,
@@ -107,7 +107,7 @@ impl Figure {
                 arm(x, y).min(arm(y, x))
             }
             Class::Disc => x.hypot(y) - 0.85,
-            Class::Square => x.abs().max(y.abs()) - 0.74,
+            Class::Frame => (x.abs().max(y.abs()) - 0.58).abs() - 0.19,
             // A tip points up, so that the star is its own mirror image.
             Class::Star => star(-y, x, self.detail),
             Class::Triangle => triangle(x, y) - 0.05,
@@ -153,7 +153,7 @@ fn dots(u: f32, v: f32) -> f32 {
         let dv = (v + 0.5 * ROW).rem_euclid(ROW) - 0.5 * ROW;
         du.hypot(dv)
     };
-    nearest(u, v).min(nearest(u + 0.5, v + 0.5 * ROW)) - 0.31
+    nearest(u, v).min(nearest(u + 0.5, v + 0.5 * ROW)) - 0.27
 }
 
 fn triangle(x: f32, y: f32) -> f32 {

@@ -176,13 +176,13 @@ impl Distractor {
 
 fn draw_figure(rng: &mut Rng, class: Class) -> Figure {
     let detail = match class {
-        Class::Cross => rng.range(0.24, 0.34),
-        Class::Star => rng.range(0.38, 0.46),
+        Class::Cross => rng.range(0.30, 0.40),
+        Class::Star => rng.range(0.27, 0.34),
         _ => 0.0,
     };
     let period = match class {
-        Class::Checkerboard => rng.range(0.62, 0.85),
-        Class::Dots => rng.range(0.46, 0.60),
+        Class::Checkerboard => rng.range(0.74, 0.98),
+        Class::Dots => rng.range(0.44, 0.54),
         Class::Rings => rng.range(0.40, 0.54),
         Class::Zigzag => rng.range(0.48, 0.62),
         _ => rng.range(0.36, 0.56),

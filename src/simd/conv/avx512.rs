@@ -1,4 +1,5 @@
-//! 16 lanes, 32 registers: 14 x 2 accumulators, two of the panel and one broadcast leave one to spare.
+//! 16 lanes, 32 registers: 13 x 2 accumulators at most, two of the panel, one broadcast. Of the 15 free general
+//! registers, a gather of 12 rows takes 12 for its sources, one for the panel and one for the channel.
 
 use super::kernel::{Lanes, kernels};
 use std::arch::x86_64::*;
@@ -49,4 +50,4 @@ impl Lanes for __m512 {
 }
 
 // 13 rows of the weight gradient: 64 channels are then 5 tiles with one row to spare.
-kernels!("avx512f", __m512, gather: 14 x 2, outer: [1 2 3 4 5 6 7 8 9 10 11 12 13]);
+kernels!("avx512f", __m512, gather: 12 x 2, outer: [1 2 3 4 5 6 7 8 9 10 11 12 13]);

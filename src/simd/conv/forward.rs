@@ -28,7 +28,7 @@ pub fn forward(
     let mut gather = gather(&shape, n, bordered);
     let Scratch { panels, padded, zeros, .. } = scratch;
     let panels = panels.floats(gather.panel_floats(kernels));
-    pack::forward_panels(pool, &shape, w, kernels.width, panels);
+    pack::forward_panels(pool, kernels, &shape, w, panels);
     let source = if bordered {
         let padded = padded.floats(n * gather.source_pixels * shape.c);
         pack::pad_images(pool, &shape, x, padded);

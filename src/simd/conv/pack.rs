@@ -1,5 +1,6 @@
 //! Memory that kernels read: aligned buffers, weight panels, images with a border.
 
+use super::kernel::{Kernels, Runs};
 use crate::model::graph::ConvShape;
 use crate::simd::pool::Pool;
 use std::marker::PhantomData;
@@ -59,28 +60,55 @@ impl<'a> Shared<'a> {
 }
 
 /// w RSCK -> panels [K / width][r][s][c][width], the last one filled up with zeros.
-pub(super) fn forward_panels(pool: &Pool, shape: &ConvShape, w: &[f32], width: usize, panels: &mut [f32]) {
-    let (rows, k) = (shape.r * shape.s * shape.c, shape.k);
+pub(super) fn forward_panels(
+    pool: &Pool,
+    kernels: &Kernels,
+    shape: &ConvShape,
+    w: &[f32],
+    panels: &mut [f32],
+) {
+    let (rows, k, width) = (shape.r * shape.s * shape.c, shape.k, kernels.width);
     let out = Shared::new(panels);
-    let chunks = rows.div_ceil(ROWS_OF_A_TASK);
-    pool.run(k.div_ceil(width) * chunks, &|task| {
-        let (panel, first) = (task / chunks, task % chunks * ROWS_OF_A_TASK);
+    let tasks = rows.div_ceil(ROWS_OF_A_TASK);
+    pool.run(k.div_ceil(width) * tasks, &|task| {
+        let (panel, first) = (task / tasks, task % tasks * ROWS_OF_A_TASK);
         let count = ROWS_OF_A_TASK.min(rows - first);
         // SAFETY: these rows of this panel are this task's own.
         let out = unsafe { out.part((panel * rows + first) * width, count * width) };
-        copy_panel(&w[first * k..], k, panel * width, width, out);
+        copy_panel(kernels, &w[first * k..(first + count) * k], k, panel * width, out);
     });
 }
 
 /// Enough rows that a task is worth its start, few enough that small layers have several.
 const ROWS_OF_A_TASK: usize = 256;
 
-/// Columns `first..` of rows of `pitch` floats into rows of `width`, zeros where the source has no column.
-pub(super) fn copy_panel(from: &[f32], pitch: usize, first: usize, width: usize, to: &mut [f32]) {
+/// Rows that are copied at a time.
+pub(super) const CHUNK: usize = 8;
+
+/// NR columns from `first` on of rows of `pitch` floats, zeros where the source has no column.
+pub(super) fn copy_panel(kernels: &Kernels, from: &[f32], pitch: usize, first: usize, to: &mut [f32]) {
+    let width = kernels.width;
     let cols = width.min(pitch - first);
-    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(pitch)) {
-        to[..cols].copy_from_slice(&from[first..first + cols]);
-        to[cols..].fill(0.0);
+    assert!(from.len().is_multiple_of(pitch) && to.len() == from.len() / pitch * width);
+    if cols < width {
+        for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(pitch)) {
+            to[..cols].copy_from_slice(&from[first..first + cols]);
+            to[cols..].fill(0.0);
+        }
+        return;
+    }
+    let offsets: [u32; 2 * CHUNK] = std::array::from_fn(|i| (i * pitch) as u32);
+    for (to, from) in to.chunks_mut(CHUNK * width).zip(from.chunks(CHUNK * pitch)) {
+        let runs = Runs {
+            source: from[first..].as_ptr(),
+            offsets: &offsets[..to.len() / width],
+            ahead: &offsets[CHUNK..],
+            to: to.as_mut_ptr(),
+            pitch: width,
+        };
+        // SAFETY: each row of `from` has `width` floats from `first` on; `to` has room for as many rows, by the lengths
+        // asserted above.
+        unsafe { (kernels.collect)(&runs) };
     }
 }
 
@@ -106,10 +134,17 @@ fn transpose(from: &[f32], rows: usize, cols: usize, width: usize, to: &mut [f32
     for first in (0..rows).step_by(16) {
         let count = 16.min(rows - first);
         let to = &mut to[first * width..][..count * width];
-        for j in 0..cols {
+        // Four columns at a time make a vector of each store.
+        for j in (0..cols / 4 * 4).step_by(4) {
+            let from: [&[f32]; 4] = std::array::from_fn(|u| &from[(j + u) * rows + first..][..count]);
+            for (i, to) in to.chunks_exact_mut(width).enumerate() {
+                to[j..j + 4].copy_from_slice(&[from[0][i], from[1][i], from[2][i], from[3][i]]);
+            }
+        }
+        for j in cols / 4 * 4..cols {
             let from = &from[j * rows + first..][..count];
-            for (i, &value) in from.iter().enumerate() {
-                to[i * width + j] = value;
+            for (to, &value) in to.chunks_exact_mut(width).zip(from) {
+                to[j] = value;
             }
         }
         for row in to.chunks_exact_mut(width) {

@@ -2,7 +2,7 @@
 //! inside x.
 
 use super::kernel::{Kernels, LINE, OuterTile, Runs};
-use super::pack::{Aligned, Shared};
+use super::pack::{Aligned, CHUNK, Shared};
 use super::window::Window;
 use super::{Scratch, kernels, pack};
 use crate::model::graph::ConvShape;
@@ -24,6 +24,12 @@ pub fn wgrad(
     scratch: &mut Scratch,
 ) {
     super::check(shape, n, ("x", x.len()), ("dy", dy.len()), ("dw", dw.len()));
+    if n == 0 {
+        if !accumulate {
+            dw.fill(0.0);
+        }
+        return;
+    }
     let kernels = kernels(isa);
     let (shape, n) = one_row(shape, n);
     let bordered = super::wants_border(&shape);
@@ -114,8 +120,6 @@ struct Plan {
 const TASKS: usize = 16;
 /// Pixels of a block: a tile's operands then fill three quarters of an L1 cache.
 const BLOCK_PIXELS: usize = 192;
-/// Pixels that are packed at a time.
-const CHUNK: usize = 8;
 
 /// Part number `part` of `parts` nearly equal ones.
 fn share(total: usize, part: usize, parts: usize) -> Range<usize> {
@@ -253,26 +257,12 @@ impl Part<'_> {
     /// dy from pixel `first` on -> [panel][pixel][width], in the order in which memory is read.
     fn pack_gradient(&self, first: usize, count: usize, to: &mut [f32]) {
         let (width, k) = (self.kernels.width, self.outer.k);
-        let offsets: [u32; 2 * CHUNK] = std::array::from_fn(|i| (i * k) as u32);
         for start in (0..count).step_by(CHUNK) {
             let rows = CHUNK.min(count - start);
             let from = &self.input.dy[(first + start) * k..(first + start + rows) * k];
             for (i, panel) in self.panels.clone().enumerate() {
                 let to = &mut to[(i * count + start) * width..][..rows * width];
-                if (panel + 1) * width > k {
-                    pack::copy_panel(from, k, panel * width, width, to);
-                    continue;
-                }
-                let runs = Runs {
-                    source: from[panel * width..].as_ptr(),
-                    offsets: &offsets[..rows],
-                    ahead: &offsets[CHUNK..],
-                    to: to.as_mut_ptr(),
-                    pitch: width,
-                };
-                // SAFETY: `from` has `rows` rows of `k` floats, at least `width` of them after the panel's first; `to`
-                // has room for `rows` of `width`.
-                unsafe { (self.kernels.collect)(&runs) };
+                pack::copy_panel(self.kernels, from, k, panel * width, to);
             }
         }
     }
