@@ -56,6 +56,11 @@ impl Error {
         Self::input(format!("{}: {reason}", path.as_ref().display()))
     }
 
+    /// An input file that could not be read at all; `expected` says what it should have been.
+    pub fn unreadable(path: impl AsRef<Path>, source: &std::io::Error, expected: &str) -> Self {
+        Self::input_file(path, format!("cannot read it: {source}; expected {expected}"))
+    }
+
     /// An output that could not be written: `cannot VERB PATH: reason`, with a hint where the reason has one.
     pub fn output_file(path: impl AsRef<Path>, verb: &str, source: &std::io::Error) -> Self {
         let hint = match source.kind() {
@@ -67,6 +72,10 @@ impl Error {
             }
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
                 "; choose a folder that can be written with --output"
+            }
+            std::io::ErrorKind::NotFound => "; its folder does not exist: create it first",
+            std::io::ErrorKind::NotADirectory | std::io::ErrorKind::AlreadyExists => {
+                "; a file stands where a folder is needed: move it, or choose another --output"
             }
             _ => "",
         };

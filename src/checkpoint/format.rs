@@ -234,7 +234,8 @@ fn write_all(file: &mut File, head: &[u8], tensors: &[(&str, &Tensor)]) -> io::R
 /// The verified header, and where the data begins.
 fn read_header(path: &Path) -> Result<(Header, u64)> {
     let fail = |reason: String| Error::input_file(path, reason);
-    let cannot = |source: io::Error| fail(format!("cannot read: {source}"));
+    let cannot =
+        |source: io::Error| Error::unreadable(path, &source, "a checkpoint that `engine train` wrote");
     let mut file = File::open(path).map_err(cannot)?;
     let size = file.metadata().map_err(cannot)?.len();
     let mut length = [0; LENGTH];

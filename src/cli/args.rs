@@ -28,11 +28,11 @@ pub enum Command {
     Predict(PredictArgs),
     Export(ExportArgs),
     /// Make, check, describe or dump data
-    #[command(subcommand)]
+    #[command(subcommand, after_help = EXIT_CODES)]
     Data(DataCommand),
     Plot(PlotArgs),
     /// Measure this machine
-    #[command(subcommand)]
+    #[command(subcommand, after_help = EXIT_CODES)]
     Bench(BenchCommand),
 }
 
@@ -97,6 +97,7 @@ pub enum Device {
 
 /// Validate a checkpoint: loss, top-1 and top-5 over every validation image once
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
     /// An engine checkpoint, or a safetensors or .pth state dict with torchvision's names
     #[arg(long, value_name = "PATH")]
@@ -134,6 +135,7 @@ pub struct ThreadArgs {
 
 /// Classify pictures
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct PredictArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
@@ -155,6 +157,7 @@ pub struct PredictArgs {
 
 /// Write a checkpoint's weights in a format that others load
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct ExportArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
@@ -214,6 +217,7 @@ pub enum DataCommand {
 
 /// Draw the curves of a logs.md
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct PlotArgs {
     #[arg(value_name = "LOGS_MD")]
     pub logs: PathBuf,

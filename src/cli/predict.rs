@@ -51,7 +51,8 @@ pub fn run(args: &PredictArgs) -> Result<()> {
 }
 
 fn read_image(path: &Path, transform: &EvalTransform) -> Result<Batch> {
-    let bytes = std::fs::read(path).map_err(|error| Error::input_file(path, error))?;
+    let bytes = std::fs::read(path)
+        .map_err(|error| Error::unreadable(path, &error, "a JPEG, PNG or WebP picture"))?;
     let images = transform.apply(&bytes, &path.display().to_string(), Limits::default())?;
     Ok(Batch { images, labels: vec![0], samples: vec![0], resolution: transform.crop })
 }

@@ -5,20 +5,33 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::config::Config;
 use crate::data::synth::{self, SynthOptions};
 use crate::data::{Dataset, JPEG_DECODER};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
 use crate::terminal::message;
 use crate::train::state::Environment;
-use crate::train::{TrainOptions, train};
+use crate::train::stop::Stop;
+use crate::train::{Resume, TrainOptions, train};
 use std::path::{Path, PathBuf};
 
 pub fn run(args: &TrainArgs) -> Result<()> {
+    // First of all: a signal while the data are opened also ends in a checkpoint and exit code 75.
+    let stop = Stop::on_signals()?;
     let config = args.config.load()?;
+    if let (Some(_), Resume::From(path)) = (&args.init, args.resume()) {
+        return Err(Error::usage(format!(
+            "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
+            path.display()
+        )));
+    }
     let dataset = open_data(&config, &args.config)?;
     let mut backend = CpuBackend::new(&cpu_options(&config, &dataset))?;
-    let options =
-        TrainOptions { output: args.config.output.clone(), resume: args.resume(), init: args.init.clone() };
+    let options = TrainOptions {
+        output: args.config.output.clone(),
+        resume: args.resume(),
+        init: args.init.clone(),
+        stop,
+    };
     train(&config, &options, &dataset, &mut backend, environment())
 }
 

@@ -37,7 +37,9 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config> {
             Error::usage(format!("cannot read the configuration {}: {error}", path.display()))
         })?;
         table = text.parse::<Table>().map_err(|error| {
-            Error::usage(format!("{} is not valid TOML: {}", path.display(), error.to_string().trim_end()))
+            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let reason = error.message().replace('\n', " ");
+            Error::usage(format!("{}, line {line}: not valid TOML: {reason}", path.display()))
         })?;
     }
     let source = path.map_or_else(|| "the configuration".to_owned(), |path| path.display().to_string());
@@ -54,7 +56,11 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config> {
         overlay(&mut merged, &nested(key.trim(), value_of(text.trim())), "", &format!("--set {assignment}"))?;
     }
     let config: Config = Value::Table(merged).try_into().map_err(|error: toml::de::Error| {
-        Error::usage(format!("{source}: {}", error.to_string().trim_end().replace('\n', " ")))
+        let (key, reason) = mistyped(&error);
+        let names_it = |set: &&String| set.split('=').next().is_some_and(|name| name.trim() == key);
+        let set = overrides.set.iter().rev().find(names_it);
+        let source = set.map_or(source.clone(), |set| format!("--set {set}"));
+        Error::usage(format!("{source}: {key}: {reason}"))
     })?;
     config.validate().map_err(|error| error.within(&source))?;
     Ok(config)
@@ -68,6 +74,15 @@ fn defaults() -> Table {
 fn value_of(text: &str) -> Value {
     let parsed = format!("x = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("x"));
     parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Key and reason of toml's `REASON in `KEY``, in words that need no Rust.
+fn mistyped(error: &toml::de::Error) -> (String, String) {
+    let text = error.to_string().trim_end().replace('\n', " ");
+    let reason = error.message().replace("expected usize", "expected 0 or a positive whole number");
+    let reason = reason.replace("expected u64", "expected 0 or a positive whole number");
+    let key = text.rsplit_once(" in `").and_then(|(_, key)| key.strip_suffix('`'));
+    (key.unwrap_or("a key").to_owned(), reason)
 }
 
 /// `a.b` and a value as `{a: {b: value}}`.

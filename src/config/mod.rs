@@ -69,7 +69,7 @@ pub struct Synth {
 
 /// Decoding threads: `"auto"` or a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected \"auto\" or a number")]
 pub enum Workers {
     Auto(Auto),
     Count(usize),

@@ -135,7 +135,7 @@ fn missing_half(path: &Path, halves: &[Option<Listing>; 2]) -> Error {
     let found = match halves {
         [Some(_), None] => "train is there, val is not".to_string(),
         [None, Some(_)] => "val is there, train is not".to_string(),
-        _ => format!("neither train nor val is there, but {}", what_is_there(path)),
+        _ => format!("neither train nor val is in it, {}", what_is_there(path)),
     };
     Error::input_file(path, format!("{found}; {EXPECTED}"))
 }
@@ -153,8 +153,8 @@ fn what_is_there(path: &Path) -> String {
     names.sort();
     let more = if names.len() > 3 { ", .." } else { "" };
     match names.len() {
-        0 => "nothing".into(),
-        n => format!("{n} entries ({}{more})", names[..n.min(3)].join(", ")),
+        0 => "it is empty".into(),
+        n => format!("but {n} entries ({}{more})", names[..n.min(3)].join(", ")),
     }
 }
 

@@ -8,5 +8,6 @@ pub mod stop;
 pub mod trainer;
 mod output;
 mod progress;
+mod words;
 
 pub use trainer::{Resume, TrainOptions, train};

@@ -41,7 +41,7 @@ impl Progress {
             !std::io::stderr().is_terminal() || std::env::var("TERM").is_ok_and(|term| term == "dumb");
         let target = if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(steps as u64), target);
-        let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}  {msg}");
+        let style = ProgressStyle::with_template("{prefix} {bar:12} {pos}/{len}  {wide_msg}");
         bar.set_style(style.expect("the template is constant").progress_chars("=> "));
         bar.set_prefix(title.clone());
         bar.set_position(first as u64);
@@ -60,10 +60,10 @@ impl Progress {
         let remaining = (self.steps - tick.step + tick.steps_after) * tick.batch;
         let left = Duration::from_secs((remaining as f64 / images_per_second.max(1e-9)).min(1e9) as u64);
         let message = format!(
-            "loss {:.3}  {images_per_second:.1} images/s  waiting for data {:.1} %  {} left",
+            "loss {:.3}  {} left  {images_per_second:.1} images/s  {:.1} % waiting for data",
             tick.loss,
-            100.0 * waiting,
-            humantime::format_duration(left)
+            brief(left),
+            100.0 * waiting
         );
         self.bar.set_position(tick.step as u64);
         self.bar.set_message(message.clone());
@@ -73,7 +73,35 @@ impl Progress {
         }
     }
 
+    /// After the last step: a validation may take minutes.
+    pub fn validating(&self) {
+        self.bar.set_message("validating");
+    }
+
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// The two largest units that matter: `3d 4h`, `2h 5m`, `4m 10s`, `9s`.
+fn brief(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if days > 0 => format!("{days}d {}h", hours % 24),
+        () if hours > 0 => format!("{hours}h {}m", minutes % 60),
+        () if minutes > 0 => format!("{minutes}m {}s", seconds % 60),
+        () => format!("{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_brief() {
+        let brief = |seconds| brief(Duration::from_secs(seconds));
+        assert_eq!([brief(9), brief(250), brief(7500), brief(273_700)], ["9s", "4m 10s", "2h 5m", "3d 4h"]);
     }
 }

@@ -7,11 +7,12 @@ use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
+use super::words::{finished, opening, summary};
 use crate::backend::{Backend, Score, Step};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
 use crate::data::{
-    Crop, Dataset, EvalOptions, JPEG_DECODER, Loader, TrainOptions as LoaderOptions, TrainTransform,
+    BadFile, Crop, Dataset, EvalOptions, Loader, TrainOptions as LoaderOptions, TrainTransform,
 };
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
@@ -43,6 +44,7 @@ pub struct TrainOptions {
     pub resume: Resume,
     /// First weights from elsewhere.
     pub init: Option<PathBuf>,
+    pub stop: Stop,
 }
 
 /// Trains until the last epoch, a signal or a fault. `backend` is freshly initialised. Epoch lines go to stdout,
@@ -54,8 +56,6 @@ pub fn train(
     backend: &mut dyn Backend,
     environment: Environment,
 ) -> Result<()> {
-    // Before anything is written: a signal from here on ends the run with what is on disk whole.
-    let stop = Stop::on_signals()?;
     let output = Output::open(&options.output)?;
     let steps_per_epoch = steps_per_epoch(config, dataset)?;
     let mut recipe = recipe_keys(config);
@@ -99,12 +99,12 @@ pub fn train(
         log,
         output: &output,
         run,
-        stop,
+        stop: options.stop.clone(),
         saved: now,
         saved_step: None,
         named_bad: BTreeSet::new(),
     };
-    message(trainer.opening());
+    message(opening(config, dataset, &trainer.state, &output));
     let outcome = trainer.run(backend);
     trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
     let durable = trainer.wait_for_save();
@@ -159,10 +159,13 @@ impl Trainer<'_> {
                 self.save(backend)?;
             }
         }
-        progress.finish();
-        self.report_bad("training", &loader);
+        let bad = loader.bad().to_vec();
         drop(loader);
-        let val = match self.validate(backend) {
+        progress.validating();
+        let validation = self.validate(backend);
+        progress.finish();
+        self.report_bad("training", &bad);
+        let val = match validation.and_then(|(score, bad)| self.judge(score, &bad)) {
             Err(error) if error.kind == Kind::Stopped => return self.save_and_stop(backend),
             outcome => outcome?,
         };
@@ -249,7 +252,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn validate(&mut self, backend: &mut dyn Backend) -> Result<Score> {
+    fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
         let resolution = self.config.eval_resolution();
         let mut loader = Loader::eval(
             Arc::clone(&self.dataset.val),
@@ -262,7 +265,11 @@ impl Trainer<'_> {
             },
         )?;
         let score = evaluate(backend, &mut loader, None, false, &self.stop)?;
-        self.report_bad("validation", &loader);
+        Ok((score, loader.bad().to_vec()))
+    }
+
+    fn judge(&mut self, score: Score, bad: &[BadFile]) -> Result<Score> {
+        self.report_bad("validation", bad);
         // Also what a checkpoint could not be read back with: JSON has no NaN.
         match score.loss.is_finite() {
             true => Ok(score),
@@ -270,8 +277,8 @@ impl Trainer<'_> {
         }
     }
 
-    fn report_bad(&mut self, what: &'static str, loader: &Loader) {
-        for bad in loader.bad() {
+    fn report_bad(&mut self, what: &'static str, bad: &[BadFile]) {
+        for bad in bad {
             if self.named_bad.insert((what, bad.sample)) {
                 message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
             }
@@ -368,27 +375,6 @@ impl Trainer<'_> {
             score.loss / score.count.max(1) as f64,
         ))
     }
-
-    fn opening(&self) -> String {
-        let config = self.config;
-        let at = match self.state.total_steps {
-            0 => String::new(),
-            _ => format!(", going on from epoch {}, step {}", self.state.epoch + 1, self.state.step),
-        };
-        let (train, val) = (self.dataset.train.len(), self.dataset.val.len());
-        format!(
-            "{}: {} at {} px, {train} training and {val} validation images of {} classes, batch {}, {} epochs, \
-             learning rate {:.4}, into {}{at}",
-            config.name,
-            config.model.arch,
-            config.data.resolution,
-            self.dataset.classes.len(),
-            config.data.batch,
-            config.epochs,
-            config.full_lr(),
-            self.output.folder.display(),
-        )
-    }
 }
 
 /// How training reads its images; from the first batch of the first epoch.
@@ -415,8 +401,7 @@ pub fn loader_options(config: &Config) -> LoaderOptions {
 
 /// The reasons a run cannot begin that only show once the data are known.
 fn steps_per_epoch(config: &Config, dataset: &Dataset) -> Result<usize> {
-    let all = dataset.train.len();
-    let images = if config.data.limit == 0 { all } else { all.min(config.data.limit) };
+    let images = training_images(config, dataset);
     match images / config.data.batch {
         0 => Err(Error::usage(format!(
             "data.batch is {}, but there are only {images} training images; lower data.batch",
@@ -450,34 +435,7 @@ fn scores(score: Score) -> Scores {
     Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }
 }
 
-/// A line or two for the log's section.
-fn summary(config: &Config, dataset: &Dataset) -> String {
-    let (optim, data) = (&config.optim, &config.data);
-    format!(
-        "{} at {} px, {} classes, {} training and {} validation images, batch {}, {} epochs, seed {}; {:?} lr {} \
-         momentum {} weight decay {}, {:?} schedule after {} epochs of warm-up, label smoothing {}; decoder {JPEG_DECODER}",
-        config.model.arch,
-        data.resolution,
-        dataset.classes.len(),
-        dataset.train.len(),
-        dataset.val.len(),
-        data.batch,
-        config.epochs,
-        config.seed,
-        optim.rule,
-        config.full_lr(),
-        optim.momentum,
-        optim.weight_decay,
-        config.schedule.kind,
-        config.schedule.warmup_epochs,
-        config.loss.label_smoothing,
-    )
-}
-
-fn finished(state: &RunState, output: &Output) -> String {
-    let best = state.best.as_ref().map_or(String::new(), |best| {
-        format!("; best val_top1 {:.2}% after epoch {}", best.top1, best.epoch)
-    });
-    let folder = output.checkpoints();
-    format!("finished: {} epochs{best}; checkpoints in {}", state.epoch, folder.display())
+pub fn training_images(config: &Config, dataset: &Dataset) -> usize {
+    let all = dataset.train.len();
+    if config.data.limit == 0 { all } else { all.min(config.data.limit) }
 }

@@ -39,7 +39,9 @@ pub fn read_weights(path: &Path) -> Result<Checkpoint> {
 }
 
 fn read(path: &Path) -> Result<Checkpoint, String> {
-    let cannot = |source: std::io::Error| format!("cannot read: {source}");
+    let cannot = |source: std::io::Error| {
+        format!("cannot read it: {source}; expected an engine checkpoint, a safetensors or a .pth state dict")
+    };
     let mut file = File::open(path).map_err(cannot)?;
     let size = file.metadata().map_err(cannot)?.len();
     let mut head = Vec::new();

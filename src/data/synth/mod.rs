@@ -26,6 +26,7 @@ pub use figure::Class;
 use jpeg_encoder::{ColorType, Encoder};
 use scene::{Scene, Split};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -48,6 +49,17 @@ pub struct SynthOptions {
 impl Default for SynthOptions {
     fn default() -> Self {
         Self { seed: 0, train_per_class: 200, val_per_class: 40, size: 80, quality: 90 }
+    }
+}
+
+impl fmt::Display for SynthOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, train_per_class, val_per_class, size, quality } = self;
+        write!(
+            f,
+            "seed {seed}, {train_per_class} training and {val_per_class} validation pictures a class, {size} px, \
+             quality {quality}"
+        )
     }
 }
 
@@ -187,9 +199,9 @@ fn existing_set(folder: &Path, options: &SynthOptions) -> Result<Option<u64>> {
     };
     if (marker.generator, &marker.options) != (GENERATOR_VERSION, options) {
         return Err(Error::usage(format!(
-            "{shown} holds a synthetic data set made by generator {} with {:?}; asked for generator \
-             {GENERATOR_VERSION} with {options:?}; choose another folder or delete this one",
-            marker.generator, marker.options
+            "{shown} holds another synthetic data set ({}; generator {}) than the one asked for ({options}; generator \
+             {GENERATOR_VERSION}); choose another folder or delete this one",
+            marker.options, marker.generator
         )));
     }
     let found = count_images(folder);

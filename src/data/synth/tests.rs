@@ -75,7 +75,7 @@ fn refuses_what_it_must_not_overwrite() {
     let other = home.path().join("other");
     write(&other, &small()).unwrap();
     let error = write(&other, &SynthOptions { size: 48, ..small() }).unwrap_err();
-    assert!(error.message.contains("size: 32") && error.message.contains("size: 48"), "{error}");
+    assert!(error.message.contains("32 px") && error.message.contains("48 px"), "{error}");
 }
 
 #[test]

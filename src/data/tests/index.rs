@@ -128,7 +128,7 @@ fn what_is_wrong_with_a_folder_is_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     assert!(refusal(&root.join("none")).contains("cannot read the data"));
-    assert!(refusal(root).contains("neither train nor val is there, but nothing; expected train/<class>/"));
+    assert!(refusal(root).contains("neither train nor val is in it, it is empty; expected train/<class>/"));
     fs::create_dir_all(root.join("train")).unwrap();
     assert!(refusal(root).contains("no class folders"));
     fs::create_dir_all(root.join("train/a")).unwrap();

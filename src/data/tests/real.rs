@@ -39,7 +39,7 @@ fn tiny_imagenet_is_indexed_as_its_readme_says() {
 fn an_undivided_tar_says_what_was_found_and_opens_for_tools() {
     let Some(path) = real("imagenet-sample-100.tar") else { return };
     let message = Dataset::open(&path).unwrap_err().message;
-    assert!(message.contains("neither train nor val is there, but 100 entries (n01484850"), "{message}");
+    assert!(message.contains("neither train nor val is in it, but 100 entries (n01484850"), "{message}");
     let all = Splits::open(&path).unwrap();
     assert_eq!((all.splits.len(), all.splits[0].1.len(), all.classes.len()), (1, 100, 100));
 }

@@ -1,0 +1,11 @@
+//! The command line as people and scripts meet it: exit codes, sentences, what goes to which stream.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_data;
+mod commands;
+mod configuration;
+mod other_weights;
+mod outputs;
+mod stopping;
