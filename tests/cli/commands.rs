@@ -1,6 +1,6 @@
 //! eval, predict, export, plot and data on what a training left.
 
-use crate::common::{copy, data, engine, finish, path, run, temporary, tiny};
+use crate::common::{copy, data, engine, finish, lasting, path, run, temporary, tiny};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,7 @@ use std::sync::OnceLock;
 fn trained() -> &'static Path {
     static TRAINED: OnceLock<PathBuf> = OnceLock::new();
     TRAINED.get_or_init(|| {
-        // One name for every run of the tests, so that what nobody drops does not pile up.
-        let folder = std::env::temp_dir().join("engine-tests-trained");
-        let _ = fs::remove_dir_all(&folder);
+        let folder = lasting("trained");
         finish(&mut tiny(&folder)).expect(0);
         folder
     })

@@ -76,12 +76,20 @@ pub fn temporary() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// An absent folder for what all tests of this program share. Nothing drops a static, so the name is always the same and
+/// what an earlier run left is removed.
+pub fn lasting(name: &str) -> PathBuf {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("engine-", env!("CARGO_CRATE_NAME"))).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
+}
+
 /// 60 training and 20 validation pictures of ten classes, made once a test program.
 pub fn data() -> &'static Path {
     static DATA: OnceLock<PathBuf> = OnceLock::new();
     DATA.get_or_init(|| {
-        // Nothing drops a static: one name for all programs, taken over if it is there.
-        let folder = std::env::temp_dir().join("engine-tests-synth-6-2-40");
+        let folder = lasting("synth");
         let sizes = ["--train-per-class", "6", "--val-per-class", "2", "--size", "40"];
         finish(engine(["data", "synth", path(&folder)]).args(sizes)).expect(0);
         folder

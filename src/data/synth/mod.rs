@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Raised with every change of what is drawn, so that a folder of older pictures is not taken for a current one.
-const GENERATOR_VERSION: u32 = 1;
+const GENERATOR_VERSION: u32 = 2;
 const MARKER: &str = "synth.json";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
