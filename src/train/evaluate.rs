@@ -28,7 +28,11 @@ pub fn evaluate(
         }
         let logits = logits(backend, &batch, flip)?;
         let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
-        total += softmax_cross_entropy(&logits.data, &batch.labels, options, None);
+        // Image by image, so that no rounding of the sum depends on the size of a batch.
+        let images = logits.data.chunks_exact(logits.data.len() / batch.labels.len());
+        for (logits, label) in images.zip(&batch.labels) {
+            total += softmax_cross_entropy(logits, std::slice::from_ref(label), options, None);
+        }
         loader.recycle(batch);
     }
     Ok(total)
