@@ -21,6 +21,20 @@ impl HostTensor {
     }
 }
 
+/// Index of the first NaN or infinity: all exponent bits are set. Blocks without an early exit are vectorised.
+pub fn first_non_finite(values: &[f32]) -> Option<usize> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    const BLOCK: usize = 4096;
+    let is_bad = |value: &f32| value.to_bits() & EXPONENT == EXPONENT;
+    let block = values.chunks(BLOCK).position(|block| block.iter().fold(false, |bad, v| bad | is_bad(v)))?;
+    let from = block * BLOCK;
+    Some(from + values[from..].iter().position(is_bad)?)
+}
+
+pub fn all_finite(values: &[f32]) -> bool {
+    first_non_finite(values).is_none()
+}
+
 /// How far `got` is from `want`, with the place where it is farthest.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Difference {
@@ -86,6 +100,16 @@ mod tests {
         assert_eq!((difference.worst_index, difference.relative), (2, 0.125));
         assert_eq!(Difference::between(&[0.0], &[0.0]).relative, 0.0);
         assert_eq!(Difference::between(&[f32::NAN], &[1.0]).relative, f64::INFINITY);
+    }
+
+    #[test]
+    fn finiteness_sees_every_kind() {
+        assert!(all_finite(&[0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-45]));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = vec![0.0; 10_000];
+            values[9_998] = bad;
+            assert_eq!(first_non_finite(&values), Some(9_998), "{bad}");
+        }
     }
 
     #[test]

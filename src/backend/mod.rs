@@ -7,6 +7,7 @@ use crate::data::Batch;
 use crate::error::Result;
 use crate::optim::sgd::Sgd;
 use crate::tensor::HostTensor;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Tensors by torchvision's names; convolution weights KCRS.
@@ -26,7 +27,7 @@ pub struct Step {
 }
 
 /// What a training pass or an evaluation found, summed over its images.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
     /// Sum of the images' losses.
     pub loss: f64,

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 
 use super::header::{self, Header, LENGTH};
 use crate::error::{Error, Result};
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, first_non_finite};
 use crate::{failpoint, files};
 
 #[cfg(target_endian = "big")]
@@ -120,24 +120,6 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Takes a tensor out, checked against the shape that the caller's graph has.
-    pub fn take_f32(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let Some(tensor) = self.tensors.remove(name) else {
-            return Err(Error::input(format!(
-                "{name} is missing ({} tensors left); was the checkpoint made with another model or optimiser?",
-                self.tensors.len()
-            )));
-        };
-        match tensor.values {
-            Values::F32(values) if tensor.shape == shape => Ok(values),
-            values => Err(Error::input(format!(
-                "{name} is {} {:?}, wanted F32 {shape:?}; was the checkpoint made with another model?",
-                values.dtype(),
-                tensor.shape
-            ))),
-        }
-    }
-
     /// Refuses what must never be saved: non-finite numbers, shapes that do not hold their values, reserved keys.
     pub fn check(&self) -> Result<()> {
         for (name, tensor) in &self.tensors {
@@ -200,16 +182,6 @@ impl Checkpoint {
     pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
         read_header(path).map(|(header, _)| header.metadata)
     }
-}
-
-/// Index of the first NaN or infinity.
-fn first_non_finite(values: &[f32]) -> Option<usize> {
-    // Blocks without an early exit are vectorised: exponent all ones is NaN or infinity.
-    const ONES: u32 = 0x7f80_0000;
-    let is_bad = |value: &f32| value.to_bits() & ONES == ONES;
-    let block = values.chunks(4096).position(|block| block.iter().fold(false, |bad, v| bad | is_bad(v)))?;
-    let from = block * 4096;
-    Some(from + values[from..].iter().position(is_bad)?)
 }
 
 fn write_all(file: &mut File, head: &[u8], tensors: &[(&str, &Tensor)]) -> io::Result<()> {

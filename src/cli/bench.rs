@@ -23,6 +23,9 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Train { arch, batch, resolution, steps, threads, json } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
+            if *batch == 0 {
+                return Err(Error::usage("--batch 0: a step needs an image"));
+            }
             let job = TrainJob { spec, batch: *batch, resolution: *resolution, steps: *steps };
             print(&job.run(threads.threads)?, *json)?;
         }

@@ -2,7 +2,7 @@
 
 use super::args::EvalArgs;
 use crate::backend::cpu::CpuBackend;
-use crate::data::{Class, EvalOptions, EvalTransform, Loader, Split, Splits};
+use crate::data::{Class, EvalOptions, Loader, Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
 use crate::train::evaluate::evaluate;
@@ -20,12 +20,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         Error::input(format!("{data} and {checkpoint} have different classes: {reason}"))
     })?;
     let resolution = args.resolution.unwrap_or(model.description.resolution);
-    let transform = EvalTransform {
-        resize: (resolution as f64 / model.description.crop_ratio).round() as usize,
-        crop: resolution,
-        interpolation: model.description.interpolation,
-    };
-    let options = EvalOptions::new(transform, args.batch.max(1));
+    let options = EvalOptions::new(model.description.transform(resolution), args.batch.max(1));
     let mut loader = Loader::eval(validation(splits, &args.data)?, options)?;
     let mut backend =
         CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;

@@ -20,11 +20,7 @@ struct Prediction<'a> {
 pub fn run(args: &PredictArgs) -> Result<()> {
     let model = Model::read(&args.checkpoint)?;
     let description = &model.description;
-    let transform = EvalTransform {
-        resize: (description.resolution as f64 / description.crop_ratio).round() as usize,
-        crop: description.resolution,
-        interpolation: description.interpolation,
-    };
+    let transform = description.transform(description.resolution);
     let threads = args.threads.threads;
     let mut backend =
         CpuBackend::for_inference(&model.spec, &model.tensors, description.resolution, threads)?;

@@ -3,6 +3,7 @@
 
 use super::Config;
 use crate::error::{Error, Result};
+use std::ffi::OsString;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -16,17 +17,28 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// `--set` arguments and this process's `ENGINE__SECTION__KEY` variables, in the order of their names.
+    /// `--set` arguments and this process's variables: `DATA_DIR`, which is `data.path`, then `ENGINE__SECTION__KEY` in
+    /// the order of their names.
     pub fn from_process(set: Vec<String>) -> Self {
-        let mut environment: Vec<(String, String)> = std::env::vars()
-            .filter_map(|(name, value)| {
-                let key = name.strip_prefix("ENGINE__")?.to_lowercase().replace("__", ".");
-                Some((key, value))
-            })
-            .collect();
-        environment.sort();
-        Self { environment, set }
+        Self { environment: from_variables(std::env::vars_os()), set }
     }
+}
+
+fn from_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
+    let (mut environment, mut data_dir) = (vec![], vec![]);
+    for (name, value) in variables {
+        // A name that is not UTF-8 is none of ours.
+        let (Some(name), value) = (name.to_str(), value.to_string_lossy().into_owned()) else { continue };
+        if let Some(key) = name.strip_prefix("ENGINE__") {
+            environment.push((key.to_lowercase().replace("__", "."), value));
+        } else if name == "DATA_DIR" && !value.is_empty() {
+            // A path is a string, also where it would read as a number.
+            data_dir.push(("data.path".to_owned(), Value::String(value).to_string()));
+        }
+    }
+    environment.sort();
+    data_dir.extend(environment);
+    data_dir
 }
 
 /// Reads `path` (defaults alone when `None`), applies the overrides and validates.
@@ -197,6 +209,28 @@ mod tests {
     }
 
     #[test]
+    fn data_dir_is_an_environment_variable_like_the_others() {
+        let path = |variables: &[(&str, &str)], set: &[&str]| {
+            let variables =
+                variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            let set = set.iter().map(|s| (*s).to_owned()).collect();
+            load(None, &Overrides { environment: from_variables(variables), set }).unwrap().data.path
+        };
+        assert_eq!(path(&[("DATA_DIR", "2024"), ("HOME", "/")], &[]), "2024");
+        assert_eq!(path(&[("ENGINE__DATA__PATH", "/b"), ("DATA_DIR", "/a")], &[]), "/b");
+        assert_eq!(path(&[("DATA_DIR", "/a")], &["data.path=/c"]), "/c");
+        assert_eq!(path(&[("DATA_DIR", "")], &[]), "");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_utf8_is_no_panic() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = || OsString::from_vec(vec![b'A', 0xff]);
+        assert!(from_variables([(odd(), odd())].into_iter()).is_empty());
+    }
+
+    #[test]
     fn effective_configuration_reads_back() {
         let config = with(&["data.workers=3", "optim.lr=0.25"]).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -227,6 +261,12 @@ mod tests {
         assert!(message("data.workers=many").contains("workers"), "{}", message("data.workers=many"));
         assert!(message("model.arch=resnet51").contains("expected one of resnet50"));
         assert!(message("data.batch").contains("KEY=VALUE"));
+        for bad in
+            ["schedule.warmup_epochs=nan", "schedule.end=-1", "data.resolution=100000", "device.threads=9999"]
+        {
+            let key = bad.split('=').next().unwrap();
+            assert!(message(bad).starts_with(&format!("the configuration: {key} is ")), "{}", message(bad));
+        }
         assert!(message("epochs=-3").contains("epochs"), "{}", message("epochs=-3"));
     }
 }

@@ -7,7 +7,12 @@ pub use merge::{Overrides, load};
 pub use recipe::{differing_keys, recipe_keys};
 
 use crate::error::{Error, Result};
+use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
+use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
+
+/// More threads than any machine has cores: the system would refuse them one by one.
+pub const MAX_THREADS: usize = 1024;
 
 /// Everything that a run is told. Field names are the keys of the file; the defaults are the requirements' recipe
 /// (90 epochs, batch 256, lr 0.1, momentum 0.9, weight decay 1e-4, cosine with 5 epochs of warm-up).
@@ -350,95 +355,143 @@ impl Config {
     /// Values that each are of the right type but make no sense.
     fn validate(&self) -> Result<()> {
         let arch = &self.model.arch;
-        if crate::model::spec::ResNetSpec::named(arch).is_none() {
-            let known = crate::model::spec::ALL.map(|spec| spec.name).join(", ");
+        if ResNetSpec::named(arch).is_none() {
+            let known = ALL.map(|spec| spec.name).join(", ");
             return Err(Error::usage(format!("model.arch is \"{arch}\", expected one of {known}")));
         }
-        let micro = self.micro_batch();
-        let policy = &self.checkpoint;
-        let scale = self.augment.crop_scale;
-        let ratio = self.augment.crop_ratio;
-        let rules: [(bool, &str, String, &str); 17] = [
-            (self.epochs > 0, "epochs", self.epochs.to_string(), "at least 1"),
-            (self.data.batch > 0, "data.batch", self.data.batch.to_string(), "at least 1"),
-            (
-                self.data.batch.is_multiple_of(micro.max(1)),
-                "data.micro_batch",
-                micro.to_string(),
-                "a divisor of data.batch",
-            ),
-            (self.data.resolution >= 8, "data.resolution", self.data.resolution.to_string(), "at least 8"),
-            (
-                self.eval_resolution() >= 8,
-                "eval.resolution",
-                self.eval.resolution.to_string(),
-                "0 or at least 8",
-            ),
-            share("data.bad_share", self.data.bad_share),
-            share("augment.flip", self.augment.flip),
-            share("loss.label_smoothing", self.loss.label_smoothing),
-            (
-                0.0 < self.eval.crop_ratio && self.eval.crop_ratio <= 1.0,
-                "eval.crop_ratio",
-                self.eval.crop_ratio.to_string(),
-                "above 0 and at most 1",
-            ),
-            (
-                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
-                "augment.crop_scale",
-                format!("{scale:?}"),
-                "[low, high] with 0 < low <= high <= 1",
-            ),
-            (
-                0.0 < ratio[0] && ratio[0] <= ratio[1],
-                "augment.crop_ratio",
-                format!("{ratio:?}"),
-                "[low, high] with 0 < low <= high",
-            ),
-            (
-                self.optim.lr > 0.0 && self.optim.lr.is_finite(),
-                "optim.lr",
-                self.optim.lr.to_string(),
-                "above 0",
-            ),
-            (
-                (0.0..1.0).contains(&self.optim.momentum),
-                "optim.momentum",
-                self.optim.momentum.to_string(),
-                "from 0 to below 1",
-            ),
-            (
-                self.optim.weight_decay >= 0.0 && self.optim.weight_decay.is_finite(),
-                "optim.weight_decay",
-                self.optim.weight_decay.to_string(),
-                "0 or more",
-            ),
-            (
-                (1..=5).contains(&policy.every_epochs),
-                "checkpoint.every_epochs",
-                policy.every_epochs.to_string(),
-                "1 to 5",
-            ),
-            (
-                policy.keep >= 2,
-                "checkpoint.keep",
-                policy.keep.to_string(),
-                "at least 2: the last may be torn",
-            ),
-            (
-                (1..=5).contains(&policy.keep_every_epochs),
-                "checkpoint.keep_every_epochs",
-                policy.keep_every_epochs.to_string(),
-                "1 to 5",
-            ),
-        ];
-        match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, key, got, wanted)) => Err(Error::usage(format!("{key} is {got}, expected {wanted}"))),
+        match self
+            .data_requirements()
+            .into_iter()
+            .chain(self.training_requirements())
+            .find(|required| !required.holds)
+        {
+            Some(Requirement { key, got, wanted, .. }) => {
+                Err(Error::usage(format!("{key} is {got}, expected {wanted}")))
+            }
             None => Ok(()),
         }
     }
+
+    fn data_requirements(&self) -> Vec<Requirement> {
+        let Self { data, augment, eval, device, .. } = self;
+        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
+        let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
+        let micro = self.micro_batch();
+        vec![
+            require("data.batch", data.batch, data.batch > 0, "at least 1"),
+            require(
+                "data.micro_batch",
+                micro,
+                data.batch.is_multiple_of(micro.max(1)),
+                "a divisor of data.batch",
+            ),
+            require(
+                "data.resolution",
+                data.resolution,
+                sides.contains(&data.resolution),
+                "at least 8 and at most 4096",
+            ),
+            require(
+                "eval.resolution",
+                eval.resolution,
+                sides.contains(&self.eval_resolution()),
+                "0, or 8 to 4096",
+            ),
+            require(
+                "eval.crop_ratio",
+                eval.crop_ratio,
+                (0.05..=1.0).contains(&eval.crop_ratio),
+                "from 0.05 to 1",
+            ),
+            share("data.bad_share", data.bad_share),
+            share("augment.flip", augment.flip),
+            require(
+                "augment.crop_scale",
+                format!("{scale:?}"),
+                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
+                "[low, high] with 0 < low <= high <= 1",
+            ),
+            require(
+                "augment.crop_ratio",
+                format!("{ratio:?}"),
+                0.0 < ratio[0] && ratio[0] <= ratio[1] && ratio[1].is_finite(),
+                "[low, high] with 0 < low <= high",
+            ),
+            require("device.threads", device.threads, device.threads <= MAX_THREADS, "0, or at most 1024"),
+        ]
+    }
+
+    fn training_requirements(&self) -> Vec<Requirement> {
+        let Self { optim, schedule, checkpoint, .. } = self;
+        let milestones = &schedule.milestones;
+        let is_size = |value: f64| value >= 0.0 && value.is_finite();
+        let few = |epochs: usize| (1..=5).contains(&epochs);
+        vec![
+            require("epochs", self.epochs, self.epochs > 0, "at least 1"),
+            share("loss.label_smoothing", self.loss.label_smoothing),
+            require("optim.lr", optim.lr, optim.lr > 0.0 && optim.lr.is_finite(), "above 0"),
+            require(
+                "optim.momentum",
+                optim.momentum,
+                (0.0..1.0).contains(&optim.momentum),
+                "from 0 to below 1",
+            ),
+            require("optim.weight_decay", optim.weight_decay, is_size(optim.weight_decay), "0 or more"),
+            require(
+                "schedule.warmup_epochs",
+                schedule.warmup_epochs,
+                is_size(schedule.warmup_epochs),
+                "0 or more",
+            ),
+            share("schedule.warmup_start", schedule.warmup_start),
+            share("schedule.end", schedule.end),
+            require("schedule.factor", schedule.factor, is_size(schedule.factor), "0 or more"),
+            require(
+                "schedule.milestones",
+                format!("{milestones:?}"),
+                milestones.iter().all(|&epoch| is_size(epoch)),
+                "epochs, each 0 or more",
+            ),
+            require(
+                "checkpoint.every_epochs",
+                checkpoint.every_epochs,
+                few(checkpoint.every_epochs),
+                "1 to 5",
+            ),
+            require(
+                "checkpoint.every_minutes",
+                checkpoint.every_minutes,
+                is_size(checkpoint.every_minutes),
+                "0 or more",
+            ),
+            require(
+                "checkpoint.keep",
+                checkpoint.keep,
+                checkpoint.keep >= 2,
+                "at least 2: the last may be torn",
+            ),
+            require(
+                "checkpoint.keep_every_epochs",
+                checkpoint.keep_every_epochs,
+                few(checkpoint.keep_every_epochs),
+                "1 to 5",
+            ),
+        ]
+    }
 }
 
-fn share(key: &'static str, value: f64) -> (bool, &'static str, String, &'static str) {
-    ((0.0..=1.0).contains(&value), key, value.to_string(), "from 0 to 1")
+/// What must hold for a key's value, and how to say so where it does not.
+struct Requirement {
+    key: &'static str,
+    got: String,
+    holds: bool,
+    wanted: &'static str,
+}
+
+fn require(key: &'static str, got: impl ToString, holds: bool, wanted: &'static str) -> Requirement {
+    Requirement { key, got: got.to_string(), holds, wanted }
+}
+
+fn share(key: &'static str, value: f64) -> Requirement {
+    require(key, value, (0.0..=1.0).contains(&value), "from 0 to 1")
 }

@@ -43,9 +43,10 @@ pub struct EvalTransform {
 }
 
 impl EvalTransform {
-    /// The usual evaluation at `crop`: resize to 256 / 224 of it (256 for 224), bilinear.
-    pub fn new(crop: usize) -> Self {
-        Self { resize: crop * 256 / 224, crop, interpolation: Interpolation::Bilinear }
+    /// At `resolution` pixels: the crop is `crop_ratio` of the resized shorter side, rounded (224 of 256 at 0.875).
+    pub fn new(resolution: usize, crop_ratio: f64, interpolation: Interpolation) -> Self {
+        let resize = (resolution as f64 / crop_ratio).round() as usize;
+        Self { resize, crop: resolution, interpolation }
     }
 }
 
@@ -187,6 +188,11 @@ fn eval_pixels(
 ) -> Result<(), String> {
     let crop = transform.crop;
     let (height, width) = resized_size(region.rect.height, region.rect.width, transform.resize);
+    // A strip of an image within the limit may be beyond it once its short side has grown.
+    if (height * width) as u64 > Limits::default().pixels {
+        let Rect { height: h, width: w, .. } = region.rect;
+        return Err(format!("{w} x {h} would become {width} x {height} for evaluation: crop it"));
+    }
     let len = height * width * 3;
     resized.resize(len.max(resized.len()), 0);
     resizer.resize(region, transform.interpolation, height, width, &mut resized[..len])?;

@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::{Loader, Split, TrainOptions};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Writes `count` batches from `options.start_batch` on as safetensors: `images` u8 [count, n, r, r, 3], `labels` and
 /// `samples` i64 [count, n]. Everything is held in memory: `count * n * r * r * 3` bytes.
@@ -39,5 +40,5 @@ pub fn write(split: &Arc<Split>, options: TrainOptions, count: usize, path: &Pat
     ];
     let bytes = safetensors::serialize(tensors, None::<HashMap<String, String>>)
         .map_err(|e| Error::failed(format!("cannot lay out the batches: {e}")))?;
-    std::fs::write(path, bytes).map_err(|e| Error::output_file(path, "write", &e))
+    files::write_bytes_atomically("batches", path, &bytes)
 }

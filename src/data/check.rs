@@ -96,7 +96,7 @@ pub fn check(split: &Split, workers: usize) -> Report {
     };
     let parts: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().filter_map(|t| t.join().ok()).collect()
+        threads.into_iter().map(|t| t.join().expect("a panic on an image is caught")).collect()
     });
     let mut report = Report { images: split.len(), ..Report::default() };
     let mut findings = Vec::new();
@@ -125,20 +125,19 @@ fn examine(
         return vec![(Oddity::Unusable, error.message)];
     }
     let unusable = |reason: String| vec![(Oddity::Unusable, format!("{}: {reason}", split.name(i)))];
-    let header = match read_header(bytes, Limits::default()) {
-        Ok(header) => header,
-        Err(reason) => return unusable(reason),
-    };
-    let whole = Rect::whole(header.height, header.width);
-    let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(bytes, &header, whole).map(|_| ())));
-    match decoded {
-        Ok(Ok(())) => {}
+    let decoded = catch_unwind(AssertUnwindSafe(|| {
+        let header = read_header(bytes, Limits::default())?;
+        decoder.decode(bytes, &header, Rect::whole(header.height, header.width))?;
+        Ok(header)
+    }));
+    let header = match decoded {
+        Ok(Ok(header)) => header,
         Ok(Err(reason)) => return unusable(reason),
         Err(_) => {
             *decoder = Decoder::default();
             return unusable("the decoder panicked on it; move the file away, and report it".into());
         }
-    }
+    };
     counts.grey += usize::from(header.channels <= 2);
     counts.progressive += usize::from(header.progressive);
     oddities(&header, &split.name(i))

@@ -42,6 +42,9 @@ pub struct Splits {
     pub classes: Vec<Class>,
 }
 
+/// ImageNet-22k has 21,841 classes; a larger number than this is an id in the place of a class.
+const LARGEST_CLASS: u32 = 99_999;
+
 const EXPECTED: &str = "expected train/<class>/ and val/<class>/ folders, train*.tar and val*.tar, or one tar with \
                         train/ and val/ inside";
 
@@ -187,6 +190,11 @@ fn numbered_classes(listings: &[&Listing], path: &Path, named: &[(String, String
         return Err(Error::input_file(path, reason));
     }
     let largest = listings.iter().flat_map(|l| l.entries.iter().map(|e| e.class)).max().unwrap_or(0);
+    if largest > LARGEST_CLASS {
+        let reason =
+            format!("its shards have class {largest}; class numbers count from 0 to {LARGEST_CLASS}");
+        return Err(Error::input_file(path, reason));
+    }
     let count = largest as usize + 1;
     if named.is_empty() {
         return Ok((0..count).map(|n| Class { id: n.to_string(), label: n.to_string() }).collect());

@@ -22,6 +22,7 @@ use super::augment::{EvalTransform, TrainTransform};
 use super::split::Split;
 use super::worker::{self, Job, Recipe, Slots};
 use crate::error::{Error, Result};
+use crate::model::graph::MAX_RESOLUTION;
 use crate::rng::{Purpose, Rng};
 
 /// Images and labels of one step.
@@ -192,8 +193,12 @@ impl Loader {
         workers: usize,
         bad_share: f64,
     ) -> Result<Self> {
-        if recipe.resolution() == 0 {
-            return Err(Error::usage("data.resolution is 0; 1 or more is needed"));
+        let resolution = recipe.resolution();
+        if !(1..=MAX_RESOLUTION).contains(&resolution) {
+            let reason = format!(
+                "images of {resolution} pixels a side were asked for; 1 to {MAX_RESOLUTION} are made"
+            );
+            return Err(Error::usage(reason));
         }
         let workers = workers.max(1);
         let batches = order.len().div_ceil(batch);

@@ -163,8 +163,9 @@ pub(crate) fn webdataset(shard: &Shard) -> Result<Vec<Labelled<'_>>> {
             }
             "json" if !labels.contains_key(key) => {
                 let json: Option<serde_json::Value> = serde_json::from_slice(&shard.read(member)?).ok();
-                let label = json.as_ref().and_then(|j| j.get("label")?.as_u64()).map(|n| n as u32);
+                let label = json.as_ref().and_then(|j| j.get("label")?.as_u64());
                 if let Some(label) = label {
+                    let label = u32::try_from(label).map_err(|_| bad("has a label beyond 32 bits"))?;
                     labels.insert(key, label);
                 }
             }

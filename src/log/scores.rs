@@ -37,11 +37,11 @@ pub struct StepRecord {
     pub clock: StepClock,
 }
 
-/// What depends on the machine and the hour.
+/// What depends on the machine and the hour. Both are means since the epoch began, or since this process took over in it.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct StepClock {
     pub images_per_second: f64,
-    /// Share of the step's time spent waiting for data.
+    /// Share of the time spent waiting for data.
     pub wait: f64,
 }
 

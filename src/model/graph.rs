@@ -130,11 +130,14 @@ pub struct Graph {
 /// Smallest side of a square input: the deepest stage still has one pixel, and every stage something to stride over.
 pub const MIN_RESOLUTION: usize = 8;
 
+/// Largest side: far above any recipe, and far below where sizes in bytes leave 64 bits.
+pub const MAX_RESOLUTION: usize = 4096;
+
 /// Lowers `spec` for square inputs of `resolution` pixels.
 pub fn lower(spec: &ResNetSpec, resolution: usize) -> Result<Graph> {
-    if resolution < MIN_RESOLUTION {
+    if !(MIN_RESOLUTION..=MAX_RESOLUTION).contains(&resolution) {
         return Err(Error::usage(format!(
-            "data.resolution is {resolution}, {} wants at least {MIN_RESOLUTION}",
+            "data.resolution is {resolution}, {} wants at least {MIN_RESOLUTION} and at most {MAX_RESOLUTION}",
             spec.name
         )));
     }
@@ -324,8 +327,9 @@ mod tests {
     }
 
     #[test]
-    fn small_inputs_are_refused() {
+    fn small_and_huge_inputs_are_refused() {
         assert!(lower(&RESNET50, 4).unwrap_err().message.contains("at least 8"));
+        assert!(lower(&RESNET50, 1 << 40).unwrap_err().message.contains("at most 4096"));
         assert!(lower(&RESNET50, MIN_RESOLUTION).is_ok());
     }
 }

@@ -21,13 +21,13 @@ macro_rules! multiversion {
                 body($($arg),*);
             }
 
-            match isa {
-                // SAFETY: `Isa::available` lists this set only where the processor has these features.
+            match isa.set() {
+                // SAFETY: an `Isa` of this set is made only where the processor has these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::simd::isa::Set::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::simd::isa::Set::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body($($arg),*),
             }
         }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// Instruction sets that the kernels come in, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
+pub enum Set {
     Portable,
     /// aarch64, always there.
     Neon,
@@ -14,17 +14,29 @@ pub enum Isa {
     Avx512,
 }
 
+/// A set that this machine was found to have. Nothing but this module makes one, so whoever holds an `Isa` may run the
+/// set's instructions: the kernels' `unsafe` rests on that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Isa(Set);
+
 impl Isa {
+    /// Every machine has it.
+    pub const PORTABLE: Self = Self(Set::Portable);
+
+    pub fn set(self) -> Set {
+        self.0
+    }
+
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-            Self::Neon => "neon",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
+        match self.0 {
+            Set::Portable => "portable",
+            Set::Neon => "neon",
+            Set::Avx2 => "avx2",
+            Set::Avx512 => "avx512",
         }
     }
 
-    /// Everything that this machine can run, strongest first; always ends with `Portable`.
+    /// Everything that this machine can run, strongest first; always ends with `PORTABLE`.
     pub fn available() -> Vec<Self> {
         let mut found = vec![];
         #[cfg(target_arch = "x86_64")]
@@ -32,21 +44,21 @@ impl Isa {
             use std::is_x86_feature_detected as has;
             let avx2 = has!("avx2") && has!("fma");
             if avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                found.push(Self::Avx512);
+                found.push(Self(Set::Avx512));
             }
             if avx2 {
-                found.push(Self::Avx2);
+                found.push(Self(Set::Avx2));
             }
         }
         if cfg!(target_arch = "aarch64") {
-            found.push(Self::Neon);
+            found.push(Self(Set::Neon));
         }
-        found.push(Self::Portable);
+        found.push(Self::PORTABLE);
         found
     }
 
     /// The set in use: the strongest available, or the one that `ENGINE_ISA` names (an unknown or unavailable name
-    /// falls back to the strongest; `engine doctor` prints what runs).
+    /// falls back to the strongest; `engine bench train` prints what runs).
     pub fn current() -> Self {
         static CURRENT: OnceLock<Isa> = OnceLock::new();
         *CURRENT.get_or_init(|| {

@@ -54,7 +54,7 @@ impl Job {
 }
 
 impl Pool {
-    /// `threads` of 0 means one a core.
+    /// `threads` of 0 means one a core. Where the system refuses a thread, those before it do the work.
     pub fn new(threads: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
@@ -63,9 +63,9 @@ impl Pool {
         let spawn = |i| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("engine-pool-{i}"));
-            builder.spawn(move || worker(&shared)).expect("the system refuses another thread")
+            builder.spawn(move || worker(&shared)).ok()
         };
-        let workers = (1..threads).map(spawn).collect();
+        let workers = (1..threads).map_while(spawn).collect();
         Self { shared, workers }
     }
 

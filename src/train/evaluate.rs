@@ -3,21 +3,10 @@
 use super::stop::Stop;
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use crate::backend::{Backend, Score};
-use crate::config::Config;
 use crate::data::augment::flip_rows;
-use crate::data::{Batch, EvalTransform, Loader};
+use crate::data::{Batch, Loader};
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
-
-/// Resize and centre crop for validation at `resolution` pixels: the crop is `crop_ratio` of the resized shorter side,
-/// rounded (224 of 256 at 0.875).
-pub fn transform(config: &Config, resolution: usize) -> EvalTransform {
-    EvalTransform {
-        resize: (resolution as f64 / config.eval.crop_ratio).round() as usize,
-        crop: resolution,
-        interpolation: config.augment.interpolation,
-    }
-}
 
 /// Scores all batches of `loader`. `outputs` says which logit stands for each label; `None`: the one of its number. With
 /// `flip`, the logits are averaged with those of the mirrored images. The loss is the plain cross-entropy, without smoothing.
@@ -39,7 +28,11 @@ pub fn evaluate(
         }
         let logits = logits(backend, &batch, flip)?;
         let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
-        total += softmax_cross_entropy(&logits.data, &batch.labels, options, None);
+        // Image by image, so that no rounding of the sum depends on the size of a batch.
+        let images = logits.data.chunks_exact(logits.data.len() / batch.labels.len());
+        for (logits, label) in images.zip(&batch.labels) {
+            total += softmax_cross_entropy(logits, std::slice::from_ref(label), options, None);
+        }
         loader.recycle(batch);
     }
     Ok(total)

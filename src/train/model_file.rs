@@ -5,10 +5,9 @@ use super::state::named_tensors;
 use crate::backend::NamedTensors;
 use crate::checkpoint::read_weights;
 use crate::config::{Config, Interpolation};
-use crate::data::Class;
+use crate::data::{Class, EvalTransform};
 use crate::error::{Error, Result};
-
-use crate::model::graph::{Graph, lower};
+use crate::model::graph::{Graph, MAX_RESOLUTION, MIN_RESOLUTION, lower};
 use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -37,6 +36,17 @@ impl Description {
             crop_ratio: config.eval.crop_ratio,
             interpolation: config.augment.interpolation,
         }
+    }
+
+    /// How a picture is prepared at `resolution` pixels.
+    pub fn transform(&self, resolution: usize) -> EvalTransform {
+        EvalTransform::new(resolution, self.crop_ratio, self.interpolation)
+    }
+
+    /// The file may be anybody's: what a picture would be resized to must make sense.
+    fn is_sensible(&self) -> bool {
+        (MIN_RESOLUTION..=MAX_RESOLUTION).contains(&self.resolution)
+            && (0.05..=1.0).contains(&self.crop_ratio)
     }
 
     pub fn to_json(&self) -> String {
@@ -70,6 +80,15 @@ impl Model {
             crop_ratio: 0.875,
             interpolation: Interpolation::Bilinear,
         });
+        if !description.is_sensible() {
+            let Description { resolution, crop_ratio, .. } = description;
+            return Err(Error::input_file(
+                path,
+                format!(
+                    "{MODEL_KEY} has resolution {resolution} and crop_ratio {crop_ratio}; the file is damaged"
+                ),
+            ));
+        }
         if description.classes.len() != spec.classes {
             let (named, outputs) = (description.classes.len(), spec.classes);
             return Err(Error::input_file(
@@ -87,6 +106,9 @@ pub fn identify(tensors: &NamedTensors) -> Result<ResNetSpec> {
         .get("fc.weight")
         .ok_or_else(|| Error::input("no fc.weight: expected a ResNet state dict with torchvision's names"))?;
     let classes = *fc.shape.first().unwrap_or(&0);
+    if classes == 0 {
+        return Err(Error::input(format!("fc.weight is {:?}: a network without classes", fc.shape)));
+    }
     let candidates = ALL.map(|spec| spec.with_classes(classes));
     let missing = |spec: &ResNetSpec| first_mismatch(&lower(spec, 64).expect("64 px is enough"), tensors);
     match candidates.iter().find(|spec| missing(spec).is_none()) {

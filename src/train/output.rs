@@ -7,6 +7,7 @@
 use crate::config::Config;
 use crate::error::Result;
 use crate::files::{self, FolderLock};
+use crate::log::timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ pub struct Output {
 impl Output {
     pub fn open(folder: &Path) -> Result<Self> {
         let lock = FolderLock::take(folder)?;
+        files::remove_temporaries(folder, |name| ["run.json", "config.toml"].contains(&name))?;
         Ok(Self { folder: folder.to_owned(), _lock: lock })
     }
 
@@ -68,7 +70,7 @@ impl Output {
 impl RunFile {
     pub fn new(config: &Config, recipe: &BTreeMap<String, String>) -> Self {
         let now = SystemTime::now();
-        let started = humantime::format_rfc3339_seconds(now).to_string();
+        let started = timestamp(now);
         let unique = format!("{recipe:?} {now:?} {}", std::process::id());
         let digest = Sha256::digest(unique.as_bytes());
         let id = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();

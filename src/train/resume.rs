@@ -29,7 +29,10 @@ pub fn start(
 ) -> Result<Start> {
     let found = match &options.resume {
         Resume::None => None,
-        Resume::From(path) => Some(Found::read(path)?),
+        Resume::From(path) => {
+            same_run_in(store, &fresh)?;
+            Some(Found::read(path)?)
+        }
         Resume::Auto => newest(store)?,
     };
     let Some(found) = found else {
@@ -65,6 +68,14 @@ fn newest(store: &Store) -> Result<Option<Found>> {
         )),
         (found, _) => Ok(found),
     }
+}
+
+/// A checkpoint from elsewhere may go on in a folder of the same run, or of none: another run's checkpoints would fall to
+/// this one's retention.
+fn same_run_in(store: &Store, fresh: &RunState) -> Result<()> {
+    let Some(other) = store.newest()?.found else { return Ok(()) };
+    let name = other.path.display().to_string();
+    same_recipe(&name, &RunState::from_checkpoint(&name, &other.checkpoint)?, fresh)
 }
 
 fn same_recipe(name: &str, there: &RunState, here: &RunState) -> Result<()> {

@@ -31,7 +31,7 @@ pub struct RunState {
     /// Forward and backward passes since the beginning: `num_batches_tracked`.
     pub passes: u64,
     /// Running sums of the current epoch.
-    pub sums: Sums,
+    pub sums: Score,
     pub history: Vec<EpochScores>,
     pub best: Option<Best>,
 }
@@ -45,33 +45,12 @@ pub struct Environment {
     pub decoder: String,
 }
 
-/// [`Score`], as it is saved.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Sums {
-    pub loss: f64,
-    pub top1: u64,
-    pub top5: u64,
-    pub count: u64,
-}
-
 /// The epoch with the highest validation top-1, the first of equals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub top1: f64,
     pub epoch: usize,
     pub total_steps: u64,
-}
-
-impl From<Score> for Sums {
-    fn from(score: Score) -> Self {
-        Self { loss: score.loss, top1: score.top1, top5: score.top5, count: score.count }
-    }
-}
-
-impl From<Sums> for Score {
-    fn from(sums: Sums) -> Self {
-        Self { loss: sums.loss, top1: sums.top1, top5: sums.top5, count: sums.count }
-    }
 }
 
 impl RunState {
@@ -84,7 +63,7 @@ impl RunState {
             step: 0,
             total_steps: 0,
             passes: 0,
-            sums: Sums::default(),
+            sums: Score::default(),
             history: vec![],
             best: None,
         }

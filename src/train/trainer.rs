@@ -1,6 +1,6 @@
 //! The epoch loop.
 
-use super::evaluate::{evaluate, transform};
+use super::evaluate::evaluate;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
 use super::progress::{Progress, Tick};
@@ -12,7 +12,7 @@ use crate::backend::{Backend, Score, Step};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
 use crate::data::{
-    BadFile, Crop, Dataset, EvalOptions, Loader, TrainOptions as LoaderOptions, TrainTransform,
+    BadFile, Crop, Dataset, EvalOptions, EvalTransform, Loader, TrainOptions as LoaderOptions, TrainTransform,
 };
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
@@ -204,9 +204,7 @@ impl Trainer<'_> {
                 score += outcome.score;
             }
         }
-        let mut sums = Score::from(self.state.sums);
-        sums += score;
-        self.state.sums = sums.into();
+        self.state.sums += score;
         self.state.step += 1;
         self.state.total_steps += 1;
         self.state.passes += of as u64;
@@ -253,11 +251,12 @@ impl Trainer<'_> {
     }
 
     fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
-        let resolution = self.config.eval_resolution();
+        let (eval, interpolation) = (&self.config.eval, self.config.augment.interpolation);
+        let transform = EvalTransform::new(self.config.eval_resolution(), eval.crop_ratio, interpolation);
         let mut loader = Loader::eval(
             Arc::clone(&self.dataset.val),
             EvalOptions {
-                transform: transform(self.config, resolution),
+                transform,
                 batch: self.config.eval_batch(),
                 limit: 0,
                 workers: self.config.workers(),
@@ -292,10 +291,10 @@ impl Trainer<'_> {
         let epoch = EpochScores {
             epoch: self.state.epoch as u32,
             step: self.state.total_steps,
-            train: scores(self.state.sums.into()),
+            train: scores(self.state.sums),
             val: scores(val),
         };
-        self.state.sums = Score::default().into();
+        self.state.sums = Score::default();
         self.state.history.push(epoch);
         if self.state.best.as_ref().is_none_or(|best| epoch.val.top1 > best.top1) {
             let (epoch_number, total_steps) = (self.state.epoch, self.state.total_steps);

@@ -6,11 +6,12 @@ use super::{Cpu, CpuOptions};
 use crate::backend::{MOMENTUM_PREFIX, NamedTensors};
 use crate::config::Decay;
 use crate::error::{Error, Result};
-use crate::model::graph::{Graph, ParamId};
+use crate::model::graph::{ConvShape, Graph, ParamId};
 use crate::model::params::{Param, Role};
 use crate::optim::sgd::Sgd;
+use crate::simd::conv;
 use crate::simd::dispatch::multiversion;
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, all_finite};
 
 /// One vector a parameter, in the order of the graph.
 pub struct Params {
@@ -130,14 +131,6 @@ multiversion! {
     }
 }
 
-/// Any infinity or NaN has all exponent bits set.
-pub fn all_finite(values: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let chunk_is_finite =
-        |chunk: &[f32]| chunk.iter().fold(true, |finite, x| finite & (x.to_bits() & EXPONENT != EXPONENT));
-    values.chunks(4096).all(chunk_is_finite)
-}
-
 fn decays(decay: Decay, role: Role) -> bool {
     match (decay, role) {
         (_, Role::ConvWeight | Role::LinearWeight) | (Decay::All, _) => true,
@@ -159,38 +152,27 @@ fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<&'s 
     Ok(&tensor.data)
 }
 
-/// K, C and R S of a weight that is stored RSCK; none for vectors.
-fn weight_dims(param: &Param) -> Option<(usize, usize, usize)> {
-    match param.role {
-        Role::ConvWeight => Some((param.shape[0], param.shape[1], param.shape[2] * param.shape[3])),
-        Role::LinearWeight => Some((param.shape[0], param.shape[1], 1)),
-        Role::Gamma | Role::Beta | Role::LinearBias => None,
-    }
+/// K, C, R and S of a weight that is stored RSCK, as a convolution of a single pixel; none for vectors.
+fn weight_shape(param: &Param) -> Option<ConvShape> {
+    let (k, c, r, s) = match (param.role, &param.shape[..]) {
+        (Role::ConvWeight, &[k, c, r, s]) => (k, c, r, s),
+        (Role::LinearWeight, &[k, c]) => (k, c, 1, 1),
+        _ => return None,
+    };
+    Some(ConvShape { h: 1, w: 1, c, k, r, s, stride: 1, pad: 0 })
 }
 
 fn to_internal(param: &Param, kcrs: &[f32]) -> Vec<f32> {
-    let Some((k, c, taps)) = weight_dims(param) else { return kcrs.to_vec() };
+    let Some(shape) = weight_shape(param) else { return kcrs.to_vec() };
     let mut rsck = vec![0.0; kcrs.len()];
-    for (filter, values) in kcrs.chunks_exact(c * taps).enumerate() {
-        for (channel, values) in values.chunks_exact(taps).enumerate() {
-            for (tap, &value) in values.iter().enumerate() {
-                rsck[(tap * c + channel) * k + filter] = value;
-            }
-        }
-    }
+    conv::rsck_from_kcrs(&shape, kcrs, &mut rsck);
     rsck
 }
 
 fn to_external(param: &Param, rsck: &[f32]) -> Vec<f32> {
-    let Some((k, c, taps)) = weight_dims(param) else { return rsck.to_vec() };
+    let Some(shape) = weight_shape(param) else { return rsck.to_vec() };
     let mut kcrs = vec![0.0; rsck.len()];
-    for (filter, values) in kcrs.chunks_exact_mut(c * taps).enumerate() {
-        for (channel, values) in values.chunks_exact_mut(taps).enumerate() {
-            for (tap, value) in values.iter_mut().enumerate() {
-                *value = rsck[(tap * c + channel) * k + filter];
-            }
-        }
-    }
+    conv::kcrs_from_rsck(&shape, rsck, &mut kcrs);
     kcrs
 }
 
@@ -205,16 +187,6 @@ mod tests {
         for (index, param) in graph.params.iter().enumerate() {
             let values = param.initial_values(1, index, false);
             assert_eq!(to_external(param, &to_internal(param, &values)), values, "{}", param.name);
-        }
-    }
-
-    #[test]
-    fn finiteness_sees_every_kind() {
-        assert!(all_finite(&[0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-45]));
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut values = vec![0.0; 10_000];
-            values[9_999] = bad;
-            assert!(!all_finite(&values), "{bad}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate, Statistics};
 use super::memory::{Buffer, Buffers};
-use super::params::{Params, all_finite};
+use super::params::Params;
 use super::pooling::{self, PoolShape};
 use super::units::{ConvUnit, Unit, units};
 use super::{Cpu, Engine, input};
@@ -11,7 +11,7 @@ use crate::backend::{Outcome, Step};
 use crate::data::Batch;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
 use crate::simd::conv;
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, all_finite};
 
 pub struct Walk {
     pub graph: Graph,

@@ -48,7 +48,7 @@ pub struct SynthOptions {
 
 impl Default for SynthOptions {
     fn default() -> Self {
-        Self { seed: 0, train_per_class: 200, val_per_class: 40, size: 80, quality: 90 }
+        Self { seed: 0, train_per_class: 200, val_per_class: 40, size: 72, quality: 90 }
     }
 }
 

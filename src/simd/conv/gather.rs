@@ -303,7 +303,7 @@ impl Tables {
                 };
                 // SAFETY: sources are zeros or pixels that `check_sites` found inside the source; the panel is sliced
                 // by `Input::panel`; output pixels are in bounds by `Shared::at`, and this task's own since the order
-                // of computation names each pixel once; `KERNELS` of a set are chosen only where the machine has it.
+                // of computation names each pixel once; an `Isa` chose the kernels, so the machine has their set.
                 unsafe { (kernels.gather)(&tile) };
             }
         }

@@ -34,7 +34,7 @@ pub use pack::{kcrs_from_rsck, rsck_from_kcrs};
 pub use wgrad::wgrad;
 
 use crate::model::graph::ConvShape;
-use crate::simd::isa::Isa;
+use crate::simd::isa::{Isa, Set};
 
 /// Buffers that calls reuse; they grow to what the largest call needs.
 #[derive(Default)]
@@ -45,15 +45,15 @@ pub struct Scratch {
     zeros: Vec<f32>,
 }
 
+/// An `Isa` is proof that the machine has the instructions, which is what calling its kernels asks for.
 fn kernels(isa: Isa) -> &'static kernel::Kernels {
-    assert!(Isa::available().contains(&isa), "this machine has no {}", isa.name());
-    match isa {
+    match isa.set() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => &avx512::KERNELS,
+        Set::Avx512 => &avx512::KERNELS,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => &avx2::KERNELS,
+        Set::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => &neon::KERNELS,
+        Set::Neon => &neon::KERNELS,
         _ => &portable::KERNELS,
     }
 }

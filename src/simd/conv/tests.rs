@@ -236,6 +236,6 @@ fn weight_layouts_are_inverse() {
 #[should_panic(expected = "length of w")]
 fn wrong_lengths_are_refused() {
     let (pool, shape) = (Pool::new(1), shape(4, 4, 4, 4, 3, 1, 1));
-    let isa = Isa::Portable;
+    let isa = Isa::PORTABLE;
     forward(&pool, isa, &shape, 1, &[0.0; 64], &[0.0; 143], &mut [0.0; 64], &mut Scratch::default());
 }

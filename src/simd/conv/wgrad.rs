@@ -175,12 +175,10 @@ impl Outer {
         out: &mut [f32],
         accumulate: bool,
     ) {
-        let weights = self.taps_down * self.taps_across * self.channels * self.k;
+        let weights = self.taps() * self.channels * self.k;
         assert_eq!(out.len(), plan.splits * weights);
         let out = Shared::new(out);
         let panels = self.k.div_ceil(kernels.width);
-        let share =
-            |total: usize, part: usize, parts: usize| part * total / parts..(part + 1) * total / parts;
         pool.run(plan.splits * plan.panel_tasks * plan.tile_tasks, &|task| {
             let (split, part) =
                 (task / (plan.panel_tasks * plan.tile_tasks), task % (plan.panel_tasks * plan.tile_tasks));
@@ -324,8 +322,8 @@ impl Part<'_> {
                 accumulate,
             };
             // SAFETY: `Window::fill` has every pixel's line inside `source` and its row inside `gradient`; the output
-            // is in bounds by `Shared::at`, and this task's own since its tiles and panels are; `KERNELS` of a set are
-            // chosen only where the machine has it.
+            // is in bounds by `Shared::at`, and this task's own since its tiles and panels are; an `Isa` chose the
+            // kernels, so the machine has their set.
             unsafe { (self.kernels.outer[channels.len() - 1].multiply)(&tile) };
         }
     }
