@@ -7,6 +7,9 @@ use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Exit code after a second signal: whether there is a checkpoint is not known then, so it is not 75.
+const ENDED_AT_ONCE: i32 = 1;
+
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
@@ -20,7 +23,7 @@ impl Stop {
         let cannot = |signal, error| Error::failed(format!("cannot listen to signal {signal}: {error}"));
         for signal in [SIGINT, SIGTERM] {
             // In this order: the first signal finds the flag unset and sets it, the second one finds it set.
-            flag::register_conditional_shutdown(signal, 75, Arc::clone(&stop.requested))
+            flag::register_conditional_shutdown(signal, ENDED_AT_ONCE, Arc::clone(&stop.requested))
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.requested)))
                 .map_err(|error| cannot(signal, error))?;
         }

@@ -8,6 +8,9 @@
 //! | dgrad | input pixels | input channels | taps that reach them, output channels |
 //! | wgrad | input channels of a tap | output channels | pixels |
 //!
+//! `forward` and `dgrad` share `gather` (tiles of pixels through a table of source pointers); `wgrad` walks pixels in the
+//! blocks of `window`; `pack` brings weights into panels; `kernel` is what an instruction set has to give.
+//!
 //! Work is cut into tasks by shape alone and every sum has a fixed order: results are the same bits for any number of
 //! threads. They may differ between instruction sets.
 
