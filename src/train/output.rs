@@ -1,8 +1,10 @@
 //! A run's folder: one run at a time, its identity, its effective configuration.
 //!
-//!     logs.md  metrics.jsonl  curve.svg  tensorboard/    what happened
-//!     config.toml  run.json                              what was asked for; who and when
-//!     checkpoints/                                       what a resume needs
+//! ```text
+//! logs.md  metrics.jsonl  curve.svg  tensorboard/    what happened
+//! config.toml  run.json                              what was asked for; who and when
+//! checkpoints/                                       what a resume needs
+//! ```
 
 use crate::config::Config;
 use crate::error::Result;
