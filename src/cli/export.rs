@@ -17,8 +17,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
             "--output {to} is the checkpoint itself, which holds more than an export; choose another name"
         )));
     }
-    let model = Model::read(&args.checkpoint)?;
     let checkpoint = read_weights(&args.checkpoint)?;
+    // A copy in memory costs less than reading and verifying the file once more.
+    let model = Model::from_weights(&args.checkpoint, checkpoint.clone())?;
     let graph = lower(&model.spec, model.description.resolution)?;
     let state = state_dict(&checkpoint, &graph, Weights::Live)?;
     match args.format {

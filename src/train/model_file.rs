@@ -3,7 +3,7 @@
 
 use super::state::named_tensors;
 use crate::backend::NamedTensors;
-use crate::checkpoint::read_weights;
+use crate::checkpoint::{Checkpoint, read_weights};
 use crate::config::{Config, Interpolation};
 use crate::data::{Class, EvalTransform};
 use crate::error::{Error, Result};
@@ -66,7 +66,11 @@ impl Model {
     /// Reads an engine checkpoint, or any safetensors or .pth state dict with torchvision's names. Weights without a
     /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
     pub fn read(path: &Path) -> Result<Self> {
-        let checkpoint = read_weights(path)?;
+        Self::from_weights(path, read_weights(path)?)
+    }
+
+    /// What [`Self::read`] makes of the file's content; `path` is for messages.
+    pub fn from_weights(path: &Path, checkpoint: Checkpoint) -> Result<Self> {
         let described = checkpoint.metadata.get(MODEL_KEY).map(|text| {
             serde_json::from_str::<Description>(text)
                 .map_err(|error| Error::input_file(path, format!("{MODEL_KEY}: {error}")))

@@ -1,6 +1,6 @@
 """Records PyTorch's, torchvision's and Pillow's numbers for the tests in Rust.
 
-    python tests/golden/make_golden.py [--only tiny,ops,...]     # about two minutes on two cores
+    python tests/golden/make_golden.py [--only tiny,ops,...]     # four minutes on two busy cores
 
 Every file is JSON with floats that round-trip exactly; README.md beside this script has their schema and formula.py the
 formula that fills weights, images and labels.
