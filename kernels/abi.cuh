@@ -1,0 +1,65 @@
+// What host and card exchange; the same structs stand in src/backend/cuda/abi.rs.
+#pragma once
+#include "common.cuh"
+
+// How one image enters a batch, and its targets.
+struct Item {
+    u32 label;
+    u32 partner;    // another image of the batch
+    f32 lambda;     // the share of the image's own label
+    u32 mix;        // NO_MIX, MIXUP (arXiv:1710.09412), CUTMIX (arXiv:1905.04899)
+    u32 flip;       // mirror the image, before it is mixed
+    u16 x0, y0, x1, y1;  // cutmix: columns x0..x1 and rows y0..y1 are the partner's
+};
+const u32 NO_MIX = 0, MIXUP = 1, CUTMIX = 2;
+
+// Constants of one pass.
+struct Hyper {
+    f32 lr, momentum, weight_decay, label_smoothing;
+    f32 gradient_scale;  // one over the images of the optimiser step
+    u32 nesterov;
+    u32 images;          // rows that count
+    u32 first;           // the first pass of its optimiser step
+    f32 ema_decay, beta1, beta2, epsilon;
+    f32 max_norm;        // of the gradient of all parameters; 0: no limit
+    u32 reserved[3];
+};
+
+// What steps hand to each other without the host.
+struct State {
+    u32 pass;      // passes done
+    u32 clean;     // optimiser steps since the scale changed
+    f32 scale;     // factor on the loss
+    f32 unscale;   // one over the scale of the gradients at hand
+    u32 skip;      // the update at hand must not happen
+    u32 bad;       // 0, or 1 + the highest index of a gradient that is not finite
+    u32 halted;    // no update will happen any more
+    u32 updates;   // updates done
+    u32 skipped;   // updates dropped
+    u32 loss_bad;  // a loss of the optimiser step at hand is not finite
+    u32 reserved[6];
+};
+
+// What a pass tells the host.
+struct Outcome {
+    f64 loss;  // summed over images
+    u32 top1, top5, count;
+    f32 scale;
+    u32 bad;
+    u32 flags;
+    u32 pass;
+    u32 reserved[7];
+};
+const u32 SKIPPED = 1, HALTED = 2, LOSS_NOT_FINITE = 4;
+
+// The loss of one image, and whether its label is the best, among the best five.
+struct RowScore { f32 loss; u32 top1; u32 top5; };
+
+static_assert(sizeof(Item) == 28 && sizeof(Hyper) == 64 && sizeof(State) == 64 && sizeof(Outcome) == 64, "as in abi.rs");
+static_assert(sizeof(RowScore) == 12, "as in abi.rs");
+
+// What the host has put at `offset` of the current pass's slot.
+template <class T>
+__device__ inline const T* staged(const u8* staging, u32 slots, u64 slot_bytes, u64 offset, const State* state) {
+    return (const T*)(staging + (u64)(state->pass % slots) * slot_bytes + offset);
+}

@@ -1,0 +1,315 @@
+// CUDA kernels on the host: every thread of a block runs until it ends or waits, on one host thread, in an order that
+// the caller chooses. A missing barrier gives other results in other orders; a divergent one is an error.
+//
+// A thread that never waits costs a function call: it runs on the fibre of the one before it. Only threads that wait
+// at a barrier or for their warp hold a fibre of their own.
+//
+// What this does not show: races between blocks (they run one after another), memory fences, fast-math.
+#pragma once
+#define CUDA_ON_CPU
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+#if !defined(__x86_64__) || defined(__SANITIZE_ADDRESS__)
+#define CUDA_ON_CPU_UCONTEXT
+#include <ucontext.h>
+#endif
+
+namespace cuda_on_cpu {
+
+struct Dim { unsigned x, y, z; };
+
+inline Dim thread_index, block_index, block_dim, grid_dim;
+
+typedef void (*Thunk)(void** args);
+
+inline std::map<std::string, Thunk>& kernels() {
+    static std::map<std::string, Thunk> all;
+    return all;
+}
+
+struct Registration {
+    Registration(const char* name, Thunk thunk) { kernels()[name] = thunk; }
+};
+
+template <class... A, size_t... I>
+inline void unpack(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+    kernel(*(A*)args[I]...);
+}
+
+template <class... A>
+inline void unpack(void (*kernel)(A...), void** args) {
+    unpack(kernel, args, std::index_sequence_for<A...>());
+}
+
+// Calls a kernel with arguments as cuLaunchKernel takes them: pointers to their values.
+template <class Pointer, Pointer kernel>
+void thunk(void** args) {
+    unpack(kernel, args);
+}
+
+// ---- fibres -----------------------------------------------------------------------------------------------------
+
+const size_t STACK = 128 << 10;
+
+#ifdef CUDA_ON_CPU_UCONTEXT
+struct Context { ucontext_t context; };
+inline void switch_context(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+inline void make_context(Context& fibre, std::vector<char>& stack, void (*entry)()) {
+    getcontext(&fibre.context);
+    fibre.context.uc_stack.ss_sp = stack.data();
+    fibre.context.uc_stack.ss_size = stack.size();
+    fibre.context.uc_link = nullptr;
+    makecontext(&fibre.context, entry, 0);
+}
+#else
+// What the System V ABI lets a call keep: rbx, rbp, r12 to r15 and the stack.
+struct Context { void* stack; };
+extern "C" void cuda_on_cpu_switch(void** from, void* to);
+asm(R"(
+.text
+.hidden cuda_on_cpu_switch
+.globl cuda_on_cpu_switch
+.type cuda_on_cpu_switch, @function
+cuda_on_cpu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size cuda_on_cpu_switch, .-cuda_on_cpu_switch
+)");
+inline void switch_context(Context& from, Context& to) { cuda_on_cpu_switch(&from.stack, to.stack); }
+inline void make_context(Context& fibre, std::vector<char>& stack, void (*entry)()) {
+    // Six registers, the address to return to, and one word so that the entry finds its stack aligned as after a call.
+    void** top = (void**)(((size_t)stack.data() + stack.size()) & ~(size_t)15);
+    top[-1] = nullptr;
+    top[-2] = (void*)entry;
+    for (int i = 3; i <= 8; i++) top[-i] = nullptr;
+    fibre.stack = top - 8;
+}
+#endif
+
+enum Status { NOT_BEGUN, RUNNING, AT_BARRIER, AT_WARP, ENDED };
+
+struct Fibre {
+    Context context;
+    std::vector<char> stack;
+};
+
+struct Thread {
+    Status status;
+    int line;      // of the barrier it waits at
+    Fibre* fibre;  // what it waits on
+};
+
+struct Block {
+    std::vector<Thread> threads;
+    std::vector<unsigned> order;  // in which threads run
+    size_t begun;                 // of `order`
+    unsigned current;
+    Context scheduler;
+    Fibre* fibre;                 // that runs
+    std::vector<Fibre*> idle;
+    Thunk kernel;
+    void** args;
+};
+
+inline Block block;
+inline unsigned exchange[32][32];  // a word for each lane of each warp
+
+inline void enter(unsigned id) {
+    block.current = id;
+    const unsigned x = block_dim.x, y = block_dim.y;
+    thread_index = {id % x, id / x % y, id / (x * y)};
+}
+
+// A fibre runs threads that have not begun, one after another, until there are none.
+inline void fibre_main() {
+    for (;;) {
+        while (block.begun < block.order.size()) {
+            const unsigned id = block.order[block.begun++];
+            block.threads[id].status = RUNNING;
+            enter(id);
+            block.kernel(block.args);
+            // Another fibre may have run in between; this one still has `id`.
+            block.threads[id].status = ENDED;
+        }
+        block.idle.push_back(block.fibre);
+        switch_context(block.fibre->context, block.scheduler);
+    }
+}
+
+inline void wait(Status status, int line) {
+    const unsigned id = block.current;
+    Thread& thread = block.threads[id];
+    thread.status = status;
+    thread.line = line;
+    thread.fibre = block.fibre;
+    switch_context(block.fibre->context, block.scheduler);
+    enter(id);
+}
+
+inline void resume(Fibre* fibre) {
+    block.fibre = fibre;
+    switch_context(block.scheduler, fibre->context);
+}
+
+inline Fibre* idle_fibre() {
+    if (block.idle.empty()) {
+        Fibre* fibre = new Fibre;
+        fibre->stack.resize(STACK);
+        make_context(fibre->context, fibre->stack, fibre_main);
+        return fibre;
+    }
+    Fibre* fibre = block.idle.back();
+    block.idle.pop_back();
+    return fibre;
+}
+
+// Lets go on who may: warps whose lanes all wait, or the block if all wait at one barrier. Returns what is wrong, or null.
+inline const char* release(bool& ended) {
+    const size_t n = block.threads.size();
+    bool progress = false, all_at_barrier = true, any_ended = false;
+    ended = true;
+    for (size_t warp = 0; warp < n; warp += 32) {
+        const size_t end = warp + 32 < n ? warp + 32 : n;
+        size_t waiting = 0;
+        for (size_t i = warp; i < end; i++) {
+            const Thread& thread = block.threads[i];
+            waiting += thread.status == AT_WARP;
+            all_at_barrier &= thread.status == AT_BARRIER && thread.line == block.threads[0].line;
+            any_ended |= thread.status == ENDED;
+            ended &= thread.status == ENDED;
+        }
+        if (waiting != end - warp) continue;
+        for (size_t i = warp; i < end; i++) {
+            if (block.threads[i].line != block.threads[warp].line) return "lanes of a warp wait in different places";
+            block.threads[i].status = RUNNING;
+        }
+        progress = true;
+    }
+    if (all_at_barrier) {
+        for (Thread& thread : block.threads) thread.status = RUNNING;
+        return nullptr;
+    }
+    if (progress || ended) return nullptr;
+    return any_ended ? "threads have ended while others wait at a barrier or for their warp"
+                     : "threads wait at different barriers";
+}
+
+inline const char* run_block() {
+    for (Thread& thread : block.threads) thread = {NOT_BEGUN, 0, nullptr};
+    block.begun = 0;
+    for (;;) {
+        while (block.begun < block.order.size()) resume(idle_fibre());
+        bool ended = false;
+        if (const char* problem = release(ended)) return problem;
+        if (ended) return nullptr;
+        for (unsigned id : block.order) {
+            if (block.threads[id].status == RUNNING) resume(block.threads[id].fibre);
+        }
+    }
+}
+
+enum Order { ASCENDING, DESCENDING, SHUFFLED };
+
+inline void set_order(unsigned threads, unsigned order, unsigned seed) {
+    block.order.resize(threads);
+    for (unsigned i = 0; i < threads; i++) block.order[i] = order == DESCENDING ? threads - 1 - i : i;
+    if (order == SHUFFLED) {
+        std::mt19937 random(seed);
+        for (unsigned i = threads; i > 1; i--) std::swap(block.order[i - 1], block.order[random() % i]);
+    }
+}
+
+// Returns what is wrong, or null.
+inline const char* launch(Thunk kernel, Dim grid, Dim dim, void** args, unsigned order, unsigned seed) {
+    grid_dim = grid;
+    block_dim = dim;
+    block.kernel = kernel;
+    block.args = args;
+    const unsigned threads = dim.x * dim.y * dim.z;
+    if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
+    block.threads.resize(threads);
+    set_order(threads, order, seed);
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) {
+                block_index = {x, y, z};
+                if (const char* problem = run_block()) return problem;
+            }
+    return nullptr;
+}
+
+template <class T>
+inline T exchange_lane(T value, unsigned from, int line) {
+    static_assert(sizeof(T) == 4, "shuffles move words");
+    const unsigned id = block.current;
+    memcpy(&exchange[id / 32][id % 32], &value, 4);
+    wait(AT_WARP, line);
+    T result;
+    memcpy(&result, &exchange[id / 32][from % 32], 4);
+    wait(AT_WARP, -line);
+    return result;
+}
+
+inline unsigned ballot(bool predicate, int line) {
+    const unsigned id = block.current;
+    exchange[id / 32][id % 32] = predicate;
+    wait(AT_WARP, line);
+    unsigned bits = 0;
+    const size_t lanes = block.threads.size() - id / 32 * 32;
+    for (unsigned lane = 0; lane < 32 && lane < lanes; lane++) bits |= exchange[id / 32][lane] << lane;
+    wait(AT_WARP, -line);
+    return bits;
+}
+
+}  // namespace cuda_on_cpu
+
+#define threadIdx (cuda_on_cpu::thread_index)
+#define blockIdx (cuda_on_cpu::block_index)
+#define blockDim (cuda_on_cpu::block_dim)
+#define gridDim (cuda_on_cpu::grid_dim)
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// One block runs at a time, so that a static is a block's own.
+#define __shared__ static
+#define __syncthreads() cuda_on_cpu::wait(cuda_on_cpu::AT_BARRIER, __LINE__)
+#define __syncwarp() cuda_on_cpu::wait(cuda_on_cpu::AT_WARP, __LINE__)
+#define __shfl_down_sync(mask, value, delta) \
+    cuda_on_cpu::exchange_lane(value, threadIdx.x % 32 + (delta) < 32 ? threadIdx.x % 32 + (delta) : threadIdx.x % 32, __LINE__)
+#define __shfl_xor_sync(mask, value, bits) cuda_on_cpu::exchange_lane(value, threadIdx.x % 32 ^ (bits), __LINE__)
+#define __shfl_sync(mask, value, lane) cuda_on_cpu::exchange_lane(value, lane, __LINE__)
+#define __ballot_sync(mask, predicate) cuda_on_cpu::ballot(predicate, __LINE__)
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
+
+inline unsigned atomicMax(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    if (value > before) *at = value;
+    return before;
+}

@@ -1,0 +1,16 @@
+// All kernels as a shared library for the host, with the launch interface of the driver.
+#include "cuda_on_cpu.h"
+
+#include "../input.cu"
+#include "../batch_norm.cu"
+#include "../batch_norm_backward.cu"
+#include "../pool.cu"
+#include "../loss.cu"
+#include "../gradient.cu"
+#include "../sgd.cu"
+#if __has_include("../lamb.cu")
+#include "../lamb.cu"
+#endif
+#include "../ema.cu"
+
+#include "launch.h"

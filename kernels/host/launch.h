@@ -1,0 +1,23 @@
+// The C interface of a library of kernels; included after them.
+#pragma once
+#include <mutex>
+
+// Runs a kernel on the caller's thread; other callers wait. `order`: 0 ascending, 1 descending, 2 shuffled by `seed`.
+// Returns 0, or 1 with a message.
+extern "C" int engine_launch(const char* name, const unsigned* grid, const unsigned* block, void** args, unsigned order,
+                             unsigned seed, char* message, size_t size) {
+    static std::mutex one_at_a_time;
+    const std::lock_guard<std::mutex> guard(one_at_a_time);
+    const auto found = cuda_on_cpu::kernels().find(name);
+    const char* problem = "no such kernel";
+    if (found != cuda_on_cpu::kernels().end()) {
+        problem = cuda_on_cpu::launch(found->second, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, args, order, seed);
+    }
+    if (problem) snprintf(message, size, "%s: %s", name, problem);
+    return problem != nullptr;
+}
+
+// Calls `visit` with the name of every kernel, in alphabetical order.
+extern "C" void engine_kernel_names(void (*visit)(const char* name, void* context), void* context) {
+    for (const auto& kernel : cuda_on_cpu::kernels()) visit(kernel.first.c_str(), context);
+}
