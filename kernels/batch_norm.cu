@@ -14,17 +14,20 @@
 // Block of 256: `width` lanes along channels (8 channels each, or 1 where channels are no multiple of 8), the other
 // direction over rows. Grid: x over groups of 32 lanes, y over blocks of `rows_per_block` rows.
 
-// Mean and squared deviations of `count` rows.
-struct Moments { f32 count, mean, m2; };
+// Mean and squared deviations of some rows.
+struct Moments { f32 mean, m2; };
 
-__device__ inline Moments merged(Moments a, Moments b) {
-    const f32 count = a.count + b.count, delta = b.mean - a.mean, share = b.count / count;
-    Moments sum;
-    sum.count = count;
-    sum.mean = fmaf(delta, share, a.mean);
-    sum.m2 = a.m2 + b.m2 + delta * delta * a.count * share;
-    return sum;
+// `share`: the second's rows of all rows; `count`: the first's.
+__device__ inline Moments merged(Moments a, Moments b, f32 count, f32 share) {
+    const f32 delta = b.mean - a.mean;
+    return {fmaf(delta, share, a.mean), a.m2 + b.m2 + delta * delta * count * share};
 }
+
+// One thread's rows, and the Moments of its channels.
+struct Parts {
+    f32 count[BLOCK];
+    Moments of[PACK][BLOCK];
+};
 
 template <class S, u32 V> struct Lane {
     static __device__ inline void load(f32 (&v)[V], const S* from) {
@@ -58,35 +61,33 @@ __device__ inline void row_sums(const S* x, u32 begin, u32 end, u32 step, u32 ch
 }
 
 template <class S, u32 V>
-__device__ inline void stats(const S* x, f32* partials, u32 rows, u32 channels, u32 rows_per_block, Moments (*shared)[BLOCK]) {
+__device__ inline void stats(const S* x, f32* partials, u32 rows, u32 channels, u32 rows_per_block, Parts& parts) {
     const u32 lanes = channels / V, width = lanes < WARP ? lanes : WARP, high = BLOCK / width;
     const u32 lane = blockIdx.x * width + threadIdx.x % width, r = threadIdx.x / width;
     const u32 begin = blockIdx.y * rows_per_block + r;
     const u32 end = min_u32(rows, (blockIdx.y + 1) * rows_per_block);
-    const bool works = r < high && lane < lanes && begin < end;
-    if (works) {
+    parts.count[threadIdx.x] = 0.0f;
+    if (r < high && lane < lanes && begin < end) {
         f32 pivot[V], sum[V], square[V];
         row_sums<S, V>(x + lane * V, begin, end, high, channels, pivot, sum, square);
-        const f32 count = (f32)((end - begin + high - 1) / high);
+        const f32 count = (f32)((end - begin + high - 1) / high), each = 1.0f / count;
+        parts.count[threadIdx.x] = count;
 #pragma unroll
         for (u32 i = 0; i < V; i++) {
-            const f32 shift = sum[i] / count;
-            shared[i][threadIdx.x].count = count;
-            shared[i][threadIdx.x].mean = pivot[i] + shift;
+            const f32 shift = sum[i] * each;
             // Rounding may leave a little less than nothing.
-            shared[i][threadIdx.x].m2 = positive(square[i] - sum[i] * shift);
+            parts.of[i][threadIdx.x] = {pivot[i] + shift, positive(square[i] - sum[i] * shift)};
         }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < V; i++) shared[i][threadIdx.x].count = 0.0f;
     }
     for (u32 half_way = 128; half_way; half_way >>= 1) {
         __syncthreads();
         const u32 other = threadIdx.x + half_way * width;
-        if (r < half_way && r + half_way < high) {
+        if (r < half_way && r + half_way < high && parts.count[other] > 0.0f) {
+            const f32 count = parts.count[threadIdx.x], both = count + parts.count[other], share = parts.count[other] / both;
+            parts.count[threadIdx.x] = both;
 #pragma unroll
             for (u32 i = 0; i < V; i++) {
-                if (shared[i][other].count > 0.0f) shared[i][threadIdx.x] = merged(shared[i][threadIdx.x], shared[i][other]);
+                parts.of[i][threadIdx.x] = merged(parts.of[i][threadIdx.x], parts.of[i][other], count, share);
             }
         }
     }
@@ -94,24 +95,24 @@ __device__ inline void stats(const S* x, f32* partials, u32 rows, u32 channels, 
         f32* to = partials + 2 * ((u64)blockIdx.y * channels + lane * V);
 #pragma unroll
         for (u32 i = 0; i < V; i++) {
-            to[2 * i] = shared[i][threadIdx.x].mean;
-            to[2 * i + 1] = shared[i][threadIdx.x].m2;
+            to[2 * i] = parts.of[i][threadIdx.x].mean;
+            to[2 * i + 1] = parts.of[i][threadIdx.x].m2;
         }
     }
 }
 
 template <class S>
 __device__ inline void bn_stats(const S* x, f32* partials, u32 rows, u32 channels, u32 rows_per_block) {
-    __shared__ Moments shared[PACK][BLOCK];
+    __shared__ Parts parts;
     if (channels % PACK == 0) {
-        stats<S, PACK>(x, partials, rows, channels, rows_per_block, shared);
+        stats<S, PACK>(x, partials, rows, channels, rows_per_block, parts);
     } else {
-        stats<S, 1>(x, partials, rows, channels, rows_per_block, shared);
+        stats<S, 1>(x, partials, rows, channels, rows_per_block, parts);
     }
 }
 
 #define BN_STATS(S, suffix)                                                                                            \
-    KERNEL __launch_bounds__(BLOCK)                                                                                    \
+    KERNEL __launch_bounds__(BLOCK, 4)                                                                                   \
     bn_stats_##suffix(const S* __restrict__ x, f32* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block) { \
         bn_stats<S>(x, partials, rows, channels, rows_per_block);                                                      \
     }                                                                                                                  \

@@ -8,8 +8,7 @@
 //                       bytes: reads dy, x (and a bit an element), writes dx (and dz) once; floor: those / bandwidth
 #include "abi.cuh"
 
-// What d is made of dy by.
-const u32 GATE_OPEN = 0;        // no ReLU
+// What d is made of dy by; 0: no ReLU.
 const u32 GATE_RECOMPUTED = 1;  // the ReLU's input is computed again, by the very expression of bn_apply
 const u32 GATE_MASK = 2;        // bn_apply left a bit an element
 

@@ -9,11 +9,11 @@ struct Normalise { f32 mean[3], std[3]; };
 template <class S>
 __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 items_offset, const State* state, S* y, u32 n,
                              u32 h, u32 w, u32 channels, Normalise by) {
-    const u64 pixel = (u64)blockIdx.x * BLOCK + threadIdx.x;
-    if (pixel >= (u64)n * h * w) return;
+    const u32 pixel = blockIdx.x * BLOCK + threadIdx.x;
+    if (pixel >= n * h * w) return;
     const u8* images = staged<u8>(staging, slots, slot_bytes, 0, state);
     const Item* items = staged<Item>(staging, slots, slot_bytes, items_offset, state);
-    const u32 column = (u32)(pixel % w), row = (u32)(pixel / w % h), image = (u32)(pixel / ((u64)w * h));
+    const u32 column = pixel % w, row = pixel / w % h, image = pixel / (w * h);
     const Item item = items[image];
     f32 own = 1.0f;
     if (item.mix == MIXUP) own = item.lambda;
@@ -35,7 +35,7 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
                 value = fmaf(own, value, (1.0f - own) * other);
             }
         }
-        y[pixel * channels + c] = from_float<S>(value);
+        y[(u64)pixel * channels + c] = from_float<S>(value);
     }
 }
 

@@ -7,13 +7,10 @@
 // avg_pool           mean over all pixels; avg_pool_backward spreads it. bytes: x or dx once
 #include "common.cuh"
 
-// Eight elements from `e` on of a tensor with `c` channels: element `i` is channel `channel` of pixel `pixel`.
+// Element `e` of a tensor with `c` channels. Tensors have fewer than 2^32 elements, so that none of this is in 64 bits.
 struct Place { u32 pixel, channel; };
 
-__device__ inline Place place(u64 e, u32 i, u32 c) {
-    const u64 at = e + i;
-    return {(u32)(at / c), (u32)(at % c)};
-}
+__device__ inline Place place(u32 e, u32 c) { return {e / c, e % c}; }
 
 // ---- max_pool: grid: n p q c / 2048, rounded up ----------------------------------------------------------------------
 
@@ -26,10 +23,10 @@ __device__ inline Window window(u32 pixel, u32 p, u32 q) {
 template <class S>
 __device__ inline void max_pool(const S* x, S* y, u8* index, u32 n, u32 h, u32 w, u32 c) {
     const u32 p = (h - 1) / 2 + 1, q = (w - 1) / 2 + 1;
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = (u64)n * p * q * c;
+    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * p * q * c;
     if (e >= elements) return;
     const bool whole = c % PACK == 0;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+    const u32 count = elements - e < PACK ? elements - e : PACK;
     Pack<S> best;
     u32 from[PACK];
 #pragma unroll
@@ -41,7 +38,7 @@ __device__ inline void max_pool(const S* x, S* y, u8* index, u32 n, u32 h, u32 w
         Pack<S> pack;
         u32 inside = 0;
         if (whole) {
-            const Place at = place(e, 0, c);
+            const Place at = place(e, c);
             const Window o = window(at.pixel, p, q);
             const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
             if (row < h && column < w) {
@@ -50,7 +47,7 @@ __device__ inline void max_pool(const S* x, S* y, u8* index, u32 n, u32 h, u32 w
             }
         } else {
             for (u32 i = 0; i < count; i++) {
-                const Place at = place(e, i, c);
+                const Place at = place(e + i, c);
                 const Window o = window(at.pixel, p, q);
                 const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
                 if (row >= h || column >= w) continue;
@@ -74,7 +71,7 @@ __device__ inline void max_pool(const S* x, S* y, u8* index, u32 n, u32 h, u32 w
 }
 
 #define MAX_POOL(S, suffix)                                                                                             \
-    KERNEL __launch_bounds__(BLOCK)                                                                                     \
+    KERNEL __launch_bounds__(BLOCK, 4)                                                                                    \
     max_pool_##suffix(const S* __restrict__ x, S* __restrict__ y, u8* __restrict__ index, u32 n, u32 h, u32 w, u32 c) { \
         max_pool<S>(x, y, index, n, h, w, c);                                                                           \
     }                                                                                                                   \
@@ -95,15 +92,15 @@ __device__ inline Holders holders(u32 at, u32 outputs) {
 template <class S>
 __device__ inline void max_pool_backward(const S* dy, const u8* index, S* dx, u32 n, u32 h, u32 w, u32 c) {
     const u32 p = (h - 1) / 2 + 1, q = (w - 1) / 2 + 1;
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = (u64)n * h * w * c;
+    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * h * w * c;
     if (e >= elements) return;
     const bool whole = c % PACK == 0;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+    const u32 count = elements - e < PACK ? elements - e : PACK;
     Pack<S> sum;
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) sum.v[i] = 0.0f;
     for (u32 i = 0; i < (whole ? 1 : count); i++) {
-        const Place at = place(e, i, c);
+        const Place at = place(e + i, c);
         const u32 column = at.pixel % w, row = at.pixel / w % h, image = at.pixel / (w * h);
         const Holders down = holders(row, p), across = holders(column, q);
         for (u32 a = down.first; a < down.first + down.count; a++) {
@@ -129,7 +126,7 @@ __device__ inline void max_pool_backward(const S* dy, const u8* index, S* dx, u3
 }
 
 #define MAX_POOL_BACKWARD(S, suffix)                                                                                  \
-    KERNEL __launch_bounds__(BLOCK)                                                                                   \
+    KERNEL __launch_bounds__(BLOCK, 4)                                                                                  \
     max_pool_backward_##suffix(const S* __restrict__ dy, const u8* __restrict__ index, S* __restrict__ dx, u32 n, u32 h, \
                                u32 w, u32 c) {                                                                        \
         max_pool_backward<S>(dy, index, dx, n, h, w, c);                                                              \
@@ -142,14 +139,15 @@ FOR_EACH_STORAGE(MAX_POOL_BACKWARD)
 
 template <class S>
 __device__ inline void avg_pool(const S* x, S* y, u32 n, u32 pixels, u32 c) {
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = (u64)n * c;
+    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * c;
     if (e >= elements) return;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+    const u32 count = elements - e < PACK ? elements - e : PACK;
+    const f32 share = 1.0f / (f32)pixels;
     Pack<S> sum;
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) sum.v[i] = 0.0f;
     if (c % PACK == 0) {
-        const S* from = x + e / c * pixels * c + e % c;
+        const S* from = x + (u64)(e / c * pixels) * c + e % c;
 #pragma unroll 4
         for (u32 pixel = 0; pixel < pixels; pixel++) {
             Pack<S> pack;
@@ -161,21 +159,22 @@ __device__ inline void avg_pool(const S* x, S* y, u32 n, u32 pixels, u32 c) {
         for (u32 pixel = 0; pixel < pixels; pixel++) {
 #pragma unroll
             for (u32 i = 0; i < PACK; i++) {
-                if (i < count) sum.v[i] += to_float(x[((e + i) / c * pixels + pixel) * c + (e + i) % c]);
+                if (i < count) sum.v[i] += to_float(x[(u64)((e + i) / c * pixels + pixel) * c + (e + i) % c]);
             }
         }
     }
 #pragma unroll
-    for (u32 i = 0; i < PACK; i++) sum.v[i] /= (f32)pixels;
+    for (u32 i = 0; i < PACK; i++) sum.v[i] *= share;
     if (count == PACK) sum.store(y + e); else store_some(sum, y + e, count);
 }
 
 template <class S>
 __device__ inline void avg_pool_backward(const S* dy, S* dx, u32 n, u32 pixels, u32 c) {
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = (u64)n * pixels * c;
+    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * pixels * c;
     if (e >= elements) return;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
-    const u64 image = (u64)pixels * c;
+    const u32 count = elements - e < PACK ? elements - e : PACK;
+    const u32 image = pixels * c;
+    const f32 share = 1.0f / (f32)pixels;
     Pack<S> pack;
     if (c % PACK == 0) {
         pack.load(dy + e / image * c + e % c);
@@ -186,17 +185,17 @@ __device__ inline void avg_pool_backward(const S* dy, S* dx, u32 n, u32 pixels, 
         }
     }
 #pragma unroll
-    for (u32 i = 0; i < PACK; i++) pack.v[i] /= (f32)pixels;
+    for (u32 i = 0; i < PACK; i++) pack.v[i] *= share;
     if (count == PACK) pack.store(dx + e); else store_some(pack, dx + e, count);
 }
 
 #define AVG_POOL(S, suffix)                                                                                      \
-    KERNEL __launch_bounds__(BLOCK)                                                                              \
+    KERNEL __launch_bounds__(BLOCK, 4)                                                                             \
     avg_pool_##suffix(const S* __restrict__ x, S* __restrict__ y, u32 n, u32 pixels, u32 c) {                    \
         avg_pool<S>(x, y, n, pixels, c);                                                                         \
     }                                                                                                            \
     EXPORT(avg_pool_##suffix)                                                                                    \
-    KERNEL __launch_bounds__(BLOCK)                                                                              \
+    KERNEL __launch_bounds__(BLOCK, 4)                                                                             \
     avg_pool_backward_##suffix(const S* __restrict__ dy, S* __restrict__ dx, u32 n, u32 pixels, u32 c) {         \
         avg_pool_backward<S>(dy, dx, n, pixels, c);                                                              \
     }                                                                                                            \
