@@ -1,10 +1,12 @@
 //! Where the work is done. One trait at the level of a step, so that each backend keeps memory and fusion to itself.
 
 pub mod cpu;
+pub mod cuda;
 pub mod loss;
+pub mod units;
 
 use crate::data::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optim::sgd::Sgd;
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,14 @@ use std::collections::BTreeMap;
 
 /// Tensors by torchvision's names; convolution weights KCRS.
 pub type NamedTensors = BTreeMap<String, HostTensor>;
+
+/// Per channel, of ImageNet's training set in [0, 1] (torchvision's presets).
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Batch norm: PyTorch's defaults, which torchvision keeps.
+pub const EPS: f64 = 1e-5;
+pub const RUNNING_MOMENTUM: f64 = 0.1;
 
 /// Prefix of the optimiser's velocities in a state.
 pub const MOMENTUM_PREFIX: &str = "optim.momentum.";
@@ -52,6 +62,10 @@ pub struct Outcome {
     /// Where a value first stopped being finite. The weights and running statistics are then those from before the
     /// optimiser step.
     pub fault: Option<String>,
+    /// The loss scale made a gradient leave its type's range: weights stay as they are, the schedule goes on. No fault.
+    pub skipped: bool,
+    /// Factor on the loss; 1 where none is needed.
+    pub loss_scale: f32,
 }
 
 /// A device that trains and evaluates one network.
@@ -60,13 +74,16 @@ pub trait Backend {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()>;
 
     /// The oldest outcome that has not been taken yet; may lag behind `submit` by a step or two.
-    fn poll(&mut self) -> Option<Outcome>;
+    fn poll(&mut self) -> Result<Option<Outcome>>;
+
+    /// The same, but waits for it; `None` only when no pass is under way.
+    fn wait(&mut self) -> Result<Option<Outcome>>;
 
     /// Logits [n, classes] with the running statistics. The batch's resolution may differ from training's.
     fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor>;
 
     /// Everything that a resume needs: parameters, running statistics, velocities.
-    fn state(&self) -> NamedTensors;
+    fn state(&self) -> Result<NamedTensors>;
 
     /// Takes what `state` gave. A missing or misshapen tensor is an error that names it.
     fn load_state(&mut self, state: &NamedTensors) -> Result<()>;
@@ -74,4 +91,43 @@ pub trait Backend {
     /// One tensor by name: a parameter, a running statistic, a gradient (`grad.<parameter>`), or an activation of the
     /// last pass where the backend still has it (NHWC).
     fn read(&self, name: &str) -> Result<HostTensor>;
+
+    /// The library routine in use for each product, by name: what the bits of a run depend on besides its recipe.
+    fn choices(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Choices of an earlier run, to be made again where they still exist. Before the first `submit`.
+    fn set_choices(&mut self, _: &BTreeMap<String, String>) {}
+}
+
+/// Whether a batch's parts fit each other and the network.
+pub fn check_batch(batch: &Batch, classes: usize) -> Result<()> {
+    let want = batch.labels.len() * batch.resolution * batch.resolution * 3;
+    if batch.images.len() != want || batch.labels.is_empty() {
+        let got = batch.images.len();
+        return Err(Error::failed(format!(
+            "batch.images has {got} bytes, its labels and resolution want {want}"
+        )));
+    }
+    match batch.labels.iter().find(|&&label| label as usize >= classes) {
+        Some(label) => {
+            Err(Error::input(format!("label {label} in a batch; the model has {classes} classes")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A tensor of a state, by name and shape.
+pub fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<&'s [f32]> {
+    let tensor = state
+        .get(name)
+        .ok_or_else(|| Error::input(format!("{name} is missing; this checkpoint is of another network")))?;
+    if tensor.shape != shape {
+        let got = &tensor.shape;
+        return Err(Error::input(format!(
+            "{name} is {got:?}, the network wants {shape:?}; trained from another spec?"
+        )));
+    }
+    Ok(&tensor.data)
 }

@@ -104,7 +104,7 @@ impl TrainJob {
         for index in 0..=self.steps.max(1) {
             let start = Instant::now();
             backend.submit(&batch, &step)?;
-            while let Some(outcome) = backend.poll() {
+            while let Some(outcome) = backend.poll()? {
                 if let Some(fault) = outcome.fault {
                     return Err(Error::failed(fault));
                 }

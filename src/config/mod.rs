@@ -2,13 +2,12 @@
 
 mod merge;
 mod recipe;
+mod validate;
 
 pub use merge::{Overrides, load};
 pub use recipe::{differing_keys, recipe_keys};
 
-use crate::error::{Error, Result};
-use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
-use crate::model::spec::{ALL, ResNetSpec};
+use crate::model::params::Role;
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -145,6 +144,16 @@ pub enum Decay {
     All,
 }
 
+impl Decay {
+    pub fn applies_to(self, role: Role) -> bool {
+        match (self, role) {
+            (_, Role::ConvWeight | Role::LinearWeight) | (Self::All, _) => true,
+            (Self::Unnormalised, Role::LinearBias) => true,
+            (Self::Weights | Self::Unnormalised, _) => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
@@ -203,11 +212,39 @@ pub struct CheckpointPolicy {
     pub keep_every_epochs: usize,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Device {
     /// CPU threads for training; 0 means one a core. The result does not depend on it.
     pub threads: usize,
+    pub precision: Precision,
+    /// Only library routines that give the same bits every time.
+    pub deterministic: bool,
+    /// `"find"`: each shape's routine is found by timing, once a run; `"file:PATH"`: taken from there, or found and
+    /// written there.
+    pub algorithms: String,
+    /// What the image's three channels are padded to on a GPU: 4 or 8.
+    pub input_channels: usize,
+    /// fp16 only. The first factor on the loss, a power of two.
+    pub loss_scale: f64,
+    /// Clean steps after which it doubles.
+    pub loss_scale_interval: usize,
+    /// Where it stands, an overflow stops the run.
+    pub loss_scale_floor: f64,
+}
+
+/// How activations and gradients are stored, and what convolutions compute with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// fp16 on a GPU, fp32 on the CPU.
+    Auto,
+    Fp32,
+    /// fp32 in memory, products rounded to 10 bits (Ampere and later).
+    Tf32,
+    Fp16,
+    /// Ampere and later.
+    Bf16,
 }
 
 impl Default for Config {
@@ -313,6 +350,21 @@ impl Default for CheckpointPolicy {
     }
 }
 
+impl Default for Device {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            precision: Precision::Auto,
+            deterministic: true,
+            algorithms: "find".into(),
+            input_channels: 4,
+            loss_scale: 65536.0,
+            loss_scale_interval: 2000,
+            loss_scale_floor: 1.0,
+        }
+    }
+}
+
 impl Config {
     /// Images in one forward and backward pass.
     pub fn micro_batch(&self) -> usize {
@@ -351,147 +403,4 @@ impl Config {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration is plain tables, numbers and strings")
     }
-
-    /// Values that each are of the right type but make no sense.
-    fn validate(&self) -> Result<()> {
-        let arch = &self.model.arch;
-        if ResNetSpec::named(arch).is_none() {
-            let known = ALL.map(|spec| spec.name).join(", ");
-            return Err(Error::usage(format!("model.arch is \"{arch}\", expected one of {known}")));
-        }
-        match self
-            .data_requirements()
-            .into_iter()
-            .chain(self.training_requirements())
-            .find(|required| !required.holds)
-        {
-            Some(Requirement { key, got, wanted, .. }) => {
-                Err(Error::usage(format!("{key} is {got}, expected {wanted}")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn data_requirements(&self) -> Vec<Requirement> {
-        let Self { data, augment, eval, device, .. } = self;
-        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
-        let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
-        let micro = self.micro_batch();
-        vec![
-            require("data.batch", data.batch, data.batch > 0, "at least 1"),
-            require(
-                "data.micro_batch",
-                micro,
-                data.batch.is_multiple_of(micro.max(1)),
-                "a divisor of data.batch",
-            ),
-            require(
-                "data.resolution",
-                data.resolution,
-                sides.contains(&data.resolution),
-                "at least 8 and at most 4096",
-            ),
-            require(
-                "eval.resolution",
-                eval.resolution,
-                sides.contains(&self.eval_resolution()),
-                "0, or 8 to 4096",
-            ),
-            require(
-                "eval.crop_ratio",
-                eval.crop_ratio,
-                (0.05..=1.0).contains(&eval.crop_ratio),
-                "from 0.05 to 1",
-            ),
-            share("data.bad_share", data.bad_share),
-            share("augment.flip", augment.flip),
-            require(
-                "augment.crop_scale",
-                format!("{scale:?}"),
-                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
-                "[low, high] with 0 < low <= high <= 1",
-            ),
-            require(
-                "augment.crop_ratio",
-                format!("{ratio:?}"),
-                0.0 < ratio[0] && ratio[0] <= ratio[1] && ratio[1].is_finite(),
-                "[low, high] with 0 < low <= high",
-            ),
-            require("device.threads", device.threads, device.threads <= MAX_THREADS, "0, or at most 1024"),
-        ]
-    }
-
-    fn training_requirements(&self) -> Vec<Requirement> {
-        let Self { optim, schedule, checkpoint, .. } = self;
-        let milestones = &schedule.milestones;
-        let is_size = |value: f64| value >= 0.0 && value.is_finite();
-        let few = |epochs: usize| (1..=5).contains(&epochs);
-        vec![
-            require("epochs", self.epochs, self.epochs > 0, "at least 1"),
-            share("loss.label_smoothing", self.loss.label_smoothing),
-            require("optim.lr", optim.lr, optim.lr > 0.0 && optim.lr.is_finite(), "above 0"),
-            require(
-                "optim.momentum",
-                optim.momentum,
-                (0.0..1.0).contains(&optim.momentum),
-                "from 0 to below 1",
-            ),
-            require("optim.weight_decay", optim.weight_decay, is_size(optim.weight_decay), "0 or more"),
-            require(
-                "schedule.warmup_epochs",
-                schedule.warmup_epochs,
-                is_size(schedule.warmup_epochs),
-                "0 or more",
-            ),
-            share("schedule.warmup_start", schedule.warmup_start),
-            share("schedule.end", schedule.end),
-            require("schedule.factor", schedule.factor, is_size(schedule.factor), "0 or more"),
-            require(
-                "schedule.milestones",
-                format!("{milestones:?}"),
-                milestones.iter().all(|&epoch| is_size(epoch)),
-                "epochs, each 0 or more",
-            ),
-            require(
-                "checkpoint.every_epochs",
-                checkpoint.every_epochs,
-                few(checkpoint.every_epochs),
-                "1 to 5",
-            ),
-            require(
-                "checkpoint.every_minutes",
-                checkpoint.every_minutes,
-                is_size(checkpoint.every_minutes),
-                "0 or more",
-            ),
-            require(
-                "checkpoint.keep",
-                checkpoint.keep,
-                checkpoint.keep >= 2,
-                "at least 2: the last may be torn",
-            ),
-            require(
-                "checkpoint.keep_every_epochs",
-                checkpoint.keep_every_epochs,
-                few(checkpoint.keep_every_epochs),
-                "1 to 5",
-            ),
-        ]
-    }
-}
-
-/// What must hold for a key's value, and how to say so where it does not.
-struct Requirement {
-    key: &'static str,
-    got: String,
-    holds: bool,
-    wanted: &'static str,
-}
-
-fn require(key: &'static str, got: impl ToString, holds: bool, wanted: &'static str) -> Requirement {
-    Requirement { key, got: got.to_string(), holds, wanted }
-}
-
-fn share(key: &'static str, value: f64) -> Requirement {
-    require(key, value, (0.0..=1.0).contains(&value), "from 0 to 1")
 }

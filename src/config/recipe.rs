@@ -5,8 +5,15 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// Keys that do not change a run's result, and may differ between a run and its resumption.
-const FREE: [&str; 6] =
-    ["name", "data.path", "data.workers", "data.bad_share", "device.threads", "eval.batch"];
+const FREE: [&str; 7] = [
+    "name",
+    "data.path",
+    "data.workers",
+    "data.bad_share",
+    "device.threads",
+    "device.algorithms",
+    "eval.batch",
+];
 
 /// Every key that the result depends on, with its value as TOML.
 pub fn recipe_keys(config: &Config) -> BTreeMap<String, String> {

@@ -28,6 +28,8 @@ struct StepLine {
     top1: f64,
     top5: f64,
     images: u64,
+    loss_scale: f32,
+    skipped: bool,
     clock: StepClock,
 }
 
@@ -140,9 +142,10 @@ impl Metrics {
     }
 
     pub fn step(&mut self, record: &StepRecord) -> Result<()> {
-        let StepRecord { epoch, step, scores, lr, images, clock } = *record;
+        let StepRecord { epoch, step, scores, lr, images, loss_scale, skipped, clock } = *record;
         let (loss, top1, top5) = (scores.loss, scores.top1, scores.top5);
-        self.push(&StepLine { kind: "step", epoch, step, loss, lr, top1, top5, images, clock })
+        let kind = "step";
+        self.push(&StepLine { kind, epoch, step, loss, lr, top1, top5, images, loss_scale, skipped, clock })
     }
 
     pub fn epoch(&mut self, scores: &EpochScores, timestamp: &str) -> Result<()> {

@@ -34,6 +34,10 @@ pub struct StepRecord {
     pub lr: f64,
     /// Images since the beginning of the run.
     pub images: u64,
+    /// Factor on the loss; 1 where none is needed.
+    pub loss_scale: f32,
+    /// The factor was too large: the weights stayed as they were.
+    pub skipped: bool,
     pub clock: StepClock,
 }
 

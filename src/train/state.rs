@@ -34,6 +34,9 @@ pub struct RunState {
     pub sums: Score,
     pub history: Vec<EpochScores>,
     pub best: Option<Best>,
+    /// The library routine of each product, as the backend names them; none on a CPU.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub choices: BTreeMap<String, String>,
 }
 
 /// Where the same recipe gives the same bits.
@@ -66,6 +69,7 @@ impl RunState {
             sums: Score::default(),
             history: vec![],
             best: None,
+            choices: BTreeMap::new(),
         }
     }
 
@@ -84,9 +88,9 @@ impl RunState {
     }
 
     /// State and tensors as one checkpoint, with torchvision's `num_batches_tracked` beside the running statistics.
-    pub fn to_checkpoint(&self, backend: &dyn Backend, model: &str) -> Checkpoint {
+    pub fn to_checkpoint(&self, backend: &dyn Backend, model: &str) -> Result<Checkpoint> {
         let mut tensors: BTreeMap<String, Tensor> =
-            backend.state().into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+            backend.state()?.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         let norms: Vec<String> =
             tensors.keys().filter_map(|name| name.strip_suffix(".running_mean").map(str::to_owned)).collect();
         for norm in norms {
@@ -95,7 +99,7 @@ impl RunState {
         let state = serde_json::to_string(self).expect("plain fields, no map with keys that are not strings");
         let metadata =
             [(STATE_KEY.to_owned(), state), (super::model_file::MODEL_KEY.to_owned(), model.to_owned())];
-        Checkpoint { tensors, metadata: metadata.into() }
+        Ok(Checkpoint { tensors, metadata: metadata.into() })
     }
 
     /// The state of a training checkpoint; `name` is the file's, for messages.

@@ -21,7 +21,7 @@ use crate::optim::schedule::LearningRate;
 use crate::optim::sgd::Sgd;
 use crate::terminal::{answer, message};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +102,7 @@ pub fn train(
         stop: options.stop.clone(),
         saved: now,
         saved_step: None,
+        underway: VecDeque::new(),
         named_bad: BTreeSet::new(),
     };
     message(opening(config, dataset, &trainer.state, &output));
@@ -132,8 +133,23 @@ struct Trainer<'a> {
     saved: Instant,
     /// Optimiser step of the newest checkpoint that this process has handed over.
     saved_step: Option<(usize, u64)>,
+    /// Optimiser steps whose outcomes have not all come, oldest first.
+    underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
     named_bad: BTreeSet<(&'static str, u32)>,
+}
+
+/// An optimiser step that the backend has been given.
+struct Underway {
+    /// Within its epoch, from 1.
+    step: usize,
+    total_steps: u64,
+    lr: f64,
+    /// Passes whose outcome has not come.
+    passes: usize,
+    score: Score,
+    /// What the loader had waited by then.
+    waited: Duration,
 }
 
 impl Trainer<'_> {
@@ -152,20 +168,23 @@ impl Trainer<'_> {
             self.step(backend, &mut loader, &mut progress)?;
             failpoint::hit("train", "step");
             if self.stop.requested() {
+                self.collect(backend, Some(&mut progress), true)?;
                 progress.finish();
                 return self.save_and_stop(backend);
             }
             if self.checkpoint_is_due() && self.state.step < self.steps_per_epoch {
+                self.collect(backend, Some(&mut progress), true)?;
                 self.save(backend)?;
             }
         }
+        self.collect(backend, Some(&mut progress), true)?;
         let bad = loader.bad().to_vec();
         drop(loader);
         progress.validating();
         let validation = self.validate(backend);
         progress.finish();
         self.report_bad("training", &bad);
-        let val = match validation.and_then(|(score, bad)| self.judge(score, &bad)) {
+        let val = match validation.map_err(|error| self.lost(error)).and_then(|(score, bad)| self.judge(score, &bad)) {
             Err(error) if error.kind == Kind::Stopped => return self.save_and_stop(backend),
             outcome => outcome?,
         };
@@ -182,7 +201,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// One optimiser step: its passes, its figures.
+    /// Hands one optimiser step to the backend, and takes in what has come of earlier ones.
     fn step(
         &mut self,
         backend: &mut dyn Backend,
@@ -191,24 +210,68 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let of = self.config.micro_steps();
         let lr = self.rate.at(self.state.total_steps as usize);
-        let mut score = Score::default();
+        self.underway.push_back(Underway {
+            step: self.state.step + 1,
+            total_steps: self.state.total_steps + 1,
+            lr,
+            passes: of,
+            score: Score::default(),
+            waited: loader.waited(),
+        });
         for index in 0..of {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            backend.submit(&batch, &self.pass(lr, index, of))?;
+            let submitted = backend.submit(&batch, &self.pass(lr, index, of));
+            submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
-            while let Some(outcome) = backend.poll() {
-                if let Some(fault) = outcome.fault {
-                    let place = format!("step {}", self.state.step + 1);
-                    return Err(self.fault(&place, outcome.score, &fault));
-                }
-                score += outcome.score;
-            }
+            self.collect(backend, Some(progress), false)?;
         }
-        self.state.sums += score;
         self.state.step += 1;
         self.state.total_steps += 1;
         self.state.passes += of as u64;
-        self.report_step(score, lr, loader.waited(), progress)
+        Ok(())
+    }
+
+    /// Takes in the outcomes that have come; with `all`, waits until none is missing. The weights then are those of the
+    /// last step that was handed over.
+    fn collect(
+        &mut self,
+        backend: &mut dyn Backend,
+        mut progress: Option<&mut Progress>,
+        all: bool,
+    ) -> Result<()> {
+        loop {
+            let outcome = if all { backend.wait() } else { backend.poll() };
+            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else { return Ok(()) };
+            let step = self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
+            if let Some(fault) = outcome.fault {
+                let place = format!("step {}", step.step);
+                return Err(self.fault(&place, outcome.score, &fault));
+            }
+            step.score += outcome.score;
+            step.passes -= 1;
+            if step.passes == 0 {
+                let step = self.underway.pop_front().expect("it is the front");
+                self.state.sums += step.score;
+                self.report_step(&step, outcome.loss_scale, outcome.skipped, progress.as_deref_mut())?;
+            }
+        }
+    }
+
+    /// A device that fails takes its memory along: what the newest checkpoint has is what is left.
+    fn lost(&mut self, error: Error) -> Error {
+        if error.kind != Kind::Device {
+            return error;
+        }
+        let _ = self.wait_for_save();
+        let newest = self.writer.store().newest().ok().and_then(|search| search.found);
+        let kept = match newest {
+            Some(found) => {
+                let lost = self.state.total_steps.saturating_sub(found.at.step);
+                format!("{} is whole, {lost} steps since are lost", found.path.display())
+            }
+            None => format!("there is no checkpoint yet, {} steps are lost", self.state.total_steps),
+        };
+        Error::device(format!("{}; {kept}; run the same command again to go on from there", error.message))
     }
 
     fn pass(&self, lr: f64, index: usize, of: usize) -> Step {
@@ -224,29 +287,36 @@ impl Trainer<'_> {
 
     fn report_step(
         &mut self,
-        score: Score,
-        lr: f64,
-        waited: Duration,
-        progress: &mut Progress,
+        step: &Underway,
+        loss_scale: f32,
+        skipped: bool,
+        progress: Option<&mut Progress>,
     ) -> Result<()> {
-        let (step, batch) = (self.state.step, self.config.data.batch);
-        let (images_per_second, wait) = progress.rates(step, batch, waited);
+        let batch = self.config.data.batch;
+        let clock = progress.as_ref().map_or(StepClock::default(), |progress| {
+            let (images_per_second, wait) = progress.rates(step.step, batch, step.waited);
+            StepClock { images_per_second, wait }
+        });
         self.log.step(&StepRecord {
             epoch: self.state.epoch as u32 + 1,
-            step: self.state.total_steps,
-            scores: scores(score),
-            lr,
-            images: self.state.total_steps * batch as u64,
-            clock: StepClock { images_per_second, wait },
+            step: step.total_steps,
+            scores: scores(step.score),
+            lr: step.lr,
+            images: step.total_steps * batch as u64,
+            loss_scale,
+            skipped,
+            clock,
         })?;
         let epochs_after = self.config.epochs - self.state.epoch - 1;
-        progress.tick(Tick {
-            step,
-            batch,
-            loss: score.loss / score.count as f64,
-            waited,
-            steps_after: epochs_after * self.steps_per_epoch,
-        });
+        if let Some(progress) = progress {
+            progress.tick(Tick {
+                step: step.step,
+                batch,
+                loss: step.score.loss / step.score.count as f64,
+                waited: step.waited,
+                steps_after: epochs_after * self.steps_per_epoch,
+            });
+        }
         Ok(())
     }
 
@@ -328,8 +398,10 @@ impl Trainer<'_> {
     /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no
     /// checkpoint is ahead of them.
     fn save(&mut self, backend: &dyn Backend) -> Result<()> {
+        debug_assert!(self.underway.is_empty(), "a checkpoint holds what its steps have left");
         self.log.flush()?;
-        let checkpoint = self.state.to_checkpoint(backend, &self.model);
+        self.state.choices = backend.choices();
+        let checkpoint = self.state.to_checkpoint(backend, &self.model).map_err(|error| self.lost(error))?;
         self.wait_for_save()?;
         self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
         self.saved = Instant::now();

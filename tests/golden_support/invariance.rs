@@ -48,7 +48,7 @@ fn state_after(
     for t in 0..steps {
         assert_eq!(train(&mut backend, &batch(t), SGD, 0.1).fault, None);
     }
-    let mut state = backend.state();
+    let mut state = backend.state().unwrap();
     state.insert("logits".into(), backend.eval_batch(&batch(steps)).unwrap());
     state
 }
@@ -76,12 +76,12 @@ fn micro_steps_sum_to_the_mean_gradient() {
     let mut cut = backend(RESNET_TINY, 32, 2, isa);
     for index in 0..2 {
         cut.submit(&batch, &Step { index, of: 2, sgd: STILL, label_smoothing: 0.1 }).unwrap();
-        assert_eq!(cut.poll().unwrap().fault, None);
+        assert_eq!(cut.poll().unwrap().unwrap().fault, None);
     }
     // Halving is exact, so each micro-step's gradient is half the whole bit for bit, and wgrad starts its sum from
     // the first half: a rounding a term at most, of which there are 256 pixels here.
     let mut worst = (0.0, String::new());
-    for name in whole.state().keys().filter(|name| whole.read(&format!("grad.{name}")).is_ok()) {
+    for name in whole.state().unwrap().keys().filter(|name| whole.read(&format!("grad.{name}")).is_ok()) {
         let [got, want] = [&cut, &whole].map(|backend| backend.read(&format!("grad.{name}")).unwrap().data);
         let difference = Difference::between(&got, &want);
         difference.assert_within(&format!("accumulated grad.{name}"), 1e-6);
@@ -100,7 +100,7 @@ fn micro_steps_sum_to_the_mean_gradient() {
 fn poisoned(name: &str, value: f32) -> CpuBackend {
     let mut backend = backend(RESNET_TINY, 32, 2, Isa::available()[0]);
     train(&mut backend, &formula::batch("tiny32", 4, 32, RESNET_TINY.classes), SGD, 0.1);
-    let mut state = backend.state();
+    let mut state = backend.state().unwrap();
     let tensor = state.get_mut(name).unwrap();
     let middle = tensor.data.len() / 2;
     tensor.data[middle] = value;
@@ -123,10 +123,10 @@ fn bad_weights_are_named_and_nothing_changes() {
     ];
     for (name, value) in names.into_iter().flat_map(|name| [(name, f32::NAN), (name, f32::INFINITY)]) {
         let mut backend = poisoned(name, value);
-        let before = backend.state();
+        let before = backend.state().unwrap();
         let fault = train(&mut backend, &batch, SGD, 0.1).fault;
         assert_eq!(fault, Some(format!("the weights {name} are not finite")), "{value}");
-        assert_same_bits(name, &backend.state(), &before);
+        assert_same_bits(name, &backend.state().unwrap(), &before);
     }
 }
 
@@ -141,7 +141,7 @@ fn bad_gradients_are_named_and_nothing_changes() {
         "the gradients of equal labels cancel"
     );
     let mut backend = backend(RESNET_TINY, 32, 2, Isa::available()[0]);
-    let mut state = backend.state();
+    let mut state = backend.state().unwrap();
     let mut set = |name: &str, at: std::ops::Range<usize>, value: f32| {
         state.get_mut(name).unwrap().data[at].fill(value);
     };
@@ -157,12 +157,12 @@ fn bad_gradients_are_named_and_nothing_changes() {
         set("fc.weight", class * 128 + 1..class * 128 + 2, -sign * 1e38);
     }
     backend.load_state(&state).unwrap();
-    let before = backend.state();
+    let before = backend.state().unwrap();
     let outcome = train(&mut backend, &batch, SGD, 0.1);
     assert!(outcome.score.loss < 100.0, "the weights of 1e38 do not cancel: {}", outcome.score.loss);
     let want = "the gradient of layer2.0.conv3.weight is not finite";
     assert_eq!(outcome.fault.as_deref(), Some(want));
-    assert_same_bits("state", &backend.state(), &before);
+    assert_same_bits("state", &backend.state().unwrap(), &before);
 }
 
 /// A fault in the second micro-step takes back what the first one did to the running statistics.
@@ -171,12 +171,12 @@ fn a_fault_in_a_later_micro_step_changes_nothing() {
     let mut backend = backend(RESNET_TINY, 32, 2, Isa::available()[0]);
     let batch = formula::batch("tiny32", 4, 32, RESNET_TINY.classes);
     train(&mut backend, &batch, SGD, 0.1);
-    let before = backend.state();
+    let before = backend.state().unwrap();
     for (index, label_smoothing) in [0.1, f32::NAN].into_iter().enumerate() {
         backend.submit(&batch, &Step { index, of: 2, sgd: SGD, label_smoothing }).unwrap();
-        assert_eq!(backend.poll().unwrap().fault.is_some(), index == 1);
+        assert_eq!(backend.poll().unwrap().unwrap().fault.is_some(), index == 1);
     }
-    assert_same_bits("state", &backend.state(), &before);
+    assert_same_bits("state", &backend.state().unwrap(), &before);
     // The next optimiser step begins anew.
     assert_eq!(train(&mut backend, &batch, SGD, 0.1).fault, None);
 }

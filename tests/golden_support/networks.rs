@@ -51,7 +51,7 @@ pub fn train(
     label_smoothing: f32,
 ) -> Outcome {
     backend.submit(batch, &Step { index: 0, of: 1, sgd, label_smoothing }).unwrap();
-    backend.poll().expect("the CPU backend is done when submit returns")
+    backend.poll().unwrap().expect("the CPU backend is done when submit returns")
 }
 
 fn check(name: &str, isa: Isa) {

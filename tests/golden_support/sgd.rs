@@ -41,7 +41,7 @@ fn check(name: &str) {
         assert_eq!(outcome.fault, None);
         losses.push((outcome.score.loss / run.batch as f64) as f32);
     }
-    let state = backend.state();
+    let state = backend.state().unwrap();
     let read = |name: &str| Some(state[name].data.clone());
     let mut report = Report::new(name);
     for (t, (&loss, &want)) in losses.iter().zip(&run.losses).enumerate() {

@@ -1,11 +1,8 @@
 //! Batch norm with residual sum and ReLU, NHWC, both ways. Rows are pixels of all images, columns channels.
 
 use super::Cpu;
+use crate::backend::{EPS, RUNNING_MOMENTUM};
 use crate::simd::dispatch::multiversion;
-
-/// PyTorch's defaults, which torchvision keeps.
-pub const EPS: f64 = 1e-5;
-pub const RUNNING_MOMENTUM: f64 = 0.1;
 
 /// A batch's statistics by channel.
 #[derive(Debug, Clone, Default, PartialEq)]

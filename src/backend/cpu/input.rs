@@ -1,10 +1,7 @@
 //! u8 pixels to normalised f32.
 
 use super::Cpu;
-
-/// Per channel, of ImageNet's training set in [0, 1] (torchvision's presets).
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+use crate::backend::{MEAN, STD};
 
 /// y = (x / 255 - mean) / std. `x` and `y` NHWC with three channels.
 pub fn normalise(cpu: Cpu, x: &[u8], y: &mut [f32]) {

@@ -1,19 +1,17 @@
 //! The CPU backend: f32, NHWC, the oracle for every other backend and the default on a machine without a GPU.
 //!
-//! `units` groups the graph's operations into what is walked forward and backward; `batch_norm`, `pooling` and
+//! What is walked forward and backward are the units of [`super::units`]; `batch_norm`, `pooling` and
 //! `input` are the memory-bound operations, `simd::conv` the convolutions; `memory` hands out buffers; `walk` runs a
 //! step. All reductions are in an order that the shapes fix, so results do not depend on the number of threads.
 
 pub mod batch_norm;
 pub mod input;
-
-pub mod pooling;
 mod memory;
+pub mod pooling;
 mod params;
-mod units;
 mod walk;
 
-use super::{Backend, NamedTensors, Outcome, Step};
+use super::{Backend, NamedTensors, Outcome, Step, check_batch};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -121,8 +119,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn poll(&mut self) -> Option<Outcome> {
-        self.outcomes.pop_front()
+    fn poll(&mut self) -> Result<Option<Outcome>> {
+        Ok(self.outcomes.pop_front())
+    }
+
+    fn wait(&mut self) -> Result<Option<Outcome>> {
+        self.poll()
     }
 
     fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
@@ -139,8 +141,8 @@ impl Backend for CpuBackend {
         HostTensor::new("logits", vec![batch.labels.len(), self.spec.classes], logits)
     }
 
-    fn state(&self) -> NamedTensors {
-        self.params.state(&self.training.graph)
+    fn state(&self) -> Result<NamedTensors> {
+        Ok(self.params.state(&self.training.graph))
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
@@ -156,21 +158,5 @@ impl Backend for CpuBackend {
                 "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
             Error::usage(format!("{}: no tensor {name}; {hint}", self.spec.name))
         })
-    }
-}
-
-fn check_batch(batch: &Batch, classes: usize) -> Result<()> {
-    let want = batch.labels.len() * batch.resolution * batch.resolution * 3;
-    if batch.images.len() != want || batch.labels.is_empty() {
-        let got = batch.images.len();
-        return Err(Error::failed(format!(
-            "batch.images has {got} bytes, its labels and resolution want {want}"
-        )));
-    }
-    match batch.labels.iter().find(|&&label| label as usize >= classes) {
-        Some(label) => {
-            Err(Error::input(format!("label {label} in a batch; the model has {classes} classes")))
-        }
-        None => Ok(()),
     }
 }

@@ -3,9 +3,9 @@
 //! Convolution and classifier weights are RSCK ([r][s][c][k]) here and KCRS outside; everything else is a vector.
 
 use super::{Cpu, CpuOptions};
-use crate::backend::{MOMENTUM_PREFIX, NamedTensors};
+use crate::backend::{MOMENTUM_PREFIX, NamedTensors, find};
 use crate::config::Decay;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::graph::{ConvShape, Graph, ParamId};
 use crate::model::params::{Param, Role};
 use crate::optim::sgd::Sgd;
@@ -63,7 +63,7 @@ impl Params {
         let mut items = vec![];
         let slices = self.weight.iter_mut().zip(&mut self.velocity).zip(&self.gradient);
         for (param, ((weight, velocity), gradient)) in graph.params.iter().zip(slices) {
-            let weight_decay = if decays(self.decay, param.role) { sgd.weight_decay } else { 0.0 };
+            let weight_decay = if self.decay.applies_to(param.role) { sgd.weight_decay } else { 0.0 };
             let rule = Sgd { weight_decay, ..*sgd };
             let chunks = weight.chunks_mut(CHUNK).zip(velocity.chunks_mut(CHUNK)).zip(gradient.chunks(CHUNK));
             items.extend(chunks.map(|((weight, velocity), gradient)| (rule, weight, velocity, gradient)));
@@ -131,27 +131,6 @@ multiversion! {
     }
 }
 
-fn decays(decay: Decay, role: Role) -> bool {
-    match (decay, role) {
-        (_, Role::ConvWeight | Role::LinearWeight) | (Decay::All, _) => true,
-        (Decay::Unnormalised, Role::LinearBias) => true,
-        (Decay::Weights | Decay::Unnormalised, _) => false,
-    }
-}
-
-fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<&'s [f32]> {
-    let tensor = state
-        .get(name)
-        .ok_or_else(|| Error::input(format!("{name} is missing; this checkpoint is of another network")))?;
-    if tensor.shape != shape {
-        let got = &tensor.shape;
-        return Err(Error::input(format!(
-            "{name} is {got:?}, the network wants {shape:?}; trained from another spec?"
-        )));
-    }
-    Ok(&tensor.data)
-}
-
 /// K, C, R and S of a weight that is stored RSCK, as a convolution of a single pixel; none for vectors.
 fn weight_shape(param: &Param) -> Option<ConvShape> {
     let (k, c, r, s) = match (param.role, &param.shape[..]) {
@@ -188,16 +167,5 @@ mod tests {
             let values = param.initial_values(1, index, false);
             assert_eq!(to_external(param, &to_internal(param, &values)), values, "{}", param.name);
         }
-    }
-
-    #[test]
-    fn decay_follows_the_role() {
-        let exempt = |decay| {
-            [Role::ConvWeight, Role::LinearWeight, Role::LinearBias, Role::Gamma, Role::Beta]
-                .map(|role| decays(decay, role))
-        };
-        assert_eq!(exempt(Decay::Weights), [true, true, false, false, false]);
-        assert_eq!(exempt(Decay::Unnormalised), [true, true, true, false, false]);
-        assert_eq!(exempt(Decay::All), [true; 5]);
     }
 }

@@ -4,9 +4,9 @@ use super::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate, Statistics}
 use super::memory::{Buffer, Buffers};
 use super::params::Params;
 use super::pooling::{self, PoolShape};
-use super::units::{ConvUnit, Unit, units};
 use super::{Cpu, Engine, input};
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::units::{ConvUnit, Unit, units};
 use crate::backend::{Outcome, Step};
 use crate::data::Batch;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
@@ -104,7 +104,7 @@ impl Walk {
             params.undo_step();
         }
         self.end_pass();
-        Outcome { score, fault }
+        Outcome { score, fault, skipped: false, loss_scale: 1.0 }
     }
 
     /// Backward and, at the last pass, the update; a non-finite gradient stops it before anything is changed.

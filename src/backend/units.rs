@@ -1,4 +1,4 @@
-//! The graph's operations, grouped as this backend runs them: a convolution goes with its batch norm, residual sum and
+//! The graph's operations, grouped as backends run them: a convolution goes with its batch norm, residual sum and
 //! ReLU, so that each activation is read and written once on the way.
 
 use crate::model::graph::{BufferId, ConvShape, Graph, Op, ParamId, TensorId};

@@ -1,0 +1,19 @@
+//! The CUDA backend: everything between the convolutions is our own kernels (`kernels/`), the convolutions are cuDNN's.
+//!
+//! | file | says |
+//! |---|---|
+//! | [`storage`] | f16, bf16 or f32 |
+//! | [`plan`] | a pass as data: calls, memory, streams |
+//! | [`machine`] | what runs plans |
+//! | [`network`] | the backend: batches in, outcomes and tensors out |
+//! | [`abi`] | structs that host and card exchange |
+//! | [`ptx`] | the compiled kernels |
+
+pub mod abi;
+pub mod machine;
+pub mod network;
+pub mod plan;
+pub mod ptx;
+pub mod storage;
+
+pub use network::{CudaBackend, CudaOptions};

@@ -1,0 +1,458 @@
+//! The backend: a network on a machine that runs plans.
+
+use super::abi::{self, Hyper, Item};
+use super::machine::{Machine, Prepared};
+use super::plan::params::ParamLayout;
+use super::plan::region::{Arena, Region};
+use super::plan::{Plan, PlanOptions, Purpose, ScalePolicy, STAGING_SLOTS, StagingLayout};
+use super::storage::Storage;
+use crate::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome, Score, Step, check_batch, find};
+use crate::config::Decay;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::graph::{Graph, lower};
+use crate::model::params::Param;
+use crate::model::spec::ResNetSpec;
+use crate::tensor::{HostTensor, first_non_finite};
+use half::{bf16, f16};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
+pub const SCALE_STATE: &str = "optim.loss_scale";
+
+/// What a network on a card is made from.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    pub spec: ResNetSpec,
+    /// Side of a training image.
+    pub resolution: usize,
+    pub seed: u64,
+    pub zero_gamma: bool,
+    /// Which parameters weight decay applies to.
+    pub decay: Decay,
+    pub storage: Storage,
+    pub scale: ScalePolicy,
+    /// What the image's three channels are padded to: 4 or 8.
+    pub input_channels: usize,
+    /// Every activation and gradient of a pass can be read after it; costs memory.
+    pub keep: bool,
+}
+
+/// A network on `M`.
+pub struct CudaBackend<M: Machine> {
+    options: CudaOptions,
+    /// At the training resolution, for names and shapes.
+    graph: Graph,
+    layout: ParamLayout,
+    machine: M,
+    prepared: BTreeMap<(usize, usize, Purpose), Prepared>,
+    /// Passes submitted since the state was loaded; also the card's own count.
+    passes: u64,
+    /// Outcomes that were waited for and not polled yet.
+    ready: VecDeque<Outcome>,
+    /// Passes whose outcome has not come.
+    pending: usize,
+    /// The pass whose buffers `read` looks into.
+    last: Option<Prepared>,
+}
+
+impl<M: Machine> CudaBackend<M> {
+    /// Freshly initialised; the machine's memory for `batch` images a pass is taken now, so that too large a batch
+    /// fails before any data is read.
+    pub fn new(options: CudaOptions, machine: M, batch: usize, micro_steps: usize) -> Result<Self> {
+        let graph = lower(&options.spec, options.resolution)?;
+        let layout = ParamLayout::new(&graph, options.input_channels);
+        let mut backend = Self {
+            options,
+            graph,
+            layout,
+            machine,
+            prepared: BTreeMap::new(),
+            passes: 0,
+            ready: VecDeque::new(),
+            pending: 0,
+            last: None,
+        };
+        for purpose in purposes(micro_steps) {
+            backend.prepare(backend.options.resolution, batch, purpose)?;
+        }
+        let initial = backend.initial_state();
+        backend.load_state(&initial)?;
+        Ok(backend)
+    }
+
+    fn initial_state(&self) -> NamedTensors {
+        let (seed, zero_gamma) = (self.options.seed, self.options.zero_gamma);
+        let values = |(index, param): (usize, &Param)| {
+            let data = param.initial_values(seed, index, zero_gamma);
+            (param.name.clone(), HostTensor { shape: param.shape.clone(), data })
+        };
+        let mut state: NamedTensors = self.graph.params.iter().enumerate().map(values).collect();
+        for buffer in &self.graph.buffers {
+            let data = vec![buffer.initial; buffer.channels];
+            state.insert(buffer.name.clone(), HostTensor { shape: vec![buffer.channels], data });
+        }
+        state
+    }
+
+    fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
+        let CudaOptions { spec, storage, scale, input_channels, decay, keep, .. } = self.options;
+        PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, scale, keep }
+    }
+
+    fn prepare(&mut self, resolution: usize, batch: usize, purpose: Purpose) -> Result<Prepared> {
+        if let Some(&prepared) = self.prepared.get(&(resolution, batch, purpose)) {
+            return Ok(prepared);
+        }
+        let plan = Plan::new(&self.plan_options(resolution, batch, purpose))?;
+        let (wanted, capacity) = (plan.bytes(), self.machine.capacity()?);
+        if wanted > capacity {
+            return Err(self.too_large(&plan, capacity));
+        }
+        let prepared = self.machine.prepare(plan)?;
+        self.prepared.insert((resolution, batch, purpose), prepared);
+        Ok(prepared)
+    }
+
+    /// Names what is large, and the batch that would fit.
+    fn too_large(&self, plan: &Plan, capacity: u64) -> Error {
+        let PlanOptions { resolution, batch, purpose, .. } = plan.options;
+        let fits = |batch: usize| {
+            Plan::new(&self.plan_options(resolution, batch, purpose)).is_ok_and(|plan| plan.bytes() <= capacity)
+        };
+        let (mut low, mut high) = (0, batch);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        let gib = |bytes: u64| bytes as f64 / 2f64.powi(30);
+        let activations = plan.arenas.get(&Arena::Activations).copied().unwrap_or(0);
+        let advice = match low {
+            0 => "not even one image fits: choose a smaller data.resolution or a card with more memory".to_owned(),
+            low => format!("at most {low} fit: lower data.micro_batch (it divides data.batch) or data.resolution"),
+        };
+        Error::usage(format!(
+            "{batch} images of {resolution} px want {:.2} GiB on the card ({:.2} of activations), {:.2} are free; {advice}",
+            gib(plan.bytes()),
+            gib(activations),
+            gib(capacity),
+        ))
+    }
+
+    /// Waits for one outcome and puts it into the queue.
+    fn take_outcome(&mut self, wait: bool) -> Result<bool> {
+        let Some(outcome) = self.machine.outcome(wait)? else { return Ok(false) };
+        self.pending -= 1;
+        let outcome = self.explain(&outcome)?;
+        self.ready.push_back(outcome);
+        Ok(true)
+    }
+
+    fn explain(&self, outcome: &abi::Outcome) -> Result<Outcome> {
+        let score = Score {
+            loss: outcome.loss,
+            top1: u64::from(outcome.top1),
+            top5: u64::from(outcome.top5),
+            count: u64::from(outcome.count),
+        };
+        let halted = outcome.flags & abi::HALTED != 0;
+        let fault = match (outcome.flags & abi::LOSS_NOT_FINITE != 0, halted) {
+            (true, _) => Some(self.bad_loss()?),
+            (false, true) => Some(self.bad_gradient(outcome)),
+            (false, false) => None,
+        };
+        let skipped = outcome.flags & abi::SKIPPED != 0 && fault.is_none();
+        Ok(Outcome { score, fault, skipped, loss_scale: outcome.scale })
+    }
+
+    fn bad_loss(&self) -> Result<String> {
+        for (index, param) in self.graph.params.iter().enumerate() {
+            let values = self.read_f32(self.layout.in_f32(Arena::Master, index))?;
+            if first_non_finite(&values).is_some() {
+                return Ok(format!("the weights {} are not finite", param.name));
+            }
+        }
+        Ok("all weights are finite: an activation left the range of its type".to_owned())
+    }
+
+    fn bad_gradient(&self, outcome: &abi::Outcome) -> String {
+        let index = (outcome.bad as usize).checked_sub(1);
+        match index.and_then(|index| self.layout.param_at(index)) {
+            Some(param) => {
+                let name = &self.graph.params[param].name;
+                format!("the gradient of {name} is not finite, at the smallest loss scale {}", outcome.scale)
+            }
+            None => "an earlier pass stopped the run".to_owned(),
+        }
+    }
+
+    fn read_f32(&self, region: Region) -> Result<Vec<f32>> {
+        let mut values = vec![0.0f32; region.bytes as usize / 4];
+        self.machine.read(region, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    fn read_stored(&self, region: Region) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; region.bytes as usize];
+        self.machine.read(region, &mut bytes)?;
+        Ok(from_stored(self.options.storage, &bytes))
+    }
+
+    /// A vector or matrix of the parameter space, in the outside's layout.
+    fn read_param(&self, arena: Arena, index: usize) -> Result<HostTensor> {
+        let slot = &self.layout.slots[index];
+        let data = slot.unpack(&self.read_f32(self.layout.in_f32(arena, index))?);
+        Ok(HostTensor { shape: slot.shape.clone(), data })
+    }
+
+    /// The gradient of the last optimiser step's mean loss, without the loss scale.
+    fn read_gradient(&self, index: usize) -> Result<HostTensor> {
+        let slot = &self.layout.slots[index];
+        let summed = self.last.is_some_and(|last| {
+            self.machine.plan(last).options.purpose != (Purpose::Finish { sum: false })
+        });
+        let region = self.layout.gradient(self.options.storage, index);
+        let mut values = match region.arena {
+            _ if summed => self.read_f32(self.layout.in_f32(Arena::GradientSum, index))?,
+            Arena::GradientVectors => self.read_f32(region)?,
+            _ => self.read_stored(region)?,
+        };
+        let unscale = self.device_state()?.unscale;
+        values.iter_mut().for_each(|value| *value *= unscale);
+        Ok(HostTensor { shape: slot.shape.clone(), data: slot.unpack(&values) })
+    }
+
+    fn device_state(&self) -> Result<abi::State> {
+        let mut state = abi::State::default();
+        self.machine.read(state_region(), bytemuck::bytes_of_mut(&mut state))?;
+        Ok(state)
+    }
+
+    /// An activation or its gradient (`grad.layer1.0.conv1`, with the loss scale) of the last pass, NHWC.
+    fn read_activation(&self, name: &str) -> Result<Option<HostTensor>> {
+        let Some(last) = self.last.filter(|_| self.options.keep) else { return Ok(None) };
+        let plan = self.machine.plan(last);
+        let tensor = name.strip_prefix("grad.").unwrap_or(name);
+        let info = plan.graph.tensors.iter().find(|info| info.name == tensor);
+        let (Some(region), Some(info)) = (plan.buffer(name), info) else { return Ok(None) };
+        let data = self.read_stored(region)?;
+        let (h, w) = (info.h, info.w);
+        let n = plan.options.batch;
+        Ok(Some(HostTensor { shape: vec![n, h, w, data.len() / (n * h * w)], data }))
+    }
+
+    /// The whole arena of the parameter space from tensors by name.
+    fn flat(&self, state: &NamedTensors, prefix: &str) -> Result<Vec<f32>> {
+        let mut flat = vec![0.0; self.layout.total];
+        for (param, slot) in self.graph.params.iter().zip(&self.layout.slots) {
+            let packed = slot.pack(find(state, &format!("{prefix}{}", param.name), &param.shape)?);
+            flat[slot.offset..slot.offset + packed.len()].copy_from_slice(&packed);
+        }
+        Ok(flat)
+    }
+
+    fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
+        let master = self.flat(state, "")?;
+        if let Some(index) = first_non_finite(&master) {
+            let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
+            return Err(Error::input(format!("{name} has a value that is not finite; take an earlier checkpoint")));
+        }
+        self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
+        let copy = to_stored(self.options.storage, &master);
+        self.machine.write(self.layout.all_weights(self.options.storage), &copy)
+    }
+
+    fn load_running(&mut self, state: &NamedTensors) -> Result<()> {
+        let mut running = vec![0.0; 2 * self.layout.channels];
+        for (index, buffer) in self.graph.buffers.iter().enumerate() {
+            let of_variance = usize::from(buffer.name.ends_with("running_var"));
+            let first = of_variance * self.layout.channels + self.layout.channel[index];
+            let values = find(state, &buffer.name, &[buffer.channels])?;
+            running[first..first + buffer.channels].copy_from_slice(values);
+        }
+        let region = Region::new(Arena::Running, 0, 4 * running.len() as u64);
+        self.machine.write(region, bytemuck::cast_slice(&running))
+    }
+
+    fn load_scale(&mut self, state: &NamedTensors) -> Result<()> {
+        let initial = [self.options.scale.initial, 0.0, 0.0, 0.0];
+        let values = match state.contains_key(SCALE_STATE) {
+            true => find(state, SCALE_STATE, &[4])?,
+            false => &initial,
+        };
+        let state = abi::State {
+            scale: values[0],
+            unscale: 1.0 / values[0],
+            clean: values[1] as u32,
+            updates: values[2] as u32,
+            skipped: values[3] as u32,
+            ..abi::State::default()
+        };
+        self.machine.write(state_region(), bytemuck::bytes_of(&state))
+    }
+}
+
+impl<M: Machine> Backend for CudaBackend<M> {
+    fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
+        check_batch(batch, self.options.spec.classes)?;
+        let purpose = match (step.index + 1 == step.of, step.of) {
+            (true, of) => Purpose::Finish { sum: of > 1 },
+            (false, _) => Purpose::Accumulate,
+        };
+        let prepared = self.prepare(batch.resolution, batch.labels.len(), purpose)?;
+        let staging = self.machine.plan(prepared).staging;
+        // The slot's last pass has to end before the slot is filled; its outcome is there then. Slots of another size
+        // overlap in other ways.
+        let other_slots = self.last.is_some_and(|last| self.machine.plan(last).staging != staging);
+        while self.pending >= STAGING_SLOTS || (other_slots && self.pending > 0) {
+            self.take_outcome(true)?;
+        }
+        let slot = (self.passes % STAGING_SLOTS as u64) as usize;
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper(batch, step));
+        self.machine.submit(prepared, slot, &mut fill)?;
+        self.passes += 1;
+        self.pending += 1;
+        self.last = Some(prepared);
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<Outcome>> {
+        while self.pending > 0 && self.take_outcome(false)? {}
+        Ok(self.ready.pop_front())
+    }
+
+    fn wait(&mut self) -> Result<Option<Outcome>> {
+        if self.ready.is_empty() && self.pending > 0 {
+            self.take_outcome(true)?;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+        check_batch(batch, self.options.spec.classes)?;
+        let prepared = self.prepare(batch.resolution, batch.labels.len(), Purpose::Evaluate)?;
+        let staging = self.machine.plan(prepared).staging;
+        let shape = vec![batch.labels.len(), self.options.spec.classes];
+        let mut logits = vec![0.0; shape[0] * shape[1]];
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, Hyper::default());
+        self.machine.evaluate(prepared, &mut fill, &mut logits)?;
+        HostTensor::new("logits", shape, logits)
+    }
+
+    fn state(&self) -> Result<NamedTensors> {
+        let mut state = NamedTensors::new();
+        for (index, param) in self.graph.params.iter().enumerate() {
+            state.insert(param.name.clone(), self.read_param(Arena::Master, index)?);
+            let momentum = format!("{MOMENTUM_PREFIX}{}", param.name);
+            state.insert(momentum, self.read_param(Arena::Momentum, index)?);
+        }
+        for (index, buffer) in self.graph.buffers.iter().enumerate() {
+            let region = self.layout.running(index, buffer.channels, buffer.name.ends_with("running_var"));
+            let data = self.read_f32(region)?;
+            state.insert(buffer.name.clone(), HostTensor { shape: vec![buffer.channels], data });
+        }
+        let device = self.device_state()?;
+        let data = vec![device.scale, device.clean as f32, device.updates as f32, device.skipped as f32];
+        state.insert(SCALE_STATE.to_owned(), HostTensor { shape: vec![4], data });
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
+        while self.pending > 0 {
+            self.take_outcome(true)?;
+        }
+        self.load_weights(state)?;
+        let momentum = match state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX)) {
+            true => self.flat(state, MOMENTUM_PREFIX)?,
+            false => vec![0.0; self.layout.total],
+        };
+        self.machine.write(self.layout.all_f32(Arena::Momentum), bytemuck::cast_slice(&momentum))?;
+        self.load_running(state)?;
+        self.load_scale(state)?;
+        self.passes = 0;
+        self.ready.clear();
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        let named = |name: &str| self.graph.params.iter().position(|param| param.name == name);
+        if let Some(index) = named(name) {
+            return self.read_param(Arena::Master, index);
+        }
+        if let Some(index) = name.strip_prefix("grad.").and_then(named) {
+            return self.read_gradient(index);
+        }
+        if let Some(index) = self.graph.buffers.iter().position(|buffer| buffer.name == name) {
+            let buffer = &self.graph.buffers[index];
+            let region = self.layout.running(index, buffer.channels, name.ends_with("running_var"));
+            return Ok(HostTensor { shape: vec![buffer.channels], data: self.read_f32(region)? });
+        }
+        self.read_activation(name)?.ok_or_else(|| {
+            let hint = "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
+            Error::usage(format!("{}: no tensor {name}; {hint}", self.options.spec.name))
+        })
+    }
+
+    fn choices(&self) -> BTreeMap<String, String> {
+        self.machine.choices()
+    }
+
+    fn set_choices(&mut self, choices: &BTreeMap<String, String>) {
+        self.machine.set_choices(choices);
+    }
+}
+
+/// The passes of an optimiser step of `micro_steps`.
+fn purposes(micro_steps: usize) -> Vec<Purpose> {
+    match micro_steps {
+        0 | 1 => vec![Purpose::Finish { sum: false }],
+        _ => vec![Purpose::Accumulate, Purpose::Finish { sum: true }],
+    }
+}
+
+fn state_region() -> Region {
+    Region::new(Arena::State, 0, size_of::<abi::State>() as u64)
+}
+
+fn hyper(batch: &Batch, step: &Step) -> Hyper {
+    let images = batch.labels.len();
+    Hyper {
+        lr: step.sgd.lr,
+        momentum: step.sgd.momentum,
+        weight_decay: step.sgd.weight_decay,
+        label_smoothing: step.label_smoothing,
+        gradient_scale: 1.0 / (images * step.of) as f32,
+        nesterov: u32::from(step.sgd.nesterov),
+        images: images as u32,
+        first: u32::from(step.index == 0),
+        ..Hyper::default()
+    }
+}
+
+fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hyper) {
+    bytes[..batch.images.len()].copy_from_slice(&batch.images);
+    let items = &mut bytes[staging.items_offset as usize..][..batch.labels.len() * size_of::<Item>()];
+    for (bytes, &label) in items.chunks_exact_mut(size_of::<Item>()).zip(&batch.labels) {
+        let item = Item { label, lambda: 1.0, ..Item::default() };
+        bytes.copy_from_slice(bytemuck::bytes_of(&item));
+    }
+    bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
+}
+
+/// Rounds to the storage type, to nearest, ties to even.
+pub fn to_stored(storage: Storage, values: &[f32]) -> Vec<u8> {
+    match storage {
+        Storage::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        Storage::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        Storage::F32 => bytemuck::cast_slice(values).to_vec(),
+    }
+}
+
+pub fn from_stored(storage: Storage, bytes: &[u8]) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match storage {
+        Storage::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        Storage::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        Storage::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+    }
+}

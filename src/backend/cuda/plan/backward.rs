@@ -1,0 +1,167 @@
+//! The backward pass. Weight gradients run beside the critical path, on a stream of their own.
+
+use super::builder::{Builder, MAIN, SIDE, optional, read, size, write};
+use super::geometry;
+use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
+use super::params::Statistic;
+use super::region::{Access, Region};
+use crate::backend::units::{ConvUnit, Unit};
+use crate::model::graph::{ParamId, TensorId};
+
+/// What lets a gradient through to a batch norm; the kernels' `gate`.
+#[derive(Clone, Copy)]
+enum Gate {
+    /// No ReLU.
+    Open,
+    /// The ReLU's input is computed again from the convolution's output.
+    Recomputed,
+    /// The block's sum left a bit an element.
+    Mask(Region),
+}
+
+impl Gate {
+    fn args(self) -> (Arg, Arg) {
+        match self {
+            Self::Open => (Arg::Null, Arg::U32(0)),
+            Self::Recomputed => (Arg::Null, Arg::U32(1)),
+            Self::Mask(mask) => (read(mask), Arg::U32(2)),
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// From the gradient of the logits to those of all parameters.
+    pub fn backward(&mut self, units: &[Unit]) {
+        for unit in units.iter().rev() {
+            match *unit {
+                Unit::Conv(ref unit) => self.backward_conv(unit),
+                Unit::MaxPool { x, y } => self.max_pool_backward(x, y),
+                Unit::AvgPool { x, y } => self.average_pool_backward(x, y),
+                Unit::Linear { x, y, weight, bias } => self.linear_backward(x, y, weight, bias),
+            }
+        }
+    }
+
+    fn linear_backward(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
+        let storage = self.options.storage;
+        let (n, features, classes) =
+            (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
+        let dy = self.gradient(y);
+        let (from, dw) = (self.activation(x), self.layout.gradient(storage, weight));
+        let linear = Linear { pass: Pass::Wgrad, n, features, classes, x: from, w: dw, y: dy };
+        self.push("fc.wgrad".into(), SIDE, Call::Linear(linear));
+        let (dx, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
+        let linear = Linear { pass: Pass::Dgrad, x: dx, w, ..linear };
+        self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
+        let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
+        let geometry = geometry::bias_gradient(classes);
+        let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
+        self.push("fc.bias_gradient".into(), SIDE, Call::Kernel(launch));
+    }
+
+    fn average_pool_backward(&mut self, x: TensorId, y: TensorId) {
+        let dy = self.gradient(y);
+        let dx = self.make_gradient(x);
+        let info = &self.graph.tensors[x];
+        let args = vec![read(dy), write(dx), size(self.options.batch), size(info.h * info.w), size(info.c)];
+        let geometry = geometry::pool(self.elements(x));
+        let launch = Launch { kernel: self.storage_kernel("avg_pool_backward"), geometry, args };
+        self.launch(self.name(y, "backward"), launch);
+    }
+
+    fn max_pool_backward(&mut self, x: TensorId, y: TensorId) {
+        let dy = self.gradient(y);
+        let index = self.pool_index.expect("the forward pass came first");
+        let dx = self.make_gradient(x);
+        let info = &self.graph.tensors[x];
+        let mut args = vec![read(dy), read(index), write(dx)];
+        args.extend([self.options.batch, info.h, info.w, info.c].map(size));
+        let geometry = geometry::pool(self.elements(x));
+        let launch = Launch { kernel: self.storage_kernel("max_pool_backward"), geometry, args };
+        self.launch(self.name(y, "backward"), launch);
+    }
+
+    fn backward_conv(&mut self, unit: &ConvUnit) {
+        let draw = self.batch_norm_backward(unit);
+        let (shape, n, storage) = (self.shape(unit), self.options.batch, self.options.storage);
+        let (x, dw) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
+        let conv = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
+        self.push(self.name(unit.raw, "wgrad"), SIDE, Call::Convolution(conv));
+        if unit.x == self.graph.input {
+            return;
+        }
+        // What the block's sum, or the other branch, has left there is added to.
+        let accumulate = self.gradient[unit.x].is_some();
+        let dx = self.gradient[unit.x].unwrap_or_else(|| self.make_gradient(unit.x));
+        let w = self.layout.weights(storage, unit.weight);
+        let conv = Convolution { pass: Pass::Dgrad, x: dx, w, accumulate, ..conv };
+        self.push(self.name(unit.raw, "dgrad"), MAIN, Call::Convolution(conv));
+    }
+
+    /// Through ReLU, sum and batch norm: makes the gradient of the convolution's output, of gamma and beta, and, where
+    /// the sum's other term is an activation, that term's gradient.
+    fn batch_norm_backward(&mut self, unit: &ConvUnit) -> Region {
+        let (dy, gate) = self.gated_gradient(unit);
+        let (mask, gate) = gate.args();
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let mut gated = vec![read(dy), read(self.activation(unit.raw)), mask];
+        gated.extend([Statistic::Mean, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
+        gated.push(self.parameter(unit.beta));
+        self.reduce(unit, &gated, gate);
+        let (dx, dz) = (self.make_gradient(unit.raw), self.residual_gradient(unit, dy));
+        let mut args = gated;
+        args.extend([Statistic::B, Statistic::C].map(|kind| read(self.statistic(unit, kind))));
+        args.extend([write(dx), optional(dz, Access::Write), Arg::U64((rows * channels) as u64)]);
+        args.extend([size(channels), gate]);
+        let geometry = geometry::bn_apply(rows * channels);
+        let launch = Launch { kernel: self.storage_kernel("bn_backward_apply"), geometry, args };
+        self.launch(self.name(unit.raw, "bn_backward_apply"), launch);
+        dx
+    }
+
+    /// The gradient that comes to a unit, and what gates it. A shortcut's unit shares both with the block's sum.
+    fn gated_gradient(&self, unit: &ConvUnit) -> (Region, Gate) {
+        let dy = self.gradient(unit.y);
+        let gate = match (self.mask[unit.y], unit.relu) {
+            (Some(mask), _) => Gate::Mask(mask),
+            (None, true) => Gate::Recomputed,
+            (None, false) => Gate::Open,
+        };
+        (dy, gate)
+    }
+
+    /// Where the gradient of the sum's other term goes: a buffer of its own, or, to a shortcut's batch norm, nowhere:
+    /// that reads the same gradient through the same mask.
+    fn residual_gradient(&mut self, unit: &ConvUnit, dy: Region) -> Option<Region> {
+        let residual = unit.residual?;
+        if self.folded[residual].is_none() {
+            return Some(self.make_gradient(residual));
+        }
+        self.gradient[residual] = Some(dy);
+        self.mask[residual] = self.mask[unit.y];
+        None
+    }
+
+    /// The sums over the batch, and what follows from them by channel. `gated`: gradient, input, mask, mean, scale,
+    /// beta, the first arguments of both large kernels.
+    fn reduce(&mut self, unit: &ConvUnit, gated: &[Arg], gate: Arg) {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let per_block = geometry::reduce_rows_per_block(rows, channels);
+        let blocks = rows.div_ceil(per_block);
+        let partials = self.buffer(self.name(unit.raw, "backward_partials"), 8 * (blocks * channels) as u64);
+        let mut args = gated.to_vec();
+        args.extend([write(partials), size(rows), size(channels), size(per_block), gate]);
+        let geometry = geometry::bn_backward_reduce(rows, channels);
+        let launch = Launch { kernel: self.storage_kernel("bn_backward_reduce"), geometry, args };
+        self.launch(self.name(unit.raw, "bn_backward_reduce"), launch);
+        let gradient = |param| self.layout.gradient(self.options.storage, param);
+        let mut args = vec![read(partials)];
+        args.extend([Statistic::Rstd, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
+        args.extend([write(gradient(unit.gamma)), write(gradient(unit.beta))]);
+        args.extend([Statistic::B, Statistic::C].map(|kind| write(self.statistic(unit, kind))));
+        args.extend([rows, channels, blocks].map(size));
+        let geometry = geometry::bn_finalize(channels);
+        let launch = Launch { kernel: "bn_backward_finalize".into(), geometry, args };
+        self.launch(self.name(unit.raw, "bn_backward_finalize"), launch);
+    }
+}

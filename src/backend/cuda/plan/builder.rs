@@ -1,0 +1,149 @@
+//! What the parts of a plan are built with: nodes in program order, buffers by name, and where each tensor is.
+
+use super::node::{Arg, Call, Launch, Node, Stream};
+use super::params::{ParamLayout, Statistic};
+use super::place::Buffer;
+use super::region::{Access, Arena, Region};
+use super::{PlanOptions, StagingLayout};
+use crate::backend::units::ConvUnit;
+use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
+
+/// The path that everything waits for.
+pub const MAIN: Stream = 0;
+/// Weight gradients, beside it.
+pub const SIDE: Stream = 1;
+
+pub struct Builder<'a> {
+    pub graph: &'a Graph,
+    pub layout: &'a ParamLayout,
+    pub options: &'a PlanOptions,
+    pub staging: StagingLayout,
+    pub nodes: Vec<Node>,
+    pub buffers: Vec<Buffer>,
+    /// Where each activation is, once a node makes it.
+    pub activation: Vec<Option<Region>>,
+    /// Where each activation's gradient is.
+    pub gradient: Vec<Option<Region>>,
+    /// One bit an element of a block's sum: whether the ReLU behind it lets it through.
+    pub mask: Vec<Option<Region>>,
+    /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
+    pub folded: Vec<Option<ConvUnit>>,
+    pub pool_index: Option<Region>,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(graph: &'a Graph, layout: &'a ParamLayout, options: &'a PlanOptions) -> Self {
+        let tensors = graph.tensors.len();
+        Self {
+            graph,
+            layout,
+            options,
+            staging: StagingLayout::new(options.resolution, options.batch),
+            nodes: vec![],
+            buffers: vec![],
+            activation: vec![None; tensors],
+            gradient: vec![None; tensors],
+            mask: vec![None; tensors],
+            folded: vec![None; tensors],
+            pool_index: None,
+        }
+    }
+
+    /// A buffer of this pass.
+    pub fn buffer(&mut self, name: impl Into<String>, bytes: u64) -> Region {
+        let region = Region::new(Arena::Unplaced(self.buffers.len()), 0, bytes);
+        self.buffers.push(Buffer { name: name.into(), region, nodes: vec![] });
+        region
+    }
+
+    /// A buffer for all images' values of `tensor`; the image itself is padded to `input_channels`.
+    pub fn tensor_buffer(&mut self, name: impl Into<String>, tensor: TensorId) -> Region {
+        let bytes = self.options.storage.bytes() * self.elements(tensor) as u64;
+        self.buffer(name, bytes)
+    }
+
+    /// Makes the activation `tensor`, under its own name.
+    pub fn make_activation(&mut self, tensor: TensorId) -> Region {
+        let region = self.tensor_buffer(self.graph.tensors[tensor].name.clone(), tensor);
+        self.activation[tensor] = Some(region);
+        region
+    }
+
+    pub fn make_gradient(&mut self, tensor: TensorId) -> Region {
+        let name = format!("grad.{}", self.graph.tensors[tensor].name);
+        let region = self.tensor_buffer(name, tensor);
+        self.gradient[tensor] = Some(region);
+        region
+    }
+
+    pub fn activation(&self, tensor: TensorId) -> Region {
+        self.activation[tensor].expect("units run in an order in which inputs come first")
+    }
+
+    pub fn gradient(&self, tensor: TensorId) -> Region {
+        self.gradient[tensor].expect("backward, what reads a tensor comes before what makes it")
+    }
+
+    /// Elements of a tensor over the batch.
+    pub fn elements(&self, tensor: TensorId) -> usize {
+        let info = &self.graph.tensors[tensor];
+        let channels = if tensor == self.graph.input { self.options.input_channels } else { info.c };
+        self.options.batch * info.h * info.w * channels
+    }
+
+    /// Pixels of a tensor over the batch: the rows of a batch norm.
+    pub fn rows(&self, tensor: TensorId) -> usize {
+        let info = &self.graph.tensors[tensor];
+        self.options.batch * info.h * info.w
+    }
+
+    /// The convolution as the card does it, with the image's padding channels.
+    pub fn shape(&self, unit: &ConvUnit) -> ConvShape {
+        let c = if unit.x == self.graph.input { self.options.input_channels } else { unit.shape.c };
+        ConvShape { c, ..unit.shape }
+    }
+
+    pub fn name(&self, tensor: TensorId, what: &str) -> String {
+        format!("{}.{what}", self.graph.tensors[tensor].name)
+    }
+
+    pub fn push(&mut self, name: String, stream: Stream, call: Call) {
+        self.nodes.push(Node { name, stream, waits: vec![], call });
+    }
+
+    /// A kernel on the main stream.
+    pub fn launch(&mut self, name: String, launch: Launch) {
+        self.push(name, MAIN, Call::Kernel(launch));
+    }
+
+    /// Reads one statistic of a convolution's batch norm.
+    pub fn statistic(&self, unit: &ConvUnit, kind: Statistic) -> Region {
+        self.layout.statistic(kind, unit.mean, unit.shape.k)
+    }
+
+    /// Reads an f32 parameter.
+    pub fn parameter(&self, param: ParamId) -> Arg {
+        read(self.layout.in_f32(Arena::Master, param))
+    }
+}
+
+pub fn read(region: Region) -> Arg {
+    Arg::Region(region, Access::Read)
+}
+
+pub fn write(region: Region) -> Arg {
+    Arg::Region(region, Access::Write)
+}
+
+pub fn update(region: Region) -> Arg {
+    Arg::Region(region, Access::Update)
+}
+
+pub fn optional(region: Option<Region>, access: Access) -> Arg {
+    region.map_or(Arg::Null, |region| Arg::Region(region, access))
+}
+
+/// A size as a kernel takes it. Plans are made for batches whose tensors have fewer than 2^32 elements.
+pub fn size(value: usize) -> Arg {
+    Arg::U32(u32::try_from(value).expect("checked when the plan was asked for"))
+}

@@ -1,0 +1,98 @@
+//! The end of a pass: gradients are added up, checked, and taken into the weights.
+
+use super::builder::{Builder, read, size, update, write};
+use super::geometry;
+use super::node::{Arg, Launch};
+use super::region::{Access, Arena, Region};
+use super::Purpose;
+
+impl Builder<'_> {
+    pub fn finish(&mut self) {
+        let (sum, finishing) = match self.options.purpose {
+            Purpose::Accumulate => (true, false),
+            Purpose::Finish { sum } => (sum, true),
+            Purpose::Evaluate => unreachable!("an evaluation has no gradients"),
+        };
+        if sum {
+            self.accumulate();
+        }
+        if finishing {
+            self.check(sum);
+            self.update_scale();
+            self.sgd(sum);
+        }
+        self.end_pass(finishing);
+    }
+
+    /// The gradients of one pass: matrices, vectors, and how many elements each has.
+    fn pass_gradients(&self) -> [Arg; 4] {
+        let (matrices, vectors) = self.layout.all_gradients(self.options.storage);
+        [read(matrices), read(vectors), size(self.layout.matrix_end), size(self.layout.total)]
+    }
+
+    fn sums(&self) -> Region {
+        self.layout.all_f32(Arena::GradientSum)
+    }
+
+    fn accumulate(&mut self) {
+        let [matrices, vectors, matrix_end, total] = self.pass_gradients();
+        let mut args = vec![matrices, vectors, update(self.sums()), matrix_end, total];
+        args.extend(self.staged());
+        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
+        let geometry = geometry::flat(self.layout.total);
+        self.launch("accumulate".into(), Launch { kernel: self.storage_kernel("accumulate"), geometry, args });
+    }
+
+    /// Marks the state where a gradient is not finite.
+    fn check(&mut self, sum: bool) {
+        let (kernel, mut args) = if sum {
+            ("finite_check_sum".to_owned(), vec![read(self.sums()), size(self.layout.total)])
+        } else {
+            (self.storage_kernel("finite_check"), self.pass_gradients().to_vec())
+        };
+        args.push(self.state(Access::Update));
+        let geometry = geometry::flat(self.layout.total);
+        self.launch("finite_check".into(), Launch { kernel, geometry, args });
+    }
+
+    fn update_scale(&mut self) {
+        let policy = self.options.scale;
+        let args = vec![
+            self.state(Access::Update),
+            Arg::F32(policy.growth),
+            Arg::F32(policy.backoff),
+            Arg::U32(policy.interval),
+            Arg::F32(policy.floor),
+            Arg::F32(policy.ceiling),
+        ];
+        let geometry = geometry::single();
+        self.launch("update_scale".into(), Launch { kernel: "update_scale".into(), geometry, args });
+    }
+
+    fn sgd(&mut self, sum: bool) {
+        let mut args = vec![
+            update(self.layout.all_f32(Arena::Master)),
+            update(self.layout.all_f32(Arena::Momentum)),
+            write(self.layout.all_weights(self.options.storage)),
+        ];
+        if sum {
+            args.extend([read(self.sums()), size(self.layout.total)]);
+        } else {
+            args.extend(self.pass_gradients());
+        }
+        args.push(size(self.layout.decay_end(self.options.decay)));
+        args.extend(self.staged());
+        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
+        let kernel = self.storage_kernel(if sum { "sgd_sum" } else { "sgd" });
+        let geometry = geometry::flat(self.layout.total);
+        self.launch("sgd".into(), Launch { kernel, geometry, args });
+    }
+
+    fn end_pass(&mut self, finishing: bool) {
+        let mut args = vec![self.state(Access::Update)];
+        args.extend(self.outcomes());
+        args.push(Arg::U32(u32::from(finishing)));
+        let geometry = geometry::single();
+        self.launch("end_pass".into(), Launch { kernel: "end_pass".into(), geometry, args });
+    }
+}

@@ -1,0 +1,266 @@
+//! The forward pass: for training with the batch's statistics up to the loss, for evaluation with the running ones up
+//! to the logits.
+
+use super::builder::{Builder, MAIN, optional, read, size, update, write};
+use super::geometry;
+use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
+use super::params::Statistic;
+use super::region::{Access, Arena, Region};
+use super::{OUTCOME_RING, Purpose, STAGING_SLOTS};
+use crate::backend::cuda::abi;
+use crate::backend::units::{ConvUnit, Unit};
+use crate::backend::{EPS, MEAN, RUNNING_MOMENTUM, STD};
+use crate::model::graph::{ParamId, TensorId};
+
+/// What an affine map by channel is made of: y = (x - mean) scale + beta.
+struct Affine {
+    mean: Region,
+    scale: Region,
+    beta: Region,
+}
+
+impl Affine {
+    fn args(&self) -> [Arg; 3] {
+        [read(self.mean), read(self.scale), read(self.beta)]
+    }
+}
+
+impl Builder<'_> {
+    /// Image to loss, with everything kept that the backward pass reads.
+    pub fn forward(&mut self, units: &[Unit]) {
+        self.input();
+        units.iter().for_each(|unit| self.forward_unit(unit));
+        self.loss(units);
+        self.running_statistics();
+    }
+
+    /// Image to logits, bias included, in [`Arena::Logits`].
+    pub fn evaluate(&mut self, units: &[Unit]) {
+        self.input();
+        self.fold_running_statistics();
+        units.iter().for_each(|unit| self.forward_unit(unit));
+    }
+
+    fn evaluates(&self) -> bool {
+        self.options.purpose == Purpose::Evaluate
+    }
+
+    pub fn storage_kernel(&self, name: &str) -> String {
+        format!("{name}_{}", self.options.storage.suffix())
+    }
+
+    /// The first arguments of every kernel that reads what the host has sent.
+    pub fn staged(&self) -> [Arg; 3] {
+        let (arena, slots) =
+            if self.evaluates() { (Arena::EvalStaging, 1) } else { (Arena::Staging, STAGING_SLOTS) };
+        let bytes = self.staging.slot_bytes;
+        [read(Region::new(arena, 0, slots as u64 * bytes)), size(slots), Arg::U64(bytes)]
+    }
+
+    pub fn state(&self, access: Access) -> Arg {
+        Arg::Region(Region::new(Arena::State, 0, size_of::<abi::State>() as u64), access)
+    }
+
+    pub fn outcomes(&self) -> [Arg; 2] {
+        let bytes = (OUTCOME_RING * size_of::<abi::Outcome>()) as u64;
+        [update(Region::new(Arena::Outcomes, 0, bytes)), size(OUTCOME_RING)]
+    }
+
+    fn input(&mut self) {
+        let resolution = self.options.resolution;
+        let y = self.make_activation(self.graph.input);
+        let mut args = self.staged().to_vec();
+        args.extend([Arg::U64(self.staging.items_offset), self.state(Access::Read), write(y)]);
+        args.extend([self.options.batch, resolution, resolution, self.options.input_channels].map(size));
+        args.extend(MEAN.iter().chain(&STD).map(|&value| Arg::F32(value)));
+        let geometry = geometry::input(self.rows(self.graph.input));
+        self.launch("input".into(), Launch { kernel: self.storage_kernel("input"), geometry, args });
+    }
+
+    fn forward_unit(&mut self, unit: &Unit) {
+        match *unit {
+            Unit::Conv(ref unit) => self.forward_conv(unit),
+            Unit::MaxPool { x, y } => self.max_pool(x, y),
+            Unit::AvgPool { x, y } => self.average_pool(x, y),
+            Unit::Linear { x, y, weight, bias } => self.linear(x, y, weight, bias),
+        }
+    }
+
+    fn forward_conv(&mut self, unit: &ConvUnit) {
+        let x = self.activation(unit.x);
+        let y = self.make_activation(unit.raw);
+        let w = self.layout.weights(self.options.storage, unit.weight);
+        let (shape, n) = (self.shape(unit), self.options.batch);
+        let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
+        self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
+        if !self.evaluates() {
+            self.statistics(unit);
+        }
+        if unit.relu || unit.residual.is_some() {
+            self.apply(unit);
+        } else {
+            self.folded[unit.y] = Some(unit.clone());
+        }
+    }
+
+    /// Mean and variance of a convolution's output, by channel.
+    fn statistics(&mut self, unit: &ConvUnit) {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let per_block = geometry::reduce_rows_per_block(rows, channels);
+        let blocks = rows.div_ceil(per_block);
+        let partials = self.buffer(self.name(unit.raw, "partials"), 8 * (blocks * channels) as u64);
+        let launch = Launch {
+            kernel: self.storage_kernel("bn_stats"),
+            geometry: geometry::bn_stats(rows, channels),
+            args: vec![
+                read(self.activation(unit.raw)),
+                write(partials),
+                size(rows),
+                size(channels),
+                size(per_block),
+            ],
+        };
+        self.launch(self.name(unit.raw, "bn_stats"), launch);
+        let made = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
+        let mut args = vec![read(partials), self.parameter(unit.gamma)];
+        args.extend(made.map(|kind| write(self.statistic(unit, kind))));
+        args.extend([size(rows), size(channels), size(per_block), Arg::F32(EPS as f32)]);
+        let geometry = geometry::bn_finalize(channels);
+        let launch = Launch { kernel: "bn_finalize".into(), geometry, args };
+        self.launch(self.name(unit.raw, "bn_finalize"), launch);
+    }
+
+    fn affine(&self, unit: &ConvUnit) -> Affine {
+        let mean = if self.evaluates() {
+            self.layout.running(unit.mean, unit.shape.k, false)
+        } else {
+            self.statistic(unit, Statistic::Mean)
+        };
+        let scale = self.statistic(unit, Statistic::Scale);
+        Affine { mean, scale, beta: self.layout.in_f32(Arena::Master, unit.beta) }
+    }
+
+    /// Batch norm with what follows it: the block's sum (a shortcut's own batch norm in the same pass) and the ReLU.
+    fn apply(&mut self, unit: &ConvUnit) {
+        let elements = self.elements(unit.y);
+        let mut args = vec![read(self.activation(unit.raw))];
+        args.extend(self.affine(unit).args());
+        let shortcut = unit.residual.and_then(|z| self.folded[z].clone());
+        match (unit.residual, &shortcut) {
+            (None, _) => args.extend([Arg::Null; 4]),
+            (Some(z), None) => {
+                args.extend([read(self.activation(z)), Arg::Null, Arg::Null, Arg::Null]);
+            }
+            (Some(_), Some(shortcut)) => {
+                args.push(read(self.activation(shortcut.raw)));
+                args.extend(self.affine(shortcut).args());
+            }
+        }
+        let y = self.make_activation(unit.y);
+        if unit.residual.is_some() && !self.evaluates() {
+            let mask = self.buffer(self.name(unit.y, "mask"), elements.div_ceil(8) as u64);
+            self.mask[unit.y] = Some(mask);
+        }
+        args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
+        args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
+        let geometry = geometry::bn_apply(elements);
+        let launch = Launch { kernel: self.storage_kernel("bn_apply"), geometry, args };
+        self.launch(self.name(unit.raw, "bn_apply"), launch);
+    }
+
+    fn max_pool(&mut self, x: TensorId, y: TensorId) {
+        let index = self.buffer(self.name(y, "index"), self.elements(y) as u64);
+        self.pool_index = Some(index);
+        let from = self.activation(x);
+        let to = self.make_activation(y);
+        let info = &self.graph.tensors[x];
+        let mut args = vec![read(from), write(to), write(index)];
+        args.extend([self.options.batch, info.h, info.w, info.c].map(size));
+        let geometry = geometry::pool(self.elements(y));
+        self.launch(self.name(y, "forward"), Launch { kernel: self.storage_kernel("max_pool"), geometry, args });
+    }
+
+    fn average_pool(&mut self, x: TensorId, y: TensorId) {
+        let from = self.activation(x);
+        let to = self.make_activation(y);
+        let info = &self.graph.tensors[x];
+        let args =
+            vec![read(from), write(to), size(self.options.batch), size(info.h * info.w), size(info.c)];
+        let geometry = geometry::pool(self.elements(y));
+        self.launch(self.name(y, "forward"), Launch { kernel: self.storage_kernel("avg_pool"), geometry, args });
+    }
+
+    /// Logits without bias; in an evaluation with it.
+    fn linear(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
+        let (n, features, classes) =
+            (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
+        let bytes = 4 * (n * classes) as u64;
+        let logits = if self.evaluates() {
+            Region::new(Arena::Logits, 0, bytes)
+        } else {
+            self.buffer("logits", bytes)
+        };
+        self.activation[y] = Some(logits);
+        let (x, w) = (self.activation(x), self.layout.weights(self.options.storage, weight));
+        let call = Linear { pass: Pass::Forward, n, features, classes, x, w, y: logits };
+        self.push("fc.forward".into(), MAIN, Call::Linear(call));
+        if self.evaluates() {
+            let args = vec![update(logits), self.parameter(bias), size(n), size(classes)];
+            let geometry = geometry::bias_add(n * classes);
+            self.launch("fc.bias".into(), Launch { kernel: "bias_add".into(), geometry, args });
+        }
+    }
+
+    /// Bias, loss and its gradient image by image, then their sums.
+    fn loss(&mut self, units: &[Unit]) {
+        let Some(&Unit::Linear { y, bias, .. }) = units.last() else {
+            unreachable!("a network ends in its classifier")
+        };
+        let (n, classes) = (self.options.batch, self.graph.tensors[y].c);
+        let gradient = self.make_gradient(y);
+        let rows = self.buffer("loss.rows", (n * size_of::<abi::RowScore>()) as u64);
+        let mut args = vec![read(self.activation(y)), self.parameter(bias)];
+        args.extend(self.staged());
+        args.extend([Arg::U64(self.staging.items_offset), Arg::U64(self.staging.hyper_offset)]);
+        args.extend([self.state(Access::Read), write(gradient), write(rows), size(n), size(classes)]);
+        let geometry = geometry::loss(n);
+        self.launch("loss".into(), Launch { kernel: self.storage_kernel("softmax_loss"), geometry, args });
+        let mut args = vec![read(rows)];
+        args.extend(self.staged());
+        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Update)]);
+        args.extend(self.outcomes());
+        args.push(size(n));
+        let geometry = geometry::loss_finalize();
+        self.launch("loss.finalize".into(), Launch { kernel: "loss_finalize".into(), geometry, args });
+    }
+
+    /// All batch norms' running statistics take in the batch's, unless the loss is not finite.
+    fn running_statistics(&mut self) {
+        let args = vec![
+            read(self.layout.all_statistics(Statistic::Mean)),
+            read(self.layout.all_statistics(Statistic::Variance)),
+            update(self.layout.all_running(false)),
+            update(self.layout.all_running(true)),
+            size(self.layout.channels),
+            Arg::F32(RUNNING_MOMENTUM as f32),
+            self.state(Access::Read),
+        ];
+        let geometry = geometry::by_channel(self.layout.channels);
+        self.launch("bn_running".into(), Launch { kernel: "bn_running".into(), geometry, args });
+    }
+
+    /// scale = gamma / sqrt(running variance + eps) of all batch norms.
+    fn fold_running_statistics(&mut self) {
+        let first = 4 * self.layout.gammas.start as u64;
+        let gammas = Region::new(Arena::Master, first, 4 * self.layout.channels as u64);
+        let args = vec![
+            read(gammas),
+            read(self.layout.all_running(true)),
+            write(self.layout.all_statistics(Statistic::Scale)),
+            size(self.layout.channels),
+            Arg::F32(EPS as f32),
+        ];
+        let geometry = geometry::by_channel(self.layout.channels);
+        self.launch("bn_fold".into(), Launch { kernel: "bn_fold".into(), geometry, args });
+    }
+}

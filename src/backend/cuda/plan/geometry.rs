@@ -1,0 +1,127 @@
+//! Grid and block of every kernel: functions of the shapes alone, so that results do not depend on the card.
+
+/// Blocks along x, y and z; threads of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+}
+
+/// Threads of a block, as `BLOCK` of `kernels/common.cuh`.
+const BLOCK: usize = 256;
+/// Elements of a thread of the elementwise kernels.
+const PACK: usize = 8;
+/// Lanes along channels of a reduction's block.
+const LANES: usize = 32;
+/// Channels of a block that adds partials up.
+const FINALIZE_CHANNELS: usize = 16;
+
+/// Blocks of a reduction, about: eight for each multiprocessor of a large card.
+const REDUCE_BLOCKS: usize = 1024;
+/// Rows that a thread of a reduction takes at least: fewer would not hide the combining.
+const ROWS_A_THREAD: usize = 8;
+
+fn line(blocks: usize, threads: usize) -> Geometry {
+    let blocks = u32::try_from(blocks.max(1)).expect("tensors have fewer than 2^32 elements");
+    Geometry { grid: [blocks, 1, 1], block: [threads as u32, 1, 1] }
+}
+
+/// A thread for every 8 of `elements`.
+fn packs(elements: usize) -> Geometry {
+    line(elements.div_ceil(BLOCK * PACK), BLOCK)
+}
+
+/// Lanes along channels in all, and of one block.
+fn lanes(channels: usize) -> (usize, usize) {
+    let all = if channels.is_multiple_of(PACK) { channels / PACK } else { channels };
+    (all, all.min(LANES))
+}
+
+/// Rows of one block of `bn_stats` and `bn_backward_reduce`.
+pub fn reduce_rows_per_block(rows: usize, channels: usize) -> usize {
+    let (all, width) = lanes(channels);
+    let columns = all.div_ceil(width);
+    let least = BLOCK / width * ROWS_A_THREAD;
+    rows.div_ceil((REDUCE_BLOCKS / columns).max(1)).max(least)
+}
+
+fn reduce(rows: usize, channels: usize) -> Geometry {
+    let (all, width) = lanes(channels);
+    let blocks = rows.div_ceil(reduce_rows_per_block(rows, channels));
+    Geometry { grid: [all.div_ceil(width) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
+}
+
+pub fn input(pixels: usize) -> Geometry {
+    line(pixels.div_ceil(BLOCK), BLOCK)
+}
+
+pub fn bn_stats(rows: usize, channels: usize) -> Geometry {
+    reduce(rows, channels)
+}
+
+pub fn bn_backward_reduce(rows: usize, channels: usize) -> Geometry {
+    reduce(rows, channels)
+}
+
+/// `bn_finalize` and `bn_backward_finalize`.
+pub fn bn_finalize(channels: usize) -> Geometry {
+    line(channels.div_ceil(FINALIZE_CHANNELS), 1024)
+}
+
+/// `bn_apply` and `bn_backward_apply`.
+pub fn bn_apply(elements: usize) -> Geometry {
+    packs(elements)
+}
+
+/// `bn_running` and `bn_fold`: a thread a channel.
+pub fn by_channel(channels: usize) -> Geometry {
+    line(channels.div_ceil(BLOCK), BLOCK)
+}
+
+/// Pooling, both ways: `elements` of what is written.
+pub fn pool(elements: usize) -> Geometry {
+    packs(elements)
+}
+
+/// `softmax_loss` and `bce_loss`: a block a row.
+pub fn loss(rows: usize) -> Geometry {
+    line(rows, BLOCK)
+}
+
+pub fn loss_finalize() -> Geometry {
+    line(1, BLOCK)
+}
+
+pub fn bias_add(elements: usize) -> Geometry {
+    line(elements.div_ceil(BLOCK), BLOCK)
+}
+
+pub fn bias_gradient(classes: usize) -> Geometry {
+    line(classes.div_ceil(LANES), BLOCK)
+}
+
+/// Everything over the flat parameter space: `accumulate`, `finite_check`, `sgd`, `ema_update`, `cast`.
+pub fn flat(elements: usize) -> Geometry {
+    packs(elements)
+}
+
+/// `update_scale` and `end_pass`.
+pub fn single() -> Geometry {
+    line(1, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reductions_cover_all_rows_and_fill_a_card() {
+        for (rows, channels) in [(256 * 112 * 112, 64), (256 * 49, 2048), (1, 3), (7, 33), (802_816, 256)] {
+            let per_block = reduce_rows_per_block(rows, channels);
+            let Geometry { grid, .. } = bn_stats(rows, channels);
+            let [columns, blocks, _] = grid.map(|blocks| blocks as usize);
+            assert!(blocks * per_block >= rows && (blocks - 1) * per_block < rows, "{rows} x {channels}: {grid:?}");
+            assert!(columns * blocks <= 2 * REDUCE_BLOCKS, "{rows} x {channels}: {grid:?}");
+        }
+    }
+}

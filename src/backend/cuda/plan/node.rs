@@ -1,0 +1,137 @@
+//! What a plan consists of: calls on regions, with the stream each runs on and what it waits for.
+
+use super::geometry::Geometry;
+use super::region::{Access, Region};
+use crate::model::graph::ConvShape;
+
+/// Index into a plan's nodes, which stand in an order that is one of the legal ones.
+pub type NodeId = usize;
+
+/// 0 is the critical path; 1 runs weight gradients beside it.
+pub type Stream = usize;
+
+/// Streams of a plan.
+pub const STREAMS: usize = 2;
+
+/// One call, and when it may run: after the node before it on its stream, and after `waits`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// For messages and traces: `layer1.0.conv1.dgrad`.
+    pub name: String,
+    pub stream: Stream,
+    /// Nodes of other streams.
+    pub waits: Vec<NodeId>,
+    pub call: Call,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Call {
+    /// One of our kernels.
+    Kernel(Launch),
+    /// A library convolution.
+    Convolution(Convolution),
+    /// A library matrix product for the classifier.
+    Linear(Linear),
+}
+
+/// A kernel of `kernels/`, by its full name, with its arguments in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    pub kernel: String,
+    pub geometry: Geometry,
+    pub args: Vec<Arg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// A pointer to the region's first byte.
+    Region(Region, Access),
+    /// A null pointer.
+    Null,
+    U32(u32),
+    U64(u64),
+    F32(f32),
+}
+
+/// Which of the three products of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pass {
+    /// x, w -> y
+    Forward,
+    /// w, dy -> dx
+    Dgrad,
+    /// x, dy -> dw
+    Wgrad,
+}
+
+impl Pass {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Dgrad => "dgrad",
+            Self::Wgrad => "wgrad",
+        }
+    }
+}
+
+/// x [n][h][w][c], w [k][r][s][c], y [n][p][q][k], all of the storage type; in a backward pass `x` and `w` stand for
+/// dx and dw where these are made, and `y` for dy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Convolution {
+    pub pass: Pass,
+    /// `c` counts the input's padding channel.
+    pub shape: ConvShape,
+    pub n: usize,
+    pub x: Region,
+    pub w: Region,
+    pub y: Region,
+    /// Adds to what the result's region holds; for dgrad.
+    pub accumulate: bool,
+}
+
+/// x [n][features], w [classes][features] of the storage type; y [n][classes] is f32 forward (logits without bias) and
+/// of the storage type backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    pub pass: Pass,
+    pub n: usize,
+    pub features: usize,
+    pub classes: usize,
+    pub x: Region,
+    pub w: Region,
+    pub y: Region,
+}
+
+impl Call {
+    /// Every region that the call touches.
+    pub fn accesses(&self) -> Vec<(Region, Access)> {
+        let product = |pass: Pass, [x, w, y]: [Region; 3], result: Access| {
+            let access = |of: Pass| if pass == of { result } else { Access::Read };
+            vec![(x, access(Pass::Dgrad)), (w, access(Pass::Wgrad)), (y, access(Pass::Forward))]
+        };
+        match self {
+            Self::Kernel(launch) => launch
+                .args
+                .iter()
+                .filter_map(|arg| if let Arg::Region(region, access) = arg { Some((*region, *access)) } else { None })
+                .collect(),
+            Self::Convolution(conv) => {
+                let result = if conv.accumulate { Access::Update } else { Access::Write };
+                product(conv.pass, [conv.x, conv.w, conv.y], result)
+            }
+            Self::Linear(linear) => product(linear.pass, [linear.x, linear.w, linear.y], Access::Write),
+        }
+    }
+
+    /// Every region, to be moved to where it is placed.
+    pub fn regions_mut(&mut self) -> Vec<&mut Region> {
+        match self {
+            Self::Kernel(launch) => launch
+                .args
+                .iter_mut()
+                .filter_map(|arg| if let Arg::Region(region, _) = arg { Some(region) } else { None })
+                .collect(),
+            Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => vec![x, w, y],
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! A machine that runs plans on the host: our kernels through the shim, library calls through the CPU's convolutions on
+//! values rounded as the card stores them, every pass in another of the orders that the plan allows, and memory that
+//! is done with poisoned with NaN.
+
+use crate::harness::{Arg as HostArg, Host, Order};
+use engine::backend::cuda::abi::Outcome;
+use engine::backend::cuda::machine::{Machine, Prepared};
+use engine::backend::cuda::network::{from_stored, to_stored};
+use engine::backend::cuda::plan::node::{Arg, Call, Convolution, Launch, Linear, NodeId, Pass, STREAMS};
+use engine::backend::cuda::plan::region::{Arena, Region};
+use engine::backend::cuda::plan::{OUTCOME_RING, Plan};
+use engine::backend::cuda::storage::Storage;
+use engine::error::Result;
+use engine::model::graph::ConvShape;
+use engine::rng::{Purpose, Rng};
+use engine::simd::conv::{self, Scratch};
+use engine::simd::isa::Isa;
+use engine::simd::pool::Pool;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+/// All bits set is NaN in every storage type, and an index far outside for integers.
+const POISON: u8 = 0xff;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(256))]
+struct Line([u8; 256]);
+
+/// Memory of one arena, aligned as the card's.
+struct Memory(Vec<Line>);
+
+impl Memory {
+    fn bytes(&mut self) -> &mut [u8] {
+        let bytes = self.0.len() * 256;
+        // SAFETY: `Line` is 256 plain bytes without padding, and the borrow is this one's.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), bytes) }
+    }
+}
+
+pub struct HostMachine {
+    host: &'static Host,
+    pool: Pool,
+    scratch: Scratch,
+    memory: BTreeMap<Arena, Memory>,
+    plans: Vec<Rc<Plan>>,
+    outcomes: VecDeque<Outcome>,
+    passes: u32,
+    /// Chooses the order of nodes and of threads.
+    seed: u64,
+    /// What `capacity` answers.
+    pub capacity: u64,
+    /// Changes plans before they run: for planted faults.
+    pub tamper: Option<fn(&mut Plan)>,
+}
+
+impl HostMachine {
+    pub fn new(host: &'static Host, seed: u64) -> Self {
+        Self {
+            host,
+            pool: Pool::new(0),
+            scratch: Scratch::default(),
+            memory: BTreeMap::new(),
+            plans: vec![],
+            outcomes: VecDeque::new(),
+            passes: 0,
+            seed,
+            capacity: u64::MAX,
+            tamper: None,
+        }
+    }
+
+    fn region(&mut self, region: Region) -> &mut [u8] {
+        let memory = self.memory.get_mut(&region.arena).unwrap_or_else(|| panic!("{region:?}: no such arena"));
+        &mut memory.bytes()[region.offset as usize..(region.offset + region.bytes) as usize]
+    }
+
+    fn pointer(&mut self, region: Region) -> *mut u8 {
+        self.region(region).as_mut_ptr()
+    }
+
+    fn poison(&mut self, region: Region) {
+        self.region(region).fill(POISON);
+    }
+
+    fn run(&mut self, index: usize) {
+        self.seed += 1;
+        let plan = Rc::clone(&self.plans[index]);
+        let activations = plan.arenas[&Arena::Activations];
+        self.poison(Region::new(Arena::Activations, 0, activations));
+        let mut rng = Rng::new(self.seed, 0, 0, Purpose::Init);
+        let mut touches: Vec<usize> = plan.buffers.iter().map(|buffer| buffer.nodes.len()).collect();
+        for id in legal_order(&plan, &mut rng) {
+            self.call(&plan.nodes[id].call, plan.options.storage);
+            for (buffer, left) in plan.buffers.iter().zip(&mut touches) {
+                if buffer.nodes.contains(&id) {
+                    *left -= 1;
+                    if *left == 0 && !plan.options.keep {
+                        self.poison(buffer.region);
+                    }
+                }
+            }
+        }
+    }
+
+    fn call(&mut self, call: &Call, storage: Storage) {
+        match call {
+            Call::Kernel(launch) => self.kernel(launch),
+            Call::Convolution(conv) => self.convolution(conv, storage),
+            Call::Linear(linear) => self.linear(linear, storage),
+        }
+    }
+
+    fn kernel(&mut self, launch: &Launch) {
+        let args: Vec<HostArg> = launch
+            .args
+            .iter()
+            .map(|arg| match *arg {
+                Arg::Region(region, _) => HostArg::Pointer(self.pointer(region)),
+                Arg::Null => HostArg::Pointer(std::ptr::null_mut()),
+                Arg::U32(value) => HostArg::U32(value),
+                Arg::U64(value) => HostArg::U64(value),
+                Arg::F32(value) => HostArg::F32(value),
+            })
+            .collect();
+        let order = [Order::Ascending, Order::Descending, Order::Shuffled(self.seed as u32)][self.seed as usize % 3];
+        let (grid, block) = (launch.geometry.grid, launch.geometry.block);
+        // SAFETY: the plan's regions lie within the arenas, which `region` checks, and the kernel stays within them:
+        // its own tests run under the address sanitizer.
+        unsafe { self.host.launch(&launch.kernel, grid, block, &args, order) }
+            .unwrap_or_else(|error| panic!("{}: {error}", launch.kernel));
+    }
+
+    fn load(&mut self, storage: Storage, region: Region) -> Vec<f32> {
+        from_stored(storage, self.region(region))
+    }
+
+    fn store(&mut self, storage: Storage, region: Region, values: &[f32]) {
+        let bytes = to_stored(storage, values);
+        self.region(region).copy_from_slice(&bytes);
+    }
+
+    fn convolution(&mut self, call: &Convolution, storage: Storage) {
+        let Convolution { pass, shape, n, x, w, y, accumulate } = *call;
+        match pass {
+            Pass::Forward => {
+                let out = self.forward(&shape, n, storage, x, w);
+                self.store(storage, y, &out);
+            }
+            Pass::Dgrad => {
+                let before = if accumulate { Some(self.load(storage, x)) } else { None };
+                let dx = self.dgrad(&shape, n, storage, w, y, before);
+                self.store(storage, x, &dx);
+            }
+            Pass::Wgrad => {
+                let dw = self.wgrad(&shape, n, storage, x, y);
+                self.store(storage, w, &dw);
+            }
+        }
+    }
+
+    /// The classifier is a 1x1 convolution over one row of n pixels.
+    fn linear(&mut self, call: &Linear, storage: Storage) {
+        let Linear { pass, n, features, classes, x, w, y } = *call;
+        let shape = ConvShape { h: 1, w: n, c: features, k: classes, r: 1, s: 1, stride: 1, pad: 0 };
+        match pass {
+            Pass::Forward => {
+                let out = self.forward(&shape, 1, storage, x, w);
+                self.store(Storage::F32, y, &out);
+            }
+            Pass::Dgrad => {
+                let dx = self.dgrad(&shape, 1, storage, w, y, None);
+                self.store(storage, x, &dx);
+            }
+            Pass::Wgrad => {
+                let dw = self.wgrad(&shape, 1, storage, x, y);
+                self.store(storage, w, &dw);
+            }
+        }
+    }
+
+    fn forward(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: Region, w: Region) -> Vec<f32> {
+        let (x, w) = (self.load(storage, x), rsck_from_krsc(shape, &self.load(storage, w)));
+        let mut y = vec![0.0; n * shape.p() * shape.q() * shape.k];
+        conv::forward(&self.pool, Isa::current(), shape, n, &x, &w, &mut y, &mut self.scratch);
+        y
+    }
+
+    fn dgrad(
+        &mut self,
+        shape: &ConvShape,
+        n: usize,
+        storage: Storage,
+        w: Region,
+        dy: Region,
+        before: Option<Vec<f32>>,
+    ) -> Vec<f32> {
+        let (dy, w) = (self.load(storage, dy), rsck_from_krsc(shape, &self.load(storage, w)));
+        let accumulate = before.is_some();
+        let mut dx = before.unwrap_or_else(|| vec![0.0; n * shape.h * shape.w * shape.c]);
+        conv::dgrad(&self.pool, Isa::current(), shape, n, &dy, &w, &mut dx, accumulate, &mut self.scratch);
+        dx
+    }
+
+    fn wgrad(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: Region, dy: Region) -> Vec<f32> {
+        let (x, dy) = (self.load(storage, x), self.load(storage, dy));
+        let mut dw = vec![0.0; shape.weights()];
+        conv::wgrad(&self.pool, Isa::current(), shape, n, &x, &dy, &mut dw, false, &mut self.scratch);
+        krsc_from_rsck(shape, &dw)
+    }
+}
+
+impl Machine for HostMachine {
+    fn prepare(&mut self, mut plan: Plan) -> Result<Prepared> {
+        if let Some(tamper) = self.tamper {
+            tamper(&mut plan);
+        }
+        for (&arena, &bytes) in &plan.arenas {
+            let lines = bytes.div_ceil(256) as usize;
+            let memory = self.memory.entry(arena).or_insert(Memory(vec![]));
+            if memory.0.len() < lines {
+                memory.0.resize(lines, Line([0; 256]));
+            }
+        }
+        self.plans.push(Rc::new(plan));
+        Ok(Prepared(self.plans.len() - 1))
+    }
+
+    fn plan(&self, prepared: Prepared) -> &Plan {
+        &self.plans[prepared.0]
+    }
+
+    fn submit(&mut self, prepared: Prepared, slot: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        let bytes = self.plans[prepared.0].staging.slot_bytes;
+        fill(self.region(Region::new(Arena::Staging, slot as u64 * bytes, bytes)));
+        self.run(prepared.0);
+        let size = size_of::<Outcome>() as u64;
+        let at = u64::from(self.passes % OUTCOME_RING as u32) * size;
+        let outcome = bytemuck::pod_read_unaligned(self.region(Region::new(Arena::Outcomes, at, size)));
+        self.outcomes.push_back(outcome);
+        self.passes += 1;
+        Ok(())
+    }
+
+    fn outcome(&mut self, wait: bool) -> Result<Option<Outcome>> {
+        // One pass lags, as on a card.
+        let lag = usize::from(!wait);
+        Ok(if self.outcomes.len() > lag { self.outcomes.pop_front() } else { None })
+    }
+
+    fn evaluate(
+        &mut self,
+        prepared: Prepared,
+        fill: &mut dyn FnMut(&mut [u8]),
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let bytes = self.plans[prepared.0].staging.slot_bytes;
+        fill(self.region(Region::new(Arena::EvalStaging, 0, bytes)));
+        self.run(prepared.0);
+        let region = Region::new(Arena::Logits, 0, 4 * logits.len() as u64);
+        bytemuck::cast_slice_mut(logits).copy_from_slice(self.region(region));
+        Ok(())
+    }
+
+    fn write(&mut self, region: Region, bytes: &[u8]) -> Result<()> {
+        self.region(region).copy_from_slice(bytes);
+        if region.arena == Arena::State {
+            self.passes = 0;
+        }
+        Ok(())
+    }
+
+    fn read(&self, region: Region, bytes: &mut [u8]) -> Result<()> {
+        let lines = &self.memory[&region.arena].0;
+        let all: &[u8] = 
+            // SAFETY: `Line` is 256 plain bytes without padding, and the borrow is `self`'s.
+            unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 256) };
+        bytes.copy_from_slice(&all[region.offset as usize..(region.offset + region.bytes) as usize]);
+        Ok(())
+    }
+
+    fn capacity(&self) -> Result<u64> {
+        Ok(self.capacity)
+    }
+
+    fn choices(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    fn set_choices(&mut self, _: &BTreeMap<String, String>) {}
+}
+
+/// One of the orders that streams and waits allow, by chance.
+fn legal_order(plan: &Plan, rng: &mut Rng) -> Vec<NodeId> {
+    let mut queues: [VecDeque<NodeId>; STREAMS] = std::array::from_fn(|stream| {
+        (0..plan.nodes.len()).filter(|&id| plan.nodes[id].stream == stream).collect()
+    });
+    let mut done = vec![false; plan.nodes.len()];
+    let mut order = vec![];
+    while order.len() < plan.nodes.len() {
+        let ready: Vec<usize> = (0..STREAMS)
+            .filter(|&stream| {
+                queues[stream].front().is_some_and(|&id| plan.nodes[id].waits.iter().all(|&wait| done[wait]))
+            })
+            .collect();
+        assert!(!ready.is_empty(), "the plan's streams wait for each other");
+        let stream = ready[(rng.range(0.0, ready.len() as f64) as usize).min(ready.len() - 1)];
+        let id = queues[stream].pop_front().expect("ready");
+        done[id] = true;
+        order.push(id);
+    }
+    order
+}
+
+/// Filters as the card keeps them, to the order that the CPU's convolutions take.
+pub fn rsck_from_krsc(shape: &ConvShape, krsc: &[f32]) -> Vec<f32> {
+    let (taps, c) = (shape.r * shape.s, shape.c);
+    let mut rsck = vec![0.0; krsc.len()];
+    for (index, &value) in krsc.iter().enumerate() {
+        let (k, tap, channel) = (index / (taps * c), index / c % taps, index % c);
+        rsck[(tap * c + channel) * shape.k + k] = value;
+    }
+    rsck
+}
+
+fn krsc_from_rsck(shape: &ConvShape, rsck: &[f32]) -> Vec<f32> {
+    let (taps, c) = (shape.r * shape.s, shape.c);
+    let index = |k: usize, tap: usize, channel: usize| rsck[(tap * c + channel) * shape.k + k];
+    let filters = (0..shape.k).flat_map(|k| (0..taps).map(move |tap| (k, tap)));
+    filters.flat_map(|(k, tap)| (0..c).map(move |channel| index(k, tap, channel))).collect()
+}
