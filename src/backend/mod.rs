@@ -1,6 +1,7 @@
 //! Where the work is done. One trait at the level of a step, so that each backend keeps memory and fusion to itself.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod loss;
 pub mod units;

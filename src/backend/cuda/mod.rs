@@ -8,8 +8,10 @@
 //! | [`network`] | the backend: batches in, outcomes and tensors out |
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
+//! | [`device`] | NVIDIA's libraries, and the card as a machine |
 
 pub mod abi;
+pub mod device;
 pub mod machine;
 pub mod network;
 pub mod plan;

@@ -1,0 +1,406 @@
+//! A machine made of one card: memory for the arenas, a stream for each of the plan's, and a CUDA graph for each plan.
+
+use super::algorithms::{self, File};
+use super::cublas::{Cublas, Operand, Product};
+use super::cudnn::{Candidate, Convolution as Descriptors, Cudnn, Operands};
+use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
+use super::libraries::{Library, check_card, dotted};
+use crate::backend::cuda::abi::Outcome;
+use crate::backend::cuda::machine::{Machine, Prepared};
+use crate::backend::cuda::plan::node::{Arg, Call, Convolution, Launch, Linear, Node, Pass, STREAMS};
+use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
+use crate::backend::cuda::ptx::MODULES;
+use crate::backend::cuda::storage::Storage;
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::c_void;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
+const WORKSPACE: u64 = 256 << 20;
+/// Left free for what driver and libraries take on their own.
+const SPARE: u64 = 384 << 20;
+/// A pass that takes longer has lost its card: exit 70 within a minute.
+const PATIENCE: Duration = Duration::from_secs(50);
+
+/// How a card is used.
+#[derive(Debug, Clone)]
+pub struct CardOptions {
+    pub ordinal: usize,
+    pub storage: Storage,
+    /// f32 products may round their operands to 10 bits.
+    pub tf32: bool,
+    pub deterministic: bool,
+    pub algorithms: Option<File>,
+}
+
+/// One stream with its library handles and workspace.
+struct Lane {
+    cudnn: Cudnn,
+    cublas: Cublas,
+    workspace: Memory,
+    stream: Stream,
+}
+
+/// A plan, and what it needs to run.
+struct Ready {
+    plan: Rc<Plan>,
+    /// By node.
+    convolutions: HashMap<usize, (Descriptors, Candidate)>,
+    /// By node that another stream waits for.
+    events: HashMap<usize, Event>,
+    /// Captured at its first run, and again when memory has moved.
+    graph: Option<Graph>,
+}
+
+/// One card. Fields are dropped in this order: graphs before the memory that they name, handles before the context.
+pub struct Card {
+    ready: Vec<Ready>,
+    functions: HashMap<String, Function>,
+    lanes: Vec<Lane>,
+    copies: Stream,
+    uploaded: Vec<Event>,
+    staging: Vec<Pinned>,
+    outcomes: Pinned,
+    /// Passes whose outcome has not been taken: the ring's slot, and the event behind its copy.
+    underway: VecDeque<(usize, Event)>,
+    memory: BTreeMap<Arena, Memory>,
+    modules: Vec<Module>,
+    choices: BTreeMap<String, String>,
+    /// As the card counts them.
+    passes: usize,
+    options: CardOptions,
+    identity: String,
+    context: Rc<Context>,
+}
+
+impl Card {
+    /// Finds the libraries, opens the card and compiles the kernels for it.
+    pub fn open(options: CardOptions) -> Result<Self> {
+        let driver = Library::Driver.find()?;
+        let (cublas, cudnn) = (Library::Cublas.find()?, Library::Cudnn.find()?);
+        let context = Context::open(options.ordinal)?;
+        check_card(context.capability, cudnn.version)?;
+        if options.storage == Storage::Bf16 && context.capability < (8, 0) {
+            let (major, minor) = context.capability;
+            return Err(Error::usage(format!(
+                "device.precision is \"bf16\"; {} (compute capability {major}.{minor}) computes in fp16: choose \"fp16\"",
+                context.name
+            )));
+        }
+        let identity = format!(
+            "{} (compute capability {}.{}), CUDA driver {}.{}, cuDNN {}, cuBLAS {}",
+            context.name,
+            context.capability.0,
+            context.capability.1,
+            driver.version / 1000,
+            driver.version % 1000 / 10,
+            dotted(cudnn.version),
+            dotted(cublas.version)
+        );
+        let choices = options.algorithms.as_ref().map_or(Ok(BTreeMap::new()), |file| file.read(&identity))?;
+        let load = |(name, text): &(&str, &str)| Module::load(&context, name, text);
+        let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let lanes = (0..STREAMS).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
+        let events = |count: usize| (0..count).map(|_| Event::new(&context)).collect::<Result<Vec<_>>>();
+        Ok(Self {
+            ready: vec![],
+            functions: HashMap::new(),
+            lanes,
+            copies: Stream::new(&context)?,
+            uploaded: events(STAGING_SLOTS)?,
+            staging: vec![],
+            outcomes: Pinned::new(&context, OUTCOME_RING * size_of::<Outcome>())?,
+            underway: VecDeque::new(),
+            memory: BTreeMap::new(),
+            modules,
+            choices,
+            passes: 0,
+            options,
+            identity,
+            context,
+        })
+    }
+
+    /// Card, driver and libraries: where the same recipe gives the same bits.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn at(&self, region: Region) -> Address {
+        self.memory[&region.arena].at(region.offset, region.bytes)
+    }
+
+    /// Makes the arenas large enough. Those that outlive a pass always have the same size; the others hold nothing
+    /// between passes.
+    fn reserve(&mut self, plan: &Plan) -> Result<()> {
+        for (&arena, &bytes) in &plan.arenas {
+            if self.memory.get(&arena).is_some_and(|memory| memory.bytes() >= bytes) {
+                continue;
+            }
+            self.context.synchronize()?;
+            // Graphs name the old addresses.
+            self.ready.iter_mut().for_each(|ready| ready.graph = None);
+            self.memory.remove(&arena);
+            self.memory.insert(arena, Memory::new(&self.context, bytes)?);
+        }
+        let slot = plan.staging.slot_bytes as usize;
+        if self.staging.first_mut().is_none_or(|pinned| pinned.slice().len() < slot) {
+            self.context.synchronize()?;
+            self.staging =
+                (0..STAGING_SLOTS).map(|_| Pinned::new(&self.context, slot)).collect::<Result<Vec<_>>>()?;
+        }
+        Ok(())
+    }
+
+    fn find_functions(&mut self, plan: &Plan) -> Result<()> {
+        for node in &plan.nodes {
+            if let Call::Kernel(Launch { kernel, .. }) = &node.call
+                && !self.functions.contains_key(kernel)
+            {
+                let function = self.modules.iter().find_map(|module| module.function(kernel));
+                let function =
+                    function.ok_or_else(|| Error::failed(format!("no kernel {kernel}; this is a bug in engine")))?;
+                self.functions.insert(kernel.clone(), function);
+            }
+        }
+        Ok(())
+    }
+
+    /// The algorithm that was chosen before, or the fastest that is found now.
+    fn algorithm(&mut self, node: &Node, conv: &Convolution, descriptors: &Descriptors) -> Result<Candidate> {
+        let key = algorithms::key(conv, self.options.storage);
+        let earlier = self.choices.get(&key).and_then(|text| algorithms::from_text(text));
+        if let Some(candidate) = earlier.filter(|candidate| candidate.memory as u64 <= WORKSPACE) {
+            return Ok(candidate);
+        }
+        let lane = &self.lanes[node.stream];
+        let found = descriptors.find(&lane.cudnn, conv.pass, &self.operands(lane, conv))?;
+        let chosen = algorithms::choose(&found, self.options.deterministic).ok_or_else(|| {
+            let kind = if self.options.deterministic { "deterministic " } else { "" };
+            Error::device(format!(
+                "{}: cuDNN offers no {kind}algorithm for {key} within {} MiB; device.deterministic = false may help",
+                node.name,
+                WORKSPACE >> 20
+            ))
+        })?;
+        self.choices.insert(key, algorithms::to_text(&chosen));
+        Ok(chosen)
+    }
+
+    fn operands(&self, lane: &Lane, conv: &Convolution) -> Operands {
+        let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
+        Operands { x, w, y, workspace: lane.workspace.at(0, WORKSPACE), workspace_bytes: WORKSPACE as usize }
+    }
+
+    /// Sends one node to its stream.
+    fn send(&self, ready: &Ready, id: usize) -> Result<()> {
+        let node = &ready.plan.nodes[id];
+        let lane = &self.lanes[node.stream];
+        match &node.call {
+            Call::Kernel(launch) => self.launch(lane, launch),
+            Call::Linear(linear) => self.linear(lane, linear),
+            Call::Convolution(conv) => {
+                let (descriptors, candidate) = &ready.convolutions[&id];
+                descriptors.run(&lane.cudnn, conv.pass, candidate, &self.operands(lane, conv), conv.accumulate)
+            }
+        }
+        .map_err(|error| error.within(&node.name))
+    }
+
+    fn launch(&self, lane: &Lane, launch: &Launch) -> Result<()> {
+        let mut values: Vec<u64> = launch
+            .args
+            .iter()
+            .map(|arg| match *arg {
+                Arg::Region(region, _) => self.at(region),
+                Arg::Null => 0,
+                Arg::U32(value) => u64::from(value),
+                Arg::U64(value) => value,
+                Arg::F32(value) => u64::from(value.to_bits()),
+            })
+            .collect();
+        let mut args: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        let geometry = launch.geometry;
+        // SAFETY: the tests run this very list of arguments through the kernel's declaration, and `at` has checked that
+        // every region is inside its arena; a word holds each value in its low bytes, where the driver reads it.
+        unsafe { lane.stream.launch(self.functions[&launch.kernel], geometry.grid, geometry.block, &mut args) }
+    }
+
+    /// y = x w', dx = dy w, dw = dy' x.
+    fn linear(&self, lane: &Lane, linear: &Linear) -> Result<()> {
+        let Linear { pass, n, features, classes, .. } = *linear;
+        let [x, w, y] = [linear.x, linear.w, linear.y].map(|region| self.at(region));
+        let plain = |at| Operand { at, transposed: false };
+        let transposed = |at| Operand { at, transposed: true };
+        let storage = self.options.storage;
+        let (m, columns, k, a, b, c, result) = match pass {
+            Pass::Forward => (n, classes, features, plain(x), transposed(w), y, Storage::F32),
+            Pass::Dgrad => (n, features, classes, plain(y), plain(w), x, storage),
+            Pass::Wgrad => (classes, features, n, transposed(y), plain(x), w, storage),
+        };
+        lane.cublas.run(&Product { m, n: columns, k, a, b, c, result, accumulate: false })
+    }
+
+    /// Sends all nodes; streams wait for each other where the plan says so.
+    fn send_all(&self, ready: &Ready) -> Result<()> {
+        for (id, node) in ready.plan.nodes.iter().enumerate() {
+            let stream = &self.lanes[node.stream].stream;
+            node.waits.iter().try_for_each(|wait| stream.wait(&ready.events[wait]))?;
+            self.send(ready, id)?;
+            if let Some(event) = ready.events.get(&id) {
+                event.record(stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Library calls once, outside any graph: a library may set itself up at its first call. They write to what lives
+    /// for one pass only.
+    fn warm_up(&self, ready: &Ready) -> Result<()> {
+        for (id, node) in ready.plan.nodes.iter().enumerate() {
+            if !matches!(node.call, Call::Kernel(_)) {
+                self.send(ready, id)?;
+            }
+        }
+        self.context.synchronize()
+    }
+
+    fn start(&mut self, prepared: Prepared) -> Result<()> {
+        if self.ready[prepared.0].graph.is_none() {
+            let ready = &self.ready[prepared.0];
+            let graph = self.lanes[0].stream.capture(|| self.send_all(ready))?;
+            self.ready[prepared.0].graph = Some(graph);
+        }
+        let graph = self.ready[prepared.0].graph.as_ref().expect("captured above");
+        self.lanes[0].stream.run(graph)
+    }
+
+    /// Copies a filled slot to the card, beside its work, and makes the next pass wait for it.
+    fn upload(&mut self, slot: usize, bytes: usize, to: Region) -> Result<()> {
+        let to = self.at(to);
+        self.staging[slot].upload(bytes, to, &self.copies)?;
+        self.uploaded[slot].record(&self.copies)?;
+        self.lanes[0].stream.wait(&self.uploaded[slot])
+    }
+}
+
+fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
+    let stream = Stream::new(context)?;
+    let workspace = Memory::new(context, WORKSPACE)?;
+    let bytes = WORKSPACE as usize;
+    let cublas = Cublas::new(&stream, workspace.at(0, WORKSPACE), bytes, options.storage, options.tf32)?;
+    Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
+}
+
+impl Machine for Card {
+    fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
+        self.reserve(&plan)?;
+        self.find_functions(&plan)?;
+        let plan = Rc::new(plan);
+        let known = self.choices.len();
+        let (mut convolutions, mut events) = (HashMap::new(), HashMap::new());
+        for (id, node) in plan.nodes.iter().enumerate() {
+            for &wait in &node.waits {
+                if let std::collections::hash_map::Entry::Vacant(entry) = events.entry(wait) {
+                    entry.insert(Event::new(&self.context)?);
+                }
+            }
+            if let Call::Convolution(conv) = &node.call {
+                let descriptors = Descriptors::new(&conv.shape, conv.n, self.options.storage, self.options.tf32)?;
+                let candidate = self.algorithm(node, conv, &descriptors)?;
+                convolutions.insert(id, (descriptors, candidate));
+            }
+        }
+        if let Some(file) = self.options.algorithms.as_ref().filter(|_| self.choices.len() > known) {
+            file.write(&self.identity, &self.choices)?;
+        }
+        let ready = Ready { plan, convolutions, events, graph: None };
+        self.warm_up(&ready)?;
+        self.ready.push(ready);
+        Ok(Prepared(self.ready.len() - 1))
+    }
+
+    fn plan(&self, prepared: Prepared) -> &Plan {
+        &self.ready[prepared.0].plan
+    }
+
+    fn submit(&mut self, prepared: Prepared, slot: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        let bytes = self.ready[prepared.0].plan.staging.slot_bytes;
+        fill(&mut self.staging[slot].slice()[..bytes as usize]);
+        self.upload(slot, bytes as usize, Region::new(Arena::Staging, slot as u64 * bytes, bytes))?;
+        self.start(prepared)?;
+        let (at, size) = (self.passes % OUTCOME_RING, size_of::<Outcome>());
+        let from = self.at(Region::new(Arena::Outcomes, (at * size) as u64, size as u64));
+        self.outcomes.download(at * size, size, from, &self.lanes[0].stream)?;
+        let event = Event::new(&self.context)?;
+        event.record(&self.lanes[0].stream)?;
+        self.underway.push_back((at, event));
+        self.passes += 1;
+        Ok(())
+    }
+
+    fn outcome(&mut self, wait: bool) -> Result<Option<Outcome>> {
+        let Some((slot, event)) = self.underway.front() else { return Ok(None) };
+        let began = Instant::now();
+        while !event.has_ended()? {
+            if !wait {
+                return Ok(None);
+            }
+            if began.elapsed() > PATIENCE {
+                let seconds = PATIENCE.as_secs();
+                return Err(Error::device(format!("{} has not answered for {seconds} s", self.context.name)));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        let at = slot * size_of::<Outcome>();
+        let outcome = bytemuck::pod_read_unaligned(&self.outcomes.slice()[at..at + size_of::<Outcome>()]);
+        self.underway.pop_front();
+        Ok(Some(outcome))
+    }
+
+    fn evaluate(
+        &mut self,
+        prepared: Prepared,
+        fill: &mut dyn FnMut(&mut [u8]),
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let bytes = self.ready[prepared.0].plan.staging.slot_bytes;
+        // Training passes that still read a slot have to end first.
+        self.context.synchronize()?;
+        fill(&mut self.staging[0].slice()[..bytes as usize]);
+        self.upload(0, bytes as usize, Region::new(Arena::EvalStaging, 0, bytes))?;
+        self.start(prepared)?;
+        self.lanes[0].stream.synchronize()?;
+        self.read(Region::new(Arena::Logits, 0, 4 * logits.len() as u64), bytemuck::cast_slice_mut(logits))
+    }
+
+    fn write(&mut self, region: Region, bytes: &[u8]) -> Result<()> {
+        self.context.synchronize()?;
+        if region.arena == Arena::State {
+            self.passes = 0;
+        }
+        self.memory[&region.arena].write(region.offset, bytes)
+    }
+
+    fn read(&self, region: Region, bytes: &mut [u8]) -> Result<()> {
+        self.context.synchronize()?;
+        self.memory[&region.arena].read(region.offset, bytes)
+    }
+
+    fn capacity(&self) -> Result<u64> {
+        let (free, _) = self.context.memory()?;
+        let held: u64 = self.memory.values().map(Memory::bytes).sum();
+        Ok((free + held).saturating_sub(SPARE))
+    }
+
+    fn choices(&self) -> BTreeMap<String, String> {
+        self.choices.clone()
+    }
+
+    fn set_choices(&mut self, choices: &BTreeMap<String, String>) {
+        self.choices.extend(choices.clone());
+    }
+}
