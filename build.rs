@@ -15,10 +15,13 @@ fn main() {
     let mut ptx = kernels.join("ptx");
     if let Some(stale) = first_stale(&kernels, &ptx) {
         let fresh = out.join("ptx");
-        let script = Command::new("python3").arg(kernels.join("build.py")).arg("--output").arg(&fresh).output();
+        let script =
+            Command::new("python3").arg(kernels.join("build.py")).arg("--output").arg(&fresh).output();
         let built = script.is_ok_and(|output| output.status.success());
         if !built || first_stale(&kernels, &fresh).is_some() {
-            println!("cargo::error=kernels/ptx/{stale}.ptx is not what kernels/{stale}.cu compiles to: run kernels/build.py");
+            println!(
+                "cargo::error=kernels/ptx/{stale}.ptx is not what kernels/{stale}.cu compiles to: run kernels/build.py"
+            );
             return;
         }
         println!("cargo::warning=kernels/ptx/{stale}.ptx is stale; compiled anew for this build only");
@@ -35,7 +38,10 @@ fn main() {
 
 /// Names of the kernels' files, in order.
 fn sources(kernels: &Path) -> Vec<String> {
-    files(kernels, "cu").iter().map(|path| path.file_stem().expect("it has an extension").to_string_lossy().into()).collect()
+    files(kernels, "cu")
+        .iter()
+        .map(|path| path.file_stem().expect("it has an extension").to_string_lossy().into())
+        .collect()
 }
 
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {

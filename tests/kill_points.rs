@@ -55,7 +55,16 @@ fn train(folder: &Path) -> engine::error::Result<()> {
     for step in from.step + 1..=STEPS * u64::from(EPOCHS) {
         let epoch = step.div_ceil(STEPS) as u32;
         let clock = StepClock::default();
-        log.step(&StepRecord { epoch, step, scores: scores(epoch), lr: 0.1, images: step, loss_scale: 1.0, skipped: false, clock })?;
+        log.step(&StepRecord {
+            epoch,
+            step,
+            scores: scores(epoch),
+            lr: 0.1,
+            images: step,
+            loss_scale: 1.0,
+            skipped: false,
+            clock,
+        })?;
         failpoint::hit("train", "step");
         let epoch_end = step.is_multiple_of(STEPS);
         if epoch_end {

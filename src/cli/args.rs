@@ -1,5 +1,6 @@
 //! The command line. Doc comments are the help texts.
 
+use super::device::Device;
 use crate::config::MAX_THREADS;
 use crate::error::Result;
 use crate::train::Resume;
@@ -32,6 +33,7 @@ pub enum Command {
     #[command(subcommand, after_help = EXIT_CODES)]
     Data(DataCommand),
     Plot(PlotArgs),
+    Doctor(DoctorArgs),
     /// Measure this machine
     #[command(subcommand, after_help = EXIT_CODES)]
     Bench(BenchCommand),
@@ -75,7 +77,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "PATH")]
     pub init: Option<PathBuf>,
 
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
     pub device: Device,
 }
 
@@ -89,12 +92,17 @@ impl TrainArgs {
     }
 }
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best there is: the CPU, until the CUDA backend is in
-    Auto,
-    Cpu,
+/// Say what this machine has for training, what it lacks, and what to do about it
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct DoctorArgs {
+    /// The folder whose disk is measured
+    #[arg(long, value_name = "DIR", env = "OUTPUT_DIR", default_value = ".")]
+    pub output: PathBuf,
+
+    /// One JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Validate a checkpoint: loss, top-1 and top-5 over every validation image once

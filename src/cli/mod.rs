@@ -3,6 +3,8 @@
 mod args;
 mod bench;
 mod data;
+mod device;
+mod doctor;
 mod eval;
 mod export;
 mod plot;
@@ -44,6 +46,7 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Plot(args) => plot::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(&command),
     }
 }

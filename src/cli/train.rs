@@ -1,15 +1,12 @@
 //! `engine train`.
 
 use super::args::{ConfigArgs, TrainArgs};
-use crate::backend::cpu::{CpuBackend, CpuOptions};
+use super::device;
 use crate::config::Config;
+use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
-use crate::data::{Dataset, JPEG_DECODER};
 use crate::error::{Error, Result};
-use crate::model::spec::ResNetSpec;
-use crate::simd::isa::Isa;
 use crate::terminal::message;
-use crate::train::state::Environment;
 use crate::train::stop::Stop;
 use crate::train::{Resume, TrainOptions, train};
 use std::path::{Path, PathBuf};
@@ -25,14 +22,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         )));
     }
     let dataset = open_data(&config, &args.config)?;
-    let mut backend = CpuBackend::new(&cpu_options(&config, &dataset))?;
+    let (mut backend, environment) = device::open(&config, &dataset, args.device)?;
     let options = TrainOptions {
         output: args.config.output.clone(),
         resume: args.resume(),
         init: args.init.clone(),
         stop,
     };
-    train(&config, &options, &dataset, &mut backend, environment())
+    train(&config, &options, &dataset, backend.as_mut(), environment)
 }
 
 /// The data that the configuration names, or the embedded set, written below the output folder.
@@ -55,26 +52,4 @@ fn write_synth(config: &Config, output: &Path) -> Result<PathBuf> {
     message(format!("no --data given: taking the embedded synthetic set in {}", folder.display()));
     synth::write(&folder, &options)?;
     Ok(folder)
-}
-
-fn cpu_options(config: &Config, dataset: &Dataset) -> CpuOptions {
-    let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
-    CpuOptions {
-        spec: spec.with_classes(dataset.classes.len()),
-        resolution: config.data.resolution,
-        seed: config.seed,
-        zero_gamma: config.model.zero_gamma,
-        decay: config.optim.decay,
-        threads: config.device.threads,
-        isa: Isa::current(),
-    }
-}
-
-fn environment() -> Environment {
-    Environment {
-        engine: env!("CARGO_PKG_VERSION").to_owned(),
-        device: "cpu".to_owned(),
-        isa: Isa::current().name().to_owned(),
-        decoder: JPEG_DECODER.to_owned(),
-    }
 }

@@ -80,10 +80,16 @@ impl Config {
         let power_of_two = |value: f64| value >= 1.0 && value <= 2f64.powi(24) && value.log2().fract() == 0.0;
         let algorithms = &device.algorithms;
         let named = algorithms.strip_prefix("file:").is_some_and(|path| !path.is_empty());
-        let (scale, floor, interval) = (device.loss_scale, device.loss_scale_floor, device.loss_scale_interval);
+        let (scale, floor, interval) =
+            (device.loss_scale, device.loss_scale_floor, device.loss_scale_interval);
         vec![
             require("device.threads", device.threads, device.threads <= MAX_THREADS, "0, or at most 1024"),
-            require("device.algorithms", algorithms, algorithms == "find" || named, "\"find\" or \"file:PATH\""),
+            require(
+                "device.algorithms",
+                algorithms,
+                algorithms == "find" || named,
+                "\"find\" or \"file:PATH\"",
+            ),
             require(
                 "device.input_channels",
                 device.input_channels,

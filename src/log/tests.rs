@@ -23,7 +23,16 @@ fn history(epochs: u32) -> Vec<EpochScores> {
 fn record(step: u64) -> StepRecord {
     let clock = StepClock { images_per_second: 1234.5, wait: 0.25 };
     let scores = Scores { loss: 1.0 / step as f64, top1: 1.5, top5: 6.25 };
-    StepRecord { epoch: (step as u32).div_ceil(2), step, scores, lr: 0.1, images: step * 256, loss_scale: 1.0, skipped: false, clock }
+    StepRecord {
+        epoch: (step as u32).div_ceil(2),
+        step,
+        scores,
+        lr: 0.1,
+        images: step * 256,
+        loss_scale: 1.0,
+        skipped: false,
+        clock,
+    }
 }
 
 /// Trains epochs `from..=to` of two steps each.

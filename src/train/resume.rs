@@ -45,7 +45,9 @@ pub fn start(
     let name = found.path.display().to_string();
     let mut state = RunState::from_checkpoint(&name, &found.checkpoint)?;
     same_recipe(&name, &state, &fresh)?;
-    backend.set_choices(&state.choices);
+    if state.environment.device == fresh.environment.device {
+        backend.set_choices(&state.choices);
+    }
     backend.load_state(&named_tensors(found.checkpoint)).map_err(|error| error.within(&name))?;
     store.resume_at(state.position(), state.best_position())?.iter().for_each(message);
     if let Some(init) = &options.init {

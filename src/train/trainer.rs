@@ -184,7 +184,10 @@ impl Trainer<'_> {
         let validation = self.validate(backend);
         progress.finish();
         self.report_bad("training", &bad);
-        let val = match validation.map_err(|error| self.lost(error)).and_then(|(score, bad)| self.judge(score, &bad)) {
+        let val = match validation
+            .map_err(|error| self.lost(error))
+            .and_then(|(score, bad)| self.judge(score, &bad))
+        {
             Err(error) if error.kind == Kind::Stopped => return self.save_and_stop(backend),
             outcome => outcome?,
         };
@@ -242,7 +245,8 @@ impl Trainer<'_> {
         loop {
             let outcome = if all { backend.wait() } else { backend.poll() };
             let Some(outcome) = outcome.map_err(|error| self.lost(error))? else { return Ok(()) };
-            let step = self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
+            let step =
+                self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
             if let Some(fault) = outcome.fault {
                 let place = format!("step {}", step.step);
                 return Err(self.fault(&place, outcome.score, &fault));

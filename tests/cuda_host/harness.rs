@@ -60,7 +60,8 @@ impl Host {
         };
         let path = library(&compiler, Path::new(source));
         // SAFETY: the library is our own; its initialisers only fill a table of names.
-        let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let library =
+            unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Some(Self { library })
     }
 
@@ -77,7 +78,8 @@ impl Host {
         order: Order,
     ) -> Result<(), String> {
         let mut values: Vec<u64> = args.iter().map(|arg| word(*arg)).collect();
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
         let (order, seed) = match order {
             Order::Ascending => (0, 0),
             Order::Descending => (1, 0),
@@ -90,7 +92,16 @@ impl Host {
             let launch: Symbol<Launch> = self.library.get(b"engine_launch\0").expect("launch.h defines it");
             let (grid, block) = (grid.as_ptr(), block.as_ptr());
             let size = message.len();
-            launch(kernel.as_ptr(), grid, block, pointers.as_mut_ptr(), order, seed, message.as_mut_ptr(), size)
+            launch(
+                kernel.as_ptr(),
+                grid,
+                block,
+                pointers.as_mut_ptr(),
+                order,
+                seed,
+                message.as_mut_ptr(),
+                size,
+            )
         };
         if failed == 0 {
             return Ok(());
@@ -131,7 +142,9 @@ fn word(arg: Arg) -> u64 {
 
 fn compiler() -> Option<String> {
     let named = env::var("CXX").ok();
-    let works = |name: &String| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success());
+    let works = |name: &String| {
+        Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success())
+    };
     named.into_iter().chain(["c++".to_owned(), "g++".to_owned()]).find(works)
 }
 
@@ -156,8 +169,11 @@ fn library(compiler: &str, source: &Path) -> PathBuf {
     hash.update(fs::read(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display())));
     hash.update(flags().join(" "));
     for folder in ["kernels", "kernels/host"] {
-        let mut files: Vec<PathBuf> =
-            fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+        let mut files: Vec<PathBuf> = fs::read_dir(root.join(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .collect();
         files.sort();
         files.iter().for_each(|file| hash.update(fs::read(file).unwrap()));
     }

@@ -70,7 +70,8 @@ impl HostMachine {
     }
 
     fn region(&mut self, region: Region) -> &mut [u8] {
-        let memory = self.memory.get_mut(&region.arena).unwrap_or_else(|| panic!("{region:?}: no such arena"));
+        let memory =
+            self.memory.get_mut(&region.arena).unwrap_or_else(|| panic!("{region:?}: no such arena"));
         &mut memory.bytes()[region.offset as usize..(region.offset + region.bytes) as usize]
     }
 
@@ -122,7 +123,8 @@ impl HostMachine {
                 Arg::F32(value) => HostArg::F32(value),
             })
             .collect();
-        let order = [Order::Ascending, Order::Descending, Order::Shuffled(self.seed as u32)][self.seed as usize % 3];
+        let order =
+            [Order::Ascending, Order::Descending, Order::Shuffled(self.seed as u32)][self.seed as usize % 3];
         let (grid, block) = (launch.geometry.grid, launch.geometry.block);
         // SAFETY: the plan's regions lie within the arenas, which `region` checks, and the kernel stays within them:
         // its own tests run under the address sanitizer.

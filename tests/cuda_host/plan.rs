@@ -158,7 +158,9 @@ fn compare_steps(case: Case, course: Course) {
     }
     let (Case { spec, storage, .. }, Course { steps, of, .. }) = (case, course);
     let name = spec.name;
-    println!("{name} {storage:?}, {steps} steps of {of}: at most {most:.1e} apart, {worst:.2} of what is allowed");
+    println!(
+        "{name} {storage:?}, {steps} steps of {of}: at most {most:.1e} apart, {worst:.2} of what is allowed"
+    );
 }
 
 #[test]
@@ -220,8 +222,10 @@ fn state_comes_back_bit_for_bit_and_training_goes_on_the_same() {
     cut.load_state(&whole.state().unwrap()).unwrap();
     assert_eq!(whole.state().unwrap(), cut.state().unwrap());
     for seed in 2..4 {
-        let (a, b) =
-            (pass(&mut whole, &case.batch(seed), &step(0, 1)), pass(&mut cut, &case.batch(seed), &step(0, 1)));
+        let (a, b) = (
+            pass(&mut whole, &case.batch(seed), &step(0, 1)),
+            pass(&mut cut, &case.batch(seed), &step(0, 1)),
+        );
         assert_eq!(a, b);
     }
     assert_eq!(whole.state().unwrap(), cut.state().unwrap(), "in other orders of nodes and threads");
@@ -239,7 +243,8 @@ fn overflow_skips_the_update_and_halves_the_scale() {
     let outcome = pass(&mut card, &case.batch(1), &step(0, 1));
     assert!(outcome.skipped && outcome.fault.is_none() && outcome.loss_scale == 16_777_216.0, "{outcome:?}");
     let after = card.state().unwrap();
-    for (name, tensor) in before.iter().filter(|(name, _)| !name.contains("running") && *name != SCALE_STATE) {
+    for (name, tensor) in before.iter().filter(|(name, _)| !name.contains("running") && *name != SCALE_STATE)
+    {
         assert_eq!(tensor, &after[name], "{name} moved in a skipped step");
     }
     assert_eq!(after[SCALE_STATE].data, [8_388_608.0, 0.0, 0.0, 1.0]);
@@ -310,7 +315,11 @@ fn a_planted_lifetime_overlap_is_caught() {
         let (from, to) = (region("layer1.0.relu1"), region("layer1.1.relu1"));
         assert_eq!(from.bytes, to.bytes);
         for node in &mut plan.nodes {
-            node.call.regions_mut().into_iter().filter(|region| **region == from).for_each(|region| *region = to);
+            node.call
+                .regions_mut()
+                .into_iter()
+                .filter(|region| **region == from)
+                .for_each(|region| *region = to);
         }
     }));
 }
@@ -360,7 +369,12 @@ fn resnet50_at_its_real_size_has_no_race_and_shares_memory() {
     let separate: u64 = plan.buffers.iter().map(|buffer| buffer.region.bytes).sum();
     let shared = plan.arenas[&engine::backend::cuda::plan::region::Arena::Activations];
     let gib = |bytes: u64| bytes as f64 / 2f64.powi(30);
-    println!("{} nodes, {:.2} GiB of activations, {:.2} without sharing", plan.nodes.len(), gib(shared), gib(separate));
+    println!(
+        "{} nodes, {:.2} GiB of activations, {:.2} without sharing",
+        plan.nodes.len(),
+        gib(shared),
+        gib(separate)
+    );
     // What the backward pass reads must lie somewhere: outputs of convolutions and of units.
     assert!(gib(shared) < 12.5, "a card of 16 GB takes batch 256");
     assert!(shared * 3 < separate * 2);

@@ -27,7 +27,12 @@ pub trait Machine {
     fn outcome(&mut self, wait: bool) -> Result<Option<Outcome>>;
 
     /// Runs an evaluation and waits for it.
-    fn evaluate(&mut self, prepared: Prepared, fill: &mut dyn FnMut(&mut [u8]), logits: &mut [f32]) -> Result<()>;
+    fn evaluate(
+        &mut self,
+        prepared: Prepared,
+        fill: &mut dyn FnMut(&mut [u8]),
+        logits: &mut [f32],
+    ) -> Result<()>;
 
     /// Copies to the machine, after everything submitted before.
     fn write(&mut self, region: Region, bytes: &[u8]) -> Result<()>;
@@ -41,6 +46,6 @@ pub trait Machine {
     /// The library routine chosen for each product, by name.
     fn choices(&self) -> BTreeMap<String, String>;
 
-    /// Choices of an earlier run, to be made again where the machine still offers them.
+    /// Choices of an earlier run, to be made again. What is prepared must be prepared anew.
     fn set_choices(&mut self, choices: &BTreeMap<String, String>);
 }

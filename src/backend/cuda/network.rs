@@ -4,7 +4,7 @@ use super::abi::{self, Hyper, Item};
 use super::machine::{Machine, Prepared};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
-use super::plan::{Plan, PlanOptions, Purpose, ScalePolicy, STAGING_SLOTS, StagingLayout};
+use super::plan::{Plan, PlanOptions, Purpose, STAGING_SLOTS, ScalePolicy, StagingLayout};
 use super::storage::Storage;
 use crate::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome, Score, Step, check_batch, find};
 use crate::config::Decay;
@@ -118,7 +118,8 @@ impl<M: Machine> CudaBackend<M> {
     fn too_large(&self, plan: &Plan, capacity: u64) -> Error {
         let PlanOptions { resolution, batch, purpose, .. } = plan.options;
         let fits = |batch: usize| {
-            Plan::new(&self.plan_options(resolution, batch, purpose)).is_ok_and(|plan| plan.bytes() <= capacity)
+            Plan::new(&self.plan_options(resolution, batch, purpose))
+                .is_ok_and(|plan| plan.bytes() <= capacity)
         };
         let (mut low, mut high) = (0, batch);
         while high - low > 1 {
@@ -128,8 +129,11 @@ impl<M: Machine> CudaBackend<M> {
         let gib = |bytes: u64| bytes as f64 / 2f64.powi(30);
         let activations = plan.arenas.get(&Arena::Activations).copied().unwrap_or(0);
         let advice = match low {
-            0 => "not even one image fits: choose a smaller data.resolution or a card with more memory".to_owned(),
-            low => format!("at most {low} fit: lower data.micro_batch (it divides data.batch) or data.resolution"),
+            0 => "not even one image fits: choose a smaller data.resolution or a card with more memory"
+                .to_owned(),
+            low => format!(
+                "at most {low} fit: lower data.micro_batch (it divides data.batch) or data.resolution"
+            ),
         };
         Error::usage(format!(
             "{batch} images of {resolution} px want {:.2} GiB on the card ({:.2} of activations), {:.2} are free; {advice}",
@@ -208,9 +212,9 @@ impl<M: Machine> CudaBackend<M> {
     /// The gradient of the last optimiser step's mean loss, without the loss scale.
     fn read_gradient(&self, index: usize) -> Result<HostTensor> {
         let slot = &self.layout.slots[index];
-        let summed = self.last.is_some_and(|last| {
-            self.machine.plan(last).options.purpose != (Purpose::Finish { sum: false })
-        });
+        let summed = self
+            .last
+            .is_some_and(|last| self.machine.plan(last).options.purpose != (Purpose::Finish { sum: false }));
         let region = self.layout.gradient(self.options.storage, index);
         let mut values = match region.arena {
             _ if summed => self.read_f32(self.layout.in_f32(Arena::GradientSum, index))?,
@@ -255,7 +259,9 @@ impl<M: Machine> CudaBackend<M> {
         let master = self.flat(state, "")?;
         if let Some(index) = first_non_finite(&master) {
             let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
-            return Err(Error::input(format!("{name} has a value that is not finite; take an earlier checkpoint")));
+            return Err(Error::input(format!(
+                "{name} has a value that is not finite; take an earlier checkpoint"
+            )));
         }
         self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
         let copy = to_stored(self.options.storage, &master);
@@ -388,7 +394,8 @@ impl<M: Machine> Backend for CudaBackend<M> {
             return Ok(HostTensor { shape: vec![buffer.channels], data: self.read_f32(region)? });
         }
         self.read_activation(name)?.ok_or_else(|| {
-            let hint = "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
+            let hint =
+                "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
             Error::usage(format!("{}: no tensor {name}; {hint}", self.options.spec.name))
         })
     }
@@ -398,7 +405,11 @@ impl<M: Machine> Backend for CudaBackend<M> {
     }
 
     fn set_choices(&mut self, choices: &BTreeMap<String, String>) {
-        self.machine.set_choices(choices);
+        if self.machine.choices() != *choices && !choices.is_empty() {
+            self.machine.set_choices(choices);
+            self.prepared.clear();
+            self.last = None;
+        }
     }
 }
 

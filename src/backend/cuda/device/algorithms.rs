@@ -37,7 +37,9 @@ pub fn to_text(candidate: &Candidate) -> String {
 /// The inverse; times are not kept.
 pub fn from_text(text: &str) -> Option<Candidate> {
     let words: Vec<&str> = text.split(' ').collect();
-    let &["cudnn", "algorithm", algorithm, "math", math, "workspace", memory] = &words[..] else { return None };
+    let &["cudnn", "algorithm", algorithm, "math", math, "workspace", memory] = &words[..] else {
+        return None;
+    };
     Some(Candidate {
         algorithm: algorithm.parse().ok()?,
         math: math.parse().ok()?,
@@ -72,7 +74,10 @@ impl File {
             Err(error) => return Err(Error::unreadable(&self.0, &error, "a file of algorithms")),
         };
         let content: Content = serde_json::from_str(&text).map_err(|error| {
-            Error::input_file(&self.0, format!("not a file of algorithms: {error}; delete it, and it is made anew"))
+            Error::input_file(
+                &self.0,
+                format!("not a file of algorithms: {error}; delete it, and it is made anew"),
+            )
         })?;
         Ok(if content.made_on == identity { content.choices } else { BTreeMap::new() })
     }

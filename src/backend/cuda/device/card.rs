@@ -161,8 +161,8 @@ impl Card {
                 && !self.functions.contains_key(kernel)
             {
                 let function = self.modules.iter().find_map(|module| module.function(kernel));
-                let function =
-                    function.ok_or_else(|| Error::failed(format!("no kernel {kernel}; this is a bug in engine")))?;
+                let function = function
+                    .ok_or_else(|| Error::failed(format!("no kernel {kernel}; this is a bug in engine")))?;
                 self.functions.insert(kernel.clone(), function);
             }
         }
@@ -204,7 +204,13 @@ impl Card {
             Call::Linear(linear) => self.linear(lane, linear),
             Call::Convolution(conv) => {
                 let (descriptors, candidate) = &ready.convolutions[&id];
-                descriptors.run(&lane.cudnn, conv.pass, candidate, &self.operands(lane, conv), conv.accumulate)
+                descriptors.run(
+                    &lane.cudnn,
+                    conv.pass,
+                    candidate,
+                    &self.operands(lane, conv),
+                    conv.accumulate,
+                )
             }
         }
         .map_err(|error| error.within(&node.name))
@@ -226,7 +232,9 @@ impl Card {
         let geometry = launch.geometry;
         // SAFETY: the tests run this very list of arguments through the kernel's declaration, and `at` has checked that
         // every region is inside its arena; a word holds each value in its low bytes, where the driver reads it.
-        unsafe { lane.stream.launch(self.functions[&launch.kernel], geometry.grid, geometry.block, &mut args) }
+        unsafe {
+            lane.stream.launch(self.functions[&launch.kernel], geometry.grid, geometry.block, &mut args)
+        }
     }
 
     /// y = x w', dx = dy w, dw = dy' x.
@@ -309,7 +317,8 @@ impl Machine for Card {
                 }
             }
             if let Call::Convolution(conv) = &node.call {
-                let descriptors = Descriptors::new(&conv.shape, conv.n, self.options.storage, self.options.tf32)?;
+                let descriptors =
+                    Descriptors::new(&conv.shape, conv.n, self.options.storage, self.options.tf32)?;
                 let candidate = self.algorithm(node, conv, &descriptors)?;
                 convolutions.insert(id, (descriptors, candidate));
             }
@@ -402,5 +411,6 @@ impl Machine for Card {
 
     fn set_choices(&mut self, choices: &BTreeMap<String, String>) {
         self.choices.extend(choices.clone());
+        self.ready.clear();
     }
 }

@@ -81,7 +81,13 @@ macro_rules! call {
 }
 
 impl Cublas {
-    pub fn new(stream: &Stream, workspace: Address, bytes: usize, storage: Storage, tf32: bool) -> Result<Self> {
+    pub fn new(
+        stream: &Stream,
+        workspace: Address,
+        bytes: usize,
+        storage: Storage,
+        tf32: bool,
+    ) -> Result<Self> {
         let compute = match (storage, tf32) {
             (Storage::F32, true) => COMPUTE_32F_FAST_TF32,
             (Storage::F32, false) => COMPUTE_32F_PEDANTIC,
@@ -91,7 +97,13 @@ impl Cublas {
         call!("cublasCreate_v2", (*mut Handle), &raw mut handle)?;
         let cublas = Self { handle, storage, compute };
         call!("cublasSetStream_v2", (Handle, *mut c_void), handle, stream.raw())?;
-        call!("cublasSetWorkspace_v2", (Handle, *mut c_void, usize), handle, workspace as *mut c_void, bytes)?;
+        call!(
+            "cublasSetWorkspace_v2",
+            (Handle, *mut c_void, usize),
+            handle,
+            workspace as *mut c_void,
+            bytes
+        )?;
         Ok(cublas)
     }
 
@@ -111,11 +123,45 @@ impl Cublas {
         call!(
             "cublasGemmEx",
             (
-                Handle, c_int, c_int, c_int, c_int, c_int, *const f32, *const c_void, c_int, c_int, *const c_void, c_int,
-                c_int, *const f32, *mut c_void, c_int, c_int, c_int, c_int
+                Handle,
+                c_int,
+                c_int,
+                c_int,
+                c_int,
+                c_int,
+                *const f32,
+                *const c_void,
+                c_int,
+                c_int,
+                *const c_void,
+                c_int,
+                c_int,
+                *const f32,
+                *mut c_void,
+                c_int,
+                c_int,
+                c_int,
+                c_int
             ),
-            self.handle, operation(b), operation(a), n, m, k, &raw const one, b.at as *const c_void, from, ldb,
-            a.at as *const c_void, from, lda, &raw const beta, c as *mut c_void, to, n, self.compute, GEMM_DEFAULT
+            self.handle,
+            operation(b),
+            operation(a),
+            n,
+            m,
+            k,
+            &raw const one,
+            b.at as *const c_void,
+            from,
+            ldb,
+            a.at as *const c_void,
+            from,
+            lda,
+            &raw const beta,
+            c as *mut c_void,
+            to,
+            n,
+            self.compute,
+            GEMM_DEFAULT
         )
     }
 }

@@ -77,12 +77,34 @@ pub struct Candidate {
 }
 
 type ForwardCall = unsafe extern "C" fn(
-    Handle, *const f32, Descriptor, *const c_void, Descriptor, *const c_void, Descriptor, c_int, *mut c_void, usize,
-    *const f32, Descriptor, *mut c_void,
+    Handle,
+    *const f32,
+    Descriptor,
+    *const c_void,
+    Descriptor,
+    *const c_void,
+    Descriptor,
+    c_int,
+    *mut c_void,
+    usize,
+    *const f32,
+    Descriptor,
+    *mut c_void,
 ) -> Status;
 type FindCall = unsafe extern "C" fn(
-    Handle, Descriptor, *const c_void, Descriptor, *const c_void, Descriptor, Descriptor, *mut c_void, c_int, *mut c_int,
-    *mut Performance, *mut c_void, usize,
+    Handle,
+    Descriptor,
+    *const c_void,
+    Descriptor,
+    *const c_void,
+    Descriptor,
+    Descriptor,
+    *mut c_void,
+    c_int,
+    *mut c_int,
+    *mut Performance,
+    *mut c_void,
+    usize,
 ) -> Status;
 
 fn address(name: &str) -> Result<*const c_void> {
@@ -107,7 +129,9 @@ macro_rules! call {
 fn succeeded(name: &str, status: Status) -> Result<()> {
     match status {
         0 => Ok(()),
-        status => Err(Error::device(format!("{name} failed with cuDNN status {status} (cudnn_graph.h names it)"))),
+        status => {
+            Err(Error::device(format!("{name} failed with cuDNN status {status} (cudnn_graph.h names it)")))
+        }
     }
 }
 
@@ -173,13 +197,27 @@ impl Convolution {
         call!(
             "cudnnSetFilter4dDescriptor",
             (Descriptor, c_int, c_int, c_int, c_int, c_int, c_int),
-            this.w, kind, TENSOR_NHWC, k, c, r, s
+            this.w,
+            kind,
+            TENSOR_NHWC,
+            k,
+            c,
+            r,
+            s
         )?;
         let (pad, stride) = (pad as c_int, stride as c_int);
         call!(
             "cudnnSetConvolution2dDescriptor",
             (Descriptor, c_int, c_int, c_int, c_int, c_int, c_int, c_int, c_int),
-            this.convolution, pad, pad, stride, stride, 1, 1, CROSS_CORRELATION, DATA_FLOAT
+            this.convolution,
+            pad,
+            pad,
+            stride,
+            stride,
+            1,
+            1,
+            CROSS_CORRELATION,
+            DATA_FLOAT
         )?;
         this.set_math(match (storage, tf32) {
             (Storage::F16 | Storage::Bf16, _) => TENSOR_OP_MATH,
@@ -194,7 +232,14 @@ impl Convolution {
     }
 
     /// Runs one pass: y, dx or dw = the product, plus what is there with `accumulate`.
-    pub fn run(&self, cudnn: &Cudnn, pass: Pass, by: &Candidate, at: &Operands, accumulate: bool) -> Result<()> {
+    pub fn run(
+        &self,
+        cudnn: &Cudnn,
+        pass: Pass,
+        by: &Candidate,
+        at: &Operands,
+        accumulate: bool,
+    ) -> Result<()> {
         self.set_math(by.math)?;
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         let [x, w, y, workspace] = [at.x, at.w, at.y, at.workspace].map(|address| address as *mut c_void);
@@ -209,8 +254,19 @@ impl Convolution {
         let status = unsafe {
             let function: ForwardCall = std::mem::transmute(found);
             function(
-                cudnn.handle, &raw const one, first.0, first.1, second.0, second.1, self.convolution, by.algorithm,
-                workspace, at.workspace_bytes, &raw const beta, third.0, third.1,
+                cudnn.handle,
+                &raw const one,
+                first.0,
+                first.1,
+                second.0,
+                second.1,
+                self.convolution,
+                by.algorithm,
+                workspace,
+                at.workspace_bytes,
+                &raw const beta,
+                third.0,
+                third.1,
             )
         };
         succeeded(name, status)
@@ -231,17 +287,34 @@ impl Convolution {
         let (mut found, mut all) = (0, [empty; MOST]);
         let [x, w, y, workspace] = [at.x, at.w, at.y, at.workspace].map(|address| address as *mut c_void);
         let (name, [first, second, third]) = match pass {
-            Pass::Forward => ("cudnnFindConvolutionForwardAlgorithmEx", [(self.x, x), (self.w, w), (self.y, y)]),
-            Pass::Dgrad => ("cudnnFindConvolutionBackwardDataAlgorithmEx", [(self.w, w), (self.y, y), (self.x, x)]),
-            Pass::Wgrad => ("cudnnFindConvolutionBackwardFilterAlgorithmEx", [(self.x, x), (self.y, y), (self.w, w)]),
+            Pass::Forward => {
+                ("cudnnFindConvolutionForwardAlgorithmEx", [(self.x, x), (self.w, w), (self.y, y)])
+            }
+            Pass::Dgrad => {
+                ("cudnnFindConvolutionBackwardDataAlgorithmEx", [(self.w, w), (self.y, y), (self.x, x)])
+            }
+            Pass::Wgrad => {
+                ("cudnnFindConvolutionBackwardFilterAlgorithmEx", [(self.x, x), (self.y, y), (self.w, w)])
+            }
         };
         let function = address(name)?;
         // SAFETY: as in `run`; `all` has room for MOST results of cuDNN's own layout.
         let status = unsafe {
             let function: FindCall = std::mem::transmute(function);
             function(
-                cudnn.handle, first.0, first.1, second.0, second.1, self.convolution, third.0, third.1, MOST as c_int,
-                &raw mut found, all.as_mut_ptr(), workspace, at.workspace_bytes,
+                cudnn.handle,
+                first.0,
+                first.1,
+                second.0,
+                second.1,
+                self.convolution,
+                third.0,
+                third.1,
+                MOST as c_int,
+                &raw mut found,
+                all.as_mut_ptr(),
+                workspace,
+                at.workspace_bytes,
             )
         };
         succeeded(name, status)?;
@@ -271,6 +344,12 @@ fn set_tensor(tensor: Descriptor, kind: c_int, nchw: [usize; 4]) -> Result<()> {
     call!(
         "cudnnSetTensor4dDescriptor",
         (Descriptor, c_int, c_int, c_int, c_int, c_int, c_int),
-        tensor, TENSOR_NHWC, kind, n, c, h, w
+        tensor,
+        TENSOR_NHWC,
+        kind,
+        n,
+        c,
+        h,
+        w
     )
 }

@@ -16,8 +16,12 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error {
     move |error| {
         use sys::cudaError_enum as Code;
         match error.0 {
-            Code::CUDA_ERROR_OUT_OF_MEMORY => Error::usage(format!("{what}: the card has too little free memory")),
-            Code::CUDA_ERROR_NO_DEVICE => Error::device("the NVIDIA driver finds no card (nvidia-smi lists them)"),
+            Code::CUDA_ERROR_OUT_OF_MEMORY => {
+                Error::usage(format!("{what}: the card has too little free memory"))
+            }
+            Code::CUDA_ERROR_NO_DEVICE => {
+                Error::device("the NVIDIA driver finds no card (nvidia-smi lists them)")
+            }
             _ => Error::device(format!("the card failed at {what}: {error:?}")),
         }
     }
@@ -42,7 +46,9 @@ impl Context {
     pub fn open(ordinal: usize) -> Result<Rc<Self>> {
         let count = cards()?;
         if ordinal >= count {
-            return Err(Error::device(format!("--device cuda:{ordinal}: this machine has {count} cards, counted from 0")));
+            return Err(Error::device(format!(
+                "--device cuda:{ordinal}: this machine has {count} cards, counted from 0"
+            )));
         }
         let device = result::device::get(ordinal as c_int).map_err(failed("opening the card"))?;
         let name = result::device::get_name(device).map_err(failed("asking for the card's name"))?;
@@ -90,7 +96,8 @@ impl Memory {
     pub fn new(context: &Rc<Context>, bytes: u64) -> Result<Self> {
         // SAFETY: fresh memory, which nothing else knows, is zeroed before anybody reads it.
         let address = unsafe {
-            let address = result::malloc_sync(bytes.max(1) as usize).map_err(failed("taking device memory"))?;
+            let address =
+                result::malloc_sync(bytes.max(1) as usize).map_err(failed("taking device memory"))?;
             result::memset_d8_sync(address, 0, bytes as usize).map_err(failed("clearing device memory"))?;
             address
         };
@@ -139,7 +146,9 @@ pub struct Pinned {
 impl Pinned {
     pub fn new(context: &Rc<Context>, bytes: usize) -> Result<Self> {
         // SAFETY: plain bytes, zeroed below, freed once.
-        let at = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("taking page-locked memory"))?.cast::<u8>();
+        let at = unsafe { result::malloc_host(bytes.max(1), 0) }
+            .map_err(failed("taking page-locked memory"))?
+            .cast::<u8>();
         // SAFETY: `at` has `bytes` bytes.
         unsafe { at.write_bytes(0, bytes) };
         Ok(Self { _context: Rc::clone(context), at, bytes })
@@ -162,7 +171,8 @@ impl Pinned {
     pub fn download(&self, offset: usize, bytes: usize, from: Address, stream: &Stream) -> Result<()> {
         assert!(offset + bytes <= self.bytes);
         // SAFETY: as in `upload`.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(self.at.add(offset).cast(), from, bytes, stream.raw) };
+        let copied =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(self.at.add(offset).cast(), from, bytes, stream.raw) };
         copied.result().map_err(failed("copying from the card"))
     }
 }
@@ -182,7 +192,8 @@ pub struct Stream {
 
 impl Stream {
     pub fn new(context: &Rc<Context>) -> Result<Self> {
-        let raw = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("making a stream"))?;
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(failed("making a stream"))?;
         Ok(Self { _context: Rc::clone(context), raw })
     }
 
@@ -194,7 +205,8 @@ impl Stream {
     pub fn wait(&self, event: &Event) -> Result<()> {
         use sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both handles are live.
-        unsafe { result::stream::wait_event(self.raw, event.raw, CU_EVENT_WAIT_DEFAULT) }.map_err(failed("waiting for a stream"))
+        unsafe { result::stream::wait_event(self.raw, event.raw, CU_EVENT_WAIT_DEFAULT) }
+            .map_err(failed("waiting for a stream"))
     }
 
     pub fn synchronize(&self) -> Result<()> {
@@ -206,17 +218,25 @@ impl Stream {
     ///
     /// # Safety
     /// The arguments are those of the kernel's declaration, and the regions they point to are as large as it expects.
-    pub unsafe fn launch(&self, function: Function, grid: [u32; 3], block: [u32; 3], args: &mut [*mut c_void]) -> Result<()> {
+    pub unsafe fn launch(
+        &self,
+        function: Function,
+        grid: [u32; 3],
+        block: [u32; 3],
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
         let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
         // SAFETY: the caller's promise; the function's module is loaded as long as the machine lives.
-        unsafe { result::launch_kernel(function.0, grid, block, 0, self.raw, args) }.map_err(failed("launching a kernel"))
+        unsafe { result::launch_kernel(function.0, grid, block, 0, self.raw, args) }
+            .map_err(failed("launching a kernel"))
     }
 
     /// Records what `record` sends to this stream, and to those that it forks to and joins, without running it.
     pub fn capture(&self, record: impl FnOnce() -> Result<()>) -> Result<Graph> {
         use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the handle is live; the capture ends below whatever `record` does.
-        unsafe { result::stream::begin_capture(self.raw, CU_STREAM_CAPTURE_MODE_RELAXED) }.map_err(failed("beginning a graph"))?;
+        unsafe { result::stream::begin_capture(self.raw, CU_STREAM_CAPTURE_MODE_RELAXED) }
+            .map_err(failed("beginning a graph"))?;
         let recorded = record();
         // SAFETY: this stream captures.
         let graph = unsafe { result::stream::end_capture(self.raw) }.map_err(failed("ending a graph"));

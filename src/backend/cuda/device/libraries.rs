@@ -38,15 +38,49 @@ const SYMBOLS: [(Library, &[&str]); 3] = [
     (
         Library::Driver,
         &[
-            "cuInit", "cuDriverGetVersion", "cuDeviceGet", "cuDeviceGetCount", "cuDeviceGetName",
-            "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent",
-            "cuCtxSynchronize", "cuMemGetInfo_v2", "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost",
-            "cuMemsetD8_v2", "cuMemsetD8Async", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2", "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2",
-            "cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuLaunchKernel", "cuStreamCreate",
-            "cuStreamDestroy_v2", "cuStreamSynchronize", "cuStreamWaitEvent", "cuStreamBeginCapture_v2",
-            "cuStreamEndCapture", "cuEventCreate", "cuEventDestroy_v2", "cuEventRecord", "cuEventQuery",
-            "cuEventSynchronize", "cuEventElapsedTime", "cuGraphInstantiateWithFlags", "cuGraphLaunch",
-            "cuGraphExecDestroy", "cuGraphDestroy", "cuGetErrorName", "cuGetErrorString",
+            "cuInit",
+            "cuDriverGetVersion",
+            "cuDeviceGet",
+            "cuDeviceGetCount",
+            "cuDeviceGetName",
+            "cuDeviceGetAttribute",
+            "cuDevicePrimaryCtxRetain",
+            "cuDevicePrimaryCtxRelease_v2",
+            "cuCtxSetCurrent",
+            "cuCtxSynchronize",
+            "cuMemGetInfo_v2",
+            "cuMemAlloc_v2",
+            "cuMemFree_v2",
+            "cuMemHostAlloc",
+            "cuMemFreeHost",
+            "cuMemsetD8_v2",
+            "cuMemsetD8Async",
+            "cuMemcpyHtoD_v2",
+            "cuMemcpyDtoH_v2",
+            "cuMemcpyHtoDAsync_v2",
+            "cuMemcpyDtoHAsync_v2",
+            "cuModuleLoadData",
+            "cuModuleUnload",
+            "cuModuleGetFunction",
+            "cuLaunchKernel",
+            "cuStreamCreate",
+            "cuStreamDestroy_v2",
+            "cuStreamSynchronize",
+            "cuStreamWaitEvent",
+            "cuStreamBeginCapture_v2",
+            "cuStreamEndCapture",
+            "cuEventCreate",
+            "cuEventDestroy_v2",
+            "cuEventRecord",
+            "cuEventQuery",
+            "cuEventSynchronize",
+            "cuEventElapsedTime",
+            "cuGraphInstantiateWithFlags",
+            "cuGraphLaunch",
+            "cuGraphExecDestroy",
+            "cuGraphDestroy",
+            "cuGetErrorName",
+            "cuGetErrorString",
         ],
     ),
     (Library::Cublas, super::cublas::SYMBOLS),
@@ -224,17 +258,26 @@ pub fn dotted(version: usize) -> String {
 /// The file of a loaded library, from the system's list of mappings.
 fn loaded_from(file: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).map(Path::new).find(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(file))
-    })?;
+    let path = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .map(Path::new)
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(file)))?;
     Some(path.to_owned())
 }
 
 /// The folder into which pip has put a library, for the Pythons that are usually there.
 fn installed_by_pip(file: &str) -> Option<PathBuf> {
-    let prefixes = [std::env::var_os("VIRTUAL_ENV"), std::env::var_os("CONDA_PREFIX"), Some("/usr/local".into()), Some("/usr".into())];
+    let prefixes = [
+        std::env::var_os("VIRTUAL_ENV"),
+        std::env::var_os("CONDA_PREFIX"),
+        Some("/usr/local".into()),
+        Some("/usr".into()),
+    ];
     let listed = |folder: &Path| -> Vec<PathBuf> {
-        fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+        fs::read_dir(folder)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default()
     };
     for prefix in prefixes.into_iter().flatten().map(PathBuf::from) {
         for python in listed(&prefix.join("lib")) {

@@ -44,8 +44,7 @@ impl Builder<'_> {
 
     fn linear_backward(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
         let storage = self.options.storage;
-        let (n, features, classes) =
-            (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
+        let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let dy = self.gradient(y);
         let (from, dw) = (self.activation(x), self.layout.gradient(storage, weight));
         let linear = Linear { pass: Pass::Wgrad, n, features, classes, x: from, w: dw, y: dy };

@@ -1,10 +1,10 @@
 //! The end of a pass: gradients are added up, checked, and taken into the weights.
 
+use super::Purpose;
 use super::builder::{Builder, read, size, update, write};
 use super::geometry;
 use super::node::{Arg, Launch};
 use super::region::{Access, Arena, Region};
-use super::Purpose;
 
 impl Builder<'_> {
     pub fn finish(&mut self) {
@@ -40,7 +40,10 @@ impl Builder<'_> {
         args.extend(self.staged());
         args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
         let geometry = geometry::flat(self.layout.total);
-        self.launch("accumulate".into(), Launch { kernel: self.storage_kernel("accumulate"), geometry, args });
+        self.launch(
+            "accumulate".into(),
+            Launch { kernel: self.storage_kernel("accumulate"), geometry, args },
+        );
     }
 
     /// Marks the state where a gradient is not finite.

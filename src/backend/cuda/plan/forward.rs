@@ -177,23 +177,27 @@ impl Builder<'_> {
         let mut args = vec![read(from), write(to), write(index)];
         args.extend([self.options.batch, info.h, info.w, info.c].map(size));
         let geometry = geometry::pool(self.elements(y));
-        self.launch(self.name(y, "forward"), Launch { kernel: self.storage_kernel("max_pool"), geometry, args });
+        self.launch(
+            self.name(y, "forward"),
+            Launch { kernel: self.storage_kernel("max_pool"), geometry, args },
+        );
     }
 
     fn average_pool(&mut self, x: TensorId, y: TensorId) {
         let from = self.activation(x);
         let to = self.make_activation(y);
         let info = &self.graph.tensors[x];
-        let args =
-            vec![read(from), write(to), size(self.options.batch), size(info.h * info.w), size(info.c)];
+        let args = vec![read(from), write(to), size(self.options.batch), size(info.h * info.w), size(info.c)];
         let geometry = geometry::pool(self.elements(y));
-        self.launch(self.name(y, "forward"), Launch { kernel: self.storage_kernel("avg_pool"), geometry, args });
+        self.launch(
+            self.name(y, "forward"),
+            Launch { kernel: self.storage_kernel("avg_pool"), geometry, args },
+        );
     }
 
     /// Logits without bias; in an evaluation with it.
     fn linear(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
-        let (n, features, classes) =
-            (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
+        let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let bytes = 4 * (n * classes) as u64;
         let logits = if self.evaluates() {
             Region::new(Arena::Logits, 0, bytes)

@@ -120,7 +120,10 @@ mod tests {
             let per_block = reduce_rows_per_block(rows, channels);
             let Geometry { grid, .. } = bn_stats(rows, channels);
             let [columns, blocks, _] = grid.map(|blocks| blocks as usize);
-            assert!(blocks * per_block >= rows && (blocks - 1) * per_block < rows, "{rows} x {channels}: {grid:?}");
+            assert!(
+                blocks * per_block >= rows && (blocks - 1) * per_block < rows,
+                "{rows} x {channels}: {grid:?}"
+            );
             assert!(columns * blocks <= 2 * REDUCE_BLOCKS, "{rows} x {channels}: {grid:?}");
         }
     }

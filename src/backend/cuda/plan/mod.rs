@@ -102,7 +102,8 @@ impl ScalePolicy {
     };
 
     /// For types with the range of f32: a gradient that is not finite stops the run.
-    pub const NONE: Self = Self { initial: 1.0, growth: 1.0, backoff: 1.0, interval: u32::MAX, floor: 1.0, ceiling: 1.0 };
+    pub const NONE: Self =
+        Self { initial: 1.0, growth: 1.0, backoff: 1.0, interval: u32::MAX, floor: 1.0, ceiling: 1.0 };
 }
 
 /// Where a slot of the staging arena has what: images, items, constants.
@@ -180,7 +181,13 @@ fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
     if batch == 0 {
         return Err(Error::usage("data.batch is 0, a pass wants at least one image"));
     }
-    let largest = graph.tensors.iter().map(|tensor| tensor.elements()).max().unwrap_or(0).max(resolution * resolution * 8);
+    let largest = graph
+        .tensors
+        .iter()
+        .map(|tensor| tensor.elements())
+        .max()
+        .unwrap_or(0)
+        .max(resolution * resolution * 8);
     let most = u32::MAX as usize / largest;
     if batch > most {
         return Err(Error::usage(format!(
@@ -190,7 +197,12 @@ fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
     Ok(())
 }
 
-fn arenas(layout: &ParamLayout, options: &PlanOptions, staging: &StagingLayout, activations: u64) -> BTreeMap<Arena, u64> {
+fn arenas(
+    layout: &ParamLayout,
+    options: &PlanOptions,
+    staging: &StagingLayout,
+    activations: u64,
+) -> BTreeMap<Arena, u64> {
     let flat = 4 * layout.total as u64;
     let (matrices, vectors) = layout.all_gradients(options.storage);
     let mut arenas = BTreeMap::from([

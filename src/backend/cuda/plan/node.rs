@@ -113,7 +113,9 @@ impl Call {
             Self::Kernel(launch) => launch
                 .args
                 .iter()
-                .filter_map(|arg| if let Arg::Region(region, access) = arg { Some((*region, *access)) } else { None })
+                .filter_map(|arg| {
+                    if let Arg::Region(region, access) = arg { Some((*region, *access)) } else { None }
+                })
                 .collect(),
             Self::Convolution(conv) => {
                 let result = if conv.accumulate { Access::Update } else { Access::Write };
@@ -131,7 +133,9 @@ impl Call {
                 .iter_mut()
                 .filter_map(|arg| if let Arg::Region(region, _) = arg { Some(region) } else { None })
                 .collect(),
-            Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => vec![x, w, y],
+            Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => {
+                vec![x, w, y]
+            }
         }
     }
 }

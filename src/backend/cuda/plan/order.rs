@@ -76,7 +76,9 @@ pub fn races(nodes: &[Node]) -> Vec<(NodeId, NodeId)> {
     let accesses: Vec<_> = nodes.iter().map(|node| node.call.accesses()).collect();
     let mut races = vec![];
     for b in 0..nodes.len() {
-        races.extend((0..b).filter(|&a| !order.before(a, b) && conflict(&accesses[a], &accesses[b])).map(|a| (a, b)));
+        races.extend(
+            (0..b).filter(|&a| !order.before(a, b) && conflict(&accesses[a], &accesses[b])).map(|a| (a, b)),
+        );
     }
     races
 }

@@ -84,7 +84,8 @@ pub struct ParamLayout {
 impl ParamLayout {
     /// `input_channels`: what the image's three are padded to.
     pub fn new(graph: &Graph, input_channels: usize) -> Self {
-        let mut slots: Vec<Slot> = graph.params.iter().map(|param| slot(&param.shape, input_channels)).collect();
+        let mut slots: Vec<Slot> =
+            graph.params.iter().map(|param| slot(&param.shape, input_channels)).collect();
         let mut next = 0;
         let mut assign = |wanted: fn(Role) -> bool, align: usize| {
             let begin = next;

@@ -34,7 +34,8 @@ pub fn place(nodes: &mut [Node], buffers: &mut [Buffer], keep: bool) -> u64 {
     for node in nodes.iter_mut() {
         for region in node.call.regions_mut() {
             if let Arena::Unplaced(index) = region.arena {
-                *region = Region { arena: Arena::Activations, offset: offsets[index] + region.offset, ..*region };
+                *region =
+                    Region { arena: Arena::Activations, offset: offsets[index] + region.offset, ..*region };
             }
         }
     }

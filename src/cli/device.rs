@@ -1,0 +1,155 @@
+//! Which device trains: `--device auto|cpu|cuda[:N]`, and the backend on it.
+
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::config::{Config, Precision};
+use crate::data::{Dataset, JPEG_DECODER};
+use crate::error::{Error, Result};
+use crate::model::spec::ResNetSpec;
+use crate::simd::isa::Isa;
+use crate::terminal::message;
+use crate::train::state::Environment;
+use std::str::FromStr;
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU where one is usable, else the CPU.
+    Auto,
+    Cpu,
+    /// The card of this number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cuda = |number: &str| number.parse().map(Self::Cuda);
+        match (text, text.strip_prefix("cuda:").map(cuda)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(device))) => Ok(device),
+            _ => Err("expected auto, cpu, cuda or cuda:N, N counted from 0".to_owned()),
+        }
+    }
+}
+
+/// A freshly initialised backend, and what its bits depend on besides the recipe.
+pub fn open(config: &Config, dataset: &Dataset, device: Device) -> Result<(Box<dyn Backend>, Environment)> {
+    match device {
+        Device::Cpu => open_cpu(config, dataset),
+        Device::Cuda(ordinal) => open_cuda(config, dataset, ordinal),
+        Device::Auto => match open_cuda(config, dataset, 0) {
+            Err(error) if error.kind == crate::error::Kind::Device => {
+                if wants_gpu(config) {
+                    return Err(error);
+                }
+                message(format!("training on the CPU: {error}"));
+                open_cpu(config, dataset)
+            }
+            opened => opened,
+        },
+    }
+}
+
+/// Whether the precision is one that the CPU does not compute in.
+fn wants_gpu(config: &Config) -> bool {
+    !matches!(config.device.precision, Precision::Auto | Precision::Fp32)
+}
+
+fn spec(config: &Config, dataset: &Dataset) -> ResNetSpec {
+    let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
+    spec.with_classes(dataset.classes.len())
+}
+
+fn environment(device: String) -> Environment {
+    Environment {
+        engine: env!("CARGO_PKG_VERSION").to_owned(),
+        device,
+        isa: Isa::current().name().to_owned(),
+        decoder: JPEG_DECODER.to_owned(),
+    }
+}
+
+fn open_cpu(config: &Config, dataset: &Dataset) -> Result<(Box<dyn Backend>, Environment)> {
+    if wants_gpu(config) {
+        return Err(Error::usage(
+            "device.precision asks for a GPU; the CPU computes in fp32: set device.precision=fp32 or auto",
+        ));
+    }
+    let backend = CpuBackend::new(&CpuOptions {
+        spec: spec(config, dataset),
+        resolution: config.data.resolution,
+        seed: config.seed,
+        zero_gamma: config.model.zero_gamma,
+        decay: config.optim.decay,
+        threads: config.device.threads,
+        isa: Isa::current(),
+    })?;
+    Ok((Box::new(backend), environment("cpu".to_owned())))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: &Config, _: &Dataset, _: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    Err(Error::device("this engine was built without the feature cuda"))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(config: &Config, dataset: &Dataset, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    use crate::backend::cuda::device::algorithms::File;
+    use crate::backend::cuda::device::card::{Card, CardOptions};
+    use crate::backend::cuda::plan::ScalePolicy;
+    use crate::backend::cuda::storage::Storage;
+    use crate::backend::cuda::{CudaBackend, CudaOptions};
+    let device = &config.device;
+    let (storage, tf32) = match device.precision {
+        Precision::Auto | Precision::Fp16 => (Storage::F16, false),
+        Precision::Bf16 => (Storage::Bf16, false),
+        Precision::Fp32 => (Storage::F32, false),
+        Precision::Tf32 => (Storage::F32, true),
+    };
+    let scale = match storage {
+        Storage::F16 => ScalePolicy {
+            initial: device.loss_scale as f32,
+            interval: device.loss_scale_interval as u32,
+            floor: device.loss_scale_floor as f32,
+            ..ScalePolicy::FP16
+        },
+        Storage::Bf16 | Storage::F32 => ScalePolicy::NONE,
+    };
+    let algorithms = device.algorithms.strip_prefix("file:").map(|path| File(path.into()));
+    let card =
+        Card::open(CardOptions { ordinal, storage, tf32, deterministic: device.deterministic, algorithms })?;
+    let identity = card.identity().to_owned();
+    message(format!("training on {identity}"));
+    let options = CudaOptions {
+        spec: spec(config, dataset),
+        resolution: config.data.resolution,
+        seed: config.seed,
+        zero_gamma: config.model.zero_gamma,
+        decay: config.optim.decay,
+        storage,
+        scale,
+        input_channels: device.input_channels,
+        keep: false,
+    };
+    let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;
+    Ok((Box::new(backend), environment(identity)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read() {
+        assert_eq!("auto".parse(), Ok(Device::Auto));
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        for bad in ["gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(bad.parse::<Device>().unwrap_err().contains("cpu"), "{bad}");
+        }
+    }
+}
