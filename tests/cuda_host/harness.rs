@@ -140,7 +140,7 @@ fn word(arg: Arg) -> u64 {
     }
 }
 
-fn compiler() -> Option<String> {
+pub fn compiler() -> Option<String> {
     let named = env::var("CXX").ok();
     let works = |name: &String| {
         Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success())

@@ -273,7 +273,7 @@ impl Machine for HostMachine {
 
     fn read(&self, region: Region, bytes: &mut [u8]) -> Result<()> {
         let lines = &self.memory[&region.arena].0;
-        let all: &[u8] = 
+        let all: &[u8] =
             // SAFETY: `Line` is 256 plain bytes without padding, and the borrow is `self`'s.
             unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 256) };
         bytes.copy_from_slice(&all[region.offset as usize..(region.offset + region.bytes) as usize]);

@@ -1,1 +1,127 @@
+//! The harness itself: what it must notice, and what its arithmetic rests on.
 
+use crate::harness::{Arg, Host, ORDERS, Order, compiler};
+use engine::rng::{Purpose, Rng};
+use half::{bf16, f16};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+const BLOCK: [u32; 3] = [64, 1, 1];
+const ONE: [u32; 3] = [1, 1, 1];
+
+fn planted() -> Option<&'static Host> {
+    static HOST: OnceLock<Option<Host>> = OnceLock::new();
+    HOST.get_or_init(|| Host::compile("tests/cuda_host/planted.cpp")).as_ref()
+}
+
+fn block_sum(host: &Host, kernel: &str, order: Order) -> f32 {
+    let mut x: Vec<f32> = (0..64).map(|i| i as f32).collect();
+    let mut sum = f32::NAN;
+    let args = [Arg::Pointer(x.as_mut_ptr().cast()), Arg::Pointer((&raw mut sum).cast())];
+    // SAFETY: the kernel reads 64 floats and writes one.
+    unsafe { host.launch(kernel, ONE, BLOCK, &args, order) }.unwrap();
+    sum
+}
+
+#[test]
+fn a_missing_barrier_gives_other_results_in_other_orders() {
+    let Some(host) = planted() else { return };
+    let sums = |kernel| ORDERS.map(|order| block_sum(host, kernel, order));
+    assert_eq!(sums("with_barrier"), [2016.0; 3]);
+    let wrong = sums("without_barrier");
+    assert!(wrong.iter().any(|&sum| sum != wrong[0]), "{wrong:?}: not noticed");
+}
+
+#[test]
+fn a_divergent_barrier_is_an_error_and_the_next_launch_works() {
+    let Some(host) = planted() else { return };
+    let mut x = [0.0f32; 64];
+    for order in ORDERS {
+        // SAFETY: the kernel writes 64 floats.
+        let launched = unsafe {
+            host.launch("divergent_barrier", ONE, BLOCK, &[Arg::Pointer(x.as_mut_ptr().cast())], order)
+        };
+        assert!(launched.unwrap_err().contains("ended while others wait"));
+        assert_eq!(block_sum(host, "with_barrier", order), 2016.0);
+    }
+    // SAFETY: no such kernel runs.
+    assert!(
+        unsafe { host.launch("nonesuch", ONE, BLOCK, &[], Order::Ascending) }
+            .unwrap_err()
+            .contains("no such")
+    );
+}
+
+#[test]
+fn shuffles_move_values_between_lanes() {
+    let Some(host) = planted() else { return };
+    let mut x: Vec<f32> = (0..64).map(|i| i as f32).collect();
+    for order in ORDERS {
+        let mut sums = [0.0f32; 2];
+        let args = [Arg::Pointer(x.as_mut_ptr().cast()), Arg::Pointer(sums.as_mut_ptr().cast())];
+        // SAFETY: the kernel reads 64 floats and writes two.
+        unsafe { host.launch("warp_sum", ONE, BLOCK, &args, order) }.unwrap();
+        assert_eq!(sums, [496.0, 1520.0]);
+    }
+}
+
+/// Every half, what lies between and around them, and the ends of the range.
+#[test]
+fn conversions_are_ieees() {
+    let Some(host) = planted() else { return };
+    let mut x: Vec<f32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).collect();
+    let mut rng = Rng::new(1, 0, 0, Purpose::Init);
+    x.extend((0..200_000).map(|_| f32::from_bits(rng.next_u64() as u32)));
+    let halfway: Vec<f32> = (0..0x7bff)
+        .map(|bits| 0.5 * (f16::from_bits(bits).to_f32() + f16::from_bits(bits + 1).to_f32()))
+        .collect();
+    x.extend(halfway.iter().flat_map(|&value| [value, value.next_up(), value.next_down(), -value]));
+    let n = x.len();
+    let (mut halves, mut bf16s, mut back) = (vec![0u16; n], vec![0u16; n], vec![0f32; n]);
+    let args = [
+        Arg::Pointer(x.as_mut_ptr().cast()),
+        Arg::Pointer(halves.as_mut_ptr().cast()),
+        Arg::Pointer(bf16s.as_mut_ptr().cast()),
+        Arg::Pointer(back.as_mut_ptr().cast()),
+        Arg::U32(n as u32),
+    ];
+    // SAFETY: all four arrays have n elements.
+    unsafe { host.launch("round_trip", [n.div_ceil(64) as u32, 1, 1], BLOCK, &args, Order::Ascending) }
+        .unwrap();
+    for i in 0..n {
+        let (want, wide) = (f16::from_f32(x[i]), bf16::from_f32(x[i]));
+        if x[i].is_nan() {
+            assert!(
+                f16::from_bits(halves[i]).is_nan() && bf16::from_bits(bf16s[i]).is_nan() && back[i].is_nan()
+            );
+            continue;
+        }
+        assert_eq!(halves[i], want.to_bits(), "half of {:e}", x[i]);
+        assert_eq!(bf16s[i], wide.to_bits(), "bf16 of {:e}", x[i]);
+        assert_eq!(back[i].to_bits(), want.to_f32().to_bits(), "half of {:e}, read back", x[i]);
+    }
+}
+
+/// In a process of its own, which the sanitizer ends.
+#[test]
+fn an_off_by_one_is_caught_by_the_address_sanitizer() {
+    let Some(compiler) = compiler() else { return eprintln!("skipped: no C++ compiler") };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("planted");
+    let output = Command::new(&compiler)
+        .args(["-std=c++17", "-g1", "-fsanitize=address", "-DPLANTED_MAIN", "-Wno-unknown-pragmas", "-I"])
+        .arg(root.join("kernels/host"))
+        .arg(root.join("tests/cuda_host/planted.cpp"))
+        .arg("-o")
+        .arg(&program)
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return eprintln!("skipped: {compiler} has no address sanitizer");
+    }
+    let output = Command::new(&program).env("ASAN_OPTIONS", "detect_leaks=0").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("heap-buffer-overflow"), "{errors}");
+    assert!(errors.contains("off_by_one"), "the kernel is named:\n{errors}");
+}

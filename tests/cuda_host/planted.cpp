@@ -1,0 +1,75 @@
+// Kernels that are wrong on purpose: what the harness must notice.
+#include "cuda_on_cpu.h"
+
+#include "../../kernels/common.cuh"
+
+// Sums its block's values; between writing and reading stands no barrier.
+KERNEL without_barrier(const f32* x, f32* sum) {
+    __shared__ f32 shared[64];
+    shared[threadIdx.x] = x[threadIdx.x];
+    if (threadIdx.x == 0) {
+        f32 total = 0.0f;
+        for (u32 i = 0; i < 64; i++) total += shared[i];
+        *sum = total;
+        for (u32 i = 0; i < 64; i++) shared[i] = 0.0f;
+    }
+}
+EXPORT(without_barrier)
+
+KERNEL with_barrier(const f32* x, f32* sum) {
+    __shared__ f32 shared[64];
+    shared[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        f32 total = 0.0f;
+        for (u32 i = 0; i < 64; i++) total += shared[i];
+        *sum = total;
+    }
+}
+EXPORT(with_barrier)
+
+// Half of the block never comes.
+KERNEL divergent_barrier(f32* x) {
+    if (threadIdx.x < 32) __syncthreads();
+    x[threadIdx.x] = 1.0f;
+}
+EXPORT(divergent_barrier)
+
+// The last thread writes behind the end.
+KERNEL off_by_one(f32* x, u32 n) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i <= n) x[i] = 1.0f;
+}
+EXPORT(off_by_one)
+
+KERNEL warp_sum(const f32* x, f32* sum) {
+    f32 value = x[threadIdx.x];
+    for (u32 step = 16; step; step >>= 1) value += __shfl_down_sync(0xffffffffu, value, step);
+    if (threadIdx.x % 32 == 0) sum[threadIdx.x / 32] = value;
+}
+EXPORT(warp_sum)
+
+// Rounds to half and to bf16.
+KERNEL round_trip(const f32* x, u16* as_half, u16* as_bf16, f32* from_half, u32 n) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    as_half[i] = from_float<half>(x[i]).bits;
+    as_bf16[i] = from_float<bf16>(x[i]).bits;
+    from_half[i] = to_float(from_float<half>(x[i]));
+}
+EXPORT(round_trip)
+
+#include "launch.h"
+
+#ifdef PLANTED_MAIN
+// Under the address sanitizer: this must not end well.
+int main() {
+    std::vector<f32> x(100);
+    f32* data = x.data();
+    u32 n = 100;
+    void* args[] = {&data, &n};
+    const unsigned grid[] = {2, 1, 1}, block[] = {64, 1, 1};
+    char message[64];
+    return engine_launch("off_by_one", grid, block, args, 0, 0, message, sizeof message);
+}
+#endif
