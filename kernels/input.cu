@@ -22,8 +22,9 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
     const u8* a = images + (((u64)image * h + row) * w + from) * 3;
     const u8* b = a;
     if (own < 1.0f) {
-        const u32 partner_from = items[item.partner].flip ? w - 1 - column : column;
-        b = images + (((u64)item.partner * h + row) * w + partner_from) * 3;
+        const u32 partner = min_u32(item.partner, n - 1);
+        const u32 partner_from = items[partner].flip ? w - 1 - column : column;
+        b = images + (((u64)partner * h + row) * w + partner_from) * 3;
     }
     for (u32 c = 0; c < channels; c++) {
         f32 value = 0.0f;

@@ -12,6 +12,7 @@
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`optim`] | update rules on slices, schedules: the oracle for fused kernels |
 //! | [`backend`] | a training step on a device |
+//! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
 //! | [`export`] | safetensors and .pth for other programs |
@@ -29,6 +30,8 @@ pub mod data;
 pub mod simd;
 pub mod optim;
 pub mod backend;
+#[cfg(feature = "cuda")]
+pub mod check;
 pub mod checkpoint;
 pub mod log;
 pub mod train;

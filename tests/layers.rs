@@ -13,6 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["simd"],
     &["optim"],
     &["backend"],
+    &["check"],
     &["checkpoint", "log"],
     &["train"],
     &["export"],

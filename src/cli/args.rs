@@ -34,6 +34,8 @@ pub enum Command {
     Data(DataCommand),
     Plot(PlotArgs),
     Doctor(DoctorArgs),
+    #[cfg(feature = "cuda")]
+    Check(CheckArgs),
     /// Measure this machine
     #[command(subcommand, after_help = EXIT_CODES)]
     Bench(BenchCommand),
@@ -90,6 +92,16 @@ impl TrainArgs {
             path => Resume::From(path.into()),
         }
     }
+}
+
+/// Compare whole training steps on a card with the same steps on the CPU
+#[cfg(feature = "cuda")]
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CheckArgs {
+    /// auto, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
 }
 
 /// Say what this machine has for training, what it lacks, and what to do about it

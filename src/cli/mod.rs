@@ -2,6 +2,8 @@
 
 mod args;
 mod bench;
+#[cfg(feature = "cuda")]
+mod check;
 mod data;
 mod device;
 mod doctor;
@@ -46,6 +48,8 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Plot(args) => plot::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(&command),
     }

@@ -1,6 +1,5 @@
 //! Compiles `kernels/host/kernels.cpp` once, loads it, and launches kernels as a driver would.
 
-use half::{bf16, f16};
 use libloading::{Library, Symbol};
 use sha2::{Digest, Sha256};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -199,13 +198,4 @@ fn library(compiler: &str, source: &Path) -> PathBuf {
     assert!(!errors.contains("warning"), "{}:\n{errors}", source.display());
     fs::rename(&partial, &target).unwrap();
     target
-}
-
-/// What lies in memory for one storage type, and back.
-pub fn rounded(suffix: &str, values: &[f32]) -> Vec<f32> {
-    match suffix {
-        "f16" => values.iter().map(|&value| f16::from_f32(value).to_f32()).collect(),
-        "bf16" => values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
-        _ => values.to_vec(),
-    }
 }

@@ -12,6 +12,7 @@ use engine::backend::cpu::{Cpu, input};
 use engine::backend::cuda::abi::{self, Hyper, Item, Outcome, RowScore, State};
 use engine::backend::cuda::network::{from_stored, to_stored};
 use engine::backend::cuda::plan::geometry::{self, Geometry};
+use engine::backend::cuda::ptx::MODULES;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::loss::{LossOptions, softmax_cross_entropy};
 use engine::backend::{EPS, MEAN, STD};
@@ -736,6 +737,20 @@ fn running_statistics_and_evaluation_scales() {
         .map(|(gamma, var)| gamma / (f64::from(*var) + EPS).sqrt() as f32)
         .collect();
     close("bn_fold", &result[2].values(Storage::F32), &want, 1e-6);
+}
+
+#[test]
+fn every_kernel_is_in_the_ptx() {
+    let Some(host) = Host::kernels() else { return };
+    let names = host.names();
+    assert!(names.len() > 40, "{names:?}");
+    for name in names {
+        let entry = format!(".entry {name}(");
+        assert!(
+            MODULES.iter().any(|(_, ptx)| ptx.contains(&entry)),
+            "{name} is in no PTX: run kernels/build.py"
+        );
+    }
 }
 
 fn collect<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {

@@ -21,8 +21,6 @@ pub mod order;
 pub mod params;
 pub mod place;
 pub mod region;
-#[cfg(test)]
-mod tests;
 
 use super::abi;
 use super::storage::Storage;

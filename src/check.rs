@@ -1,0 +1,182 @@
+//! Whether a CUDA backend computes what the CPU backend computes: whole steps from the same weights and batches. Tests
+//! run it on the host, `engine check` on a card.
+
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::cuda::machine::Machine;
+use crate::backend::cuda::network::SCALE_STATE;
+use crate::backend::cuda::plan::ScalePolicy;
+use crate::backend::cuda::storage::Storage;
+use crate::backend::cuda::{CudaBackend, CudaOptions};
+use crate::backend::{Backend, NamedTensors, Outcome, Step};
+use crate::config::Decay;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::graph::lower;
+use crate::model::spec::ResNetSpec;
+use crate::optim::sgd::Sgd;
+use crate::rng::{Purpose, Rng};
+use crate::simd::isa::Isa;
+use crate::tensor::Difference;
+
+/// What is compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    pub spec: ResNetSpec,
+    pub resolution: usize,
+    /// Images of a pass.
+    pub batch: usize,
+    pub storage: Storage,
+    pub steps: usize,
+    /// Passes of an optimiser step.
+    pub of: usize,
+}
+
+/// How far two answers may be apart: this many times what the CPU backend's own answer moves when each of its weights
+/// moves by one rounding of the storage type. The card rounds every activation and gradient on the way as well.
+const FACTOR: f64 = 3.0;
+/// And at least this, where nothing moves.
+const LEAST: f64 = 1e-5;
+
+/// Fresh networks without zeroed gammas overflow at the usual first scale, and skip a few steps.
+const CAUTIOUS: ScalePolicy = ScalePolicy { initial: 1024.0, ..ScalePolicy::FP16 };
+
+/// How one comparison ended.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The tensor that used most of what it is allowed.
+    pub name: String,
+    /// Its difference, in norm.
+    pub apart: f64,
+    pub allowed: f64,
+}
+
+impl Report {
+    pub fn passes(&self) -> bool {
+        self.apart <= self.allowed
+    }
+}
+
+impl Case {
+    pub fn cuda_options(&self) -> CudaOptions {
+        CudaOptions {
+            spec: self.spec,
+            resolution: self.resolution,
+            seed: 3,
+            // With gammas of zero most gradients are zero: nothing would be compared.
+            zero_gamma: false,
+            decay: Decay::Weights,
+            storage: self.storage,
+            scale: if self.storage == Storage::F16 { CAUTIOUS } else { ScalePolicy::NONE },
+            input_channels: 4,
+            keep: false,
+        }
+    }
+
+    /// The network on `machine`.
+    pub fn cuda<M: Machine>(&self, machine: M) -> Result<CudaBackend<M>> {
+        CudaBackend::new(self.cuda_options(), machine, self.batch, self.of)
+    }
+
+    /// The same network on the CPU.
+    pub fn cpu(&self) -> Result<CpuBackend> {
+        CpuBackend::new(&CpuOptions {
+            spec: self.spec,
+            resolution: self.resolution,
+            seed: 3,
+            zero_gamma: false,
+            decay: Decay::Weights,
+            threads: 0,
+            isa: Isa::current(),
+        })
+    }
+
+    /// Noise: every byte by itself.
+    pub fn images(&self, seed: u64) -> Batch {
+        let mut rng = Rng::new(seed, 0, 0, Purpose::Init);
+        let bytes = self.batch * self.resolution * self.resolution * 3;
+        Batch {
+            images: (0..bytes).map(|_| rng.below(256) as u8).collect(),
+            labels: (0..self.batch).map(|_| rng.below(self.spec.classes as u64) as u32).collect(),
+            samples: (0..self.batch as u32).collect(),
+            resolution: self.resolution,
+        }
+    }
+
+    /// The steps on both from the same state; every gradient of the last, and the whole state after it. Where values
+    /// are rounded to half one step is as far as it goes: after an update other gates open, and the two go their own ways.
+    pub fn compare(&self, card: &mut dyn Backend) -> Result<Report> {
+        let (mut cpu, mut moved) = (self.cpu()?, self.cpu()?);
+        moved.load_state(&nudged(&cpu.state()?, self.storage.roundoff()))?;
+        let (got, want, other) = (self.run(card)?, self.run(&mut cpu)?, self.run(&mut moved)?);
+        let apart = |a: &Ran| (a.loss - want.loss).abs() / want.loss;
+        let mut worst = Report {
+            name: "loss".to_owned(),
+            apart: apart(&got),
+            allowed: FACTOR * apart(&other) + LEAST + self.storage.roundoff(),
+        };
+        for (name, tensor) in &got.tensors {
+            let norm = |other: &[f32]| Difference::between(other, &want.tensors[name].data).norm;
+            let allowed = FACTOR * norm(&other.tensors[name].data) + LEAST;
+            let apart = norm(&tensor.data);
+            // Not "greater": a NaN is the worst of all.
+            if !(apart / allowed <= worst.apart / worst.allowed) {
+                worst = Report { name: name.clone(), apart, allowed };
+            }
+        }
+        Ok(worst)
+    }
+
+    fn run(&self, backend: &mut dyn Backend) -> Result<Ran> {
+        let mut loss = 0.0;
+        for (number, index) in
+            (0..self.steps).flat_map(|number| (0..self.of).map(move |index| (number, index)))
+        {
+            let outcome = pass(backend, &self.images((10 * number + index) as u64), &step(index, self.of))?;
+            if outcome.fault.is_some() || outcome.skipped || outcome.score.count != self.batch as u64 {
+                return Err(Error::failed(format!("a step from fresh weights ended in {outcome:?}")));
+            }
+            loss += outcome.score.loss;
+        }
+        let mut tensors = backend.state()?;
+        tensors.remove(SCALE_STATE);
+        for param in &lower(&self.spec, self.resolution)?.params {
+            let name = format!("grad.{}", param.name);
+            let gradient = backend.read(&name)?;
+            tensors.insert(name, gradient);
+        }
+        Ok(Ran { tensors, loss })
+    }
+}
+
+/// What is left after the steps.
+struct Ran {
+    /// State and last gradients.
+    tensors: NamedTensors,
+    loss: f64,
+}
+
+/// Pass `index` of an optimiser step of `of`.
+pub fn step(index: usize, of: usize) -> Step {
+    let sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+    Step { index, of, sgd, label_smoothing: 0.1 }
+}
+
+/// One pass, to its end.
+pub fn pass(backend: &mut dyn Backend, batch: &Batch, step: &Step) -> Result<Outcome> {
+    backend.submit(batch, step)?;
+    let mut last = None;
+    while let Some(outcome) = backend.wait()? {
+        last = Some(outcome);
+    }
+    last.ok_or_else(|| Error::failed("a submitted pass has no outcome"))
+}
+
+/// Weights moved by up to one rounding, at random.
+fn nudged(state: &NamedTensors, roundoff: f64) -> NamedTensors {
+    let mut rng = Rng::new(99, 0, 0, Purpose::Init);
+    let mut nudged = state.clone();
+    for (_, tensor) in nudged.iter_mut().filter(|(name, _)| !name.contains("running")) {
+        tensor.data.iter_mut().for_each(|value| *value *= 1.0 + rng.range(-roundoff, roundoff) as f32);
+    }
+    nudged
+}
