@@ -118,8 +118,8 @@ impl Case {
             let norm = |other: &[f32]| Difference::between(other, &want.tensors[name].data).norm;
             let allowed = FACTOR * norm(&other.tensors[name].data) + LEAST;
             let apart = norm(&tensor.data);
-            // Not "greater": a NaN is the worst of all.
-            if !(apart / allowed <= worst.apart / worst.allowed) {
+            // In the total order, in which NaN is the worst of all.
+            if (apart / allowed).total_cmp(&(worst.apart / worst.allowed)).is_gt() {
                 worst = Report { name: name.clone(), apart, allowed };
             }
         }

@@ -9,6 +9,8 @@ use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
 use crate::terminal::message;
 use crate::train::state::Environment;
+use std::fs;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Where to compute.
@@ -46,12 +48,26 @@ pub fn open(config: &Config, dataset: &Dataset, device: Device) -> Result<(Box<d
                 if wants_gpu(config) {
                     return Err(error);
                 }
-                message(format!("training on the CPU: {error}"));
+                // Where there is no card, the CPU is no news.
+                if has_nvidia_card() {
+                    message(format!("training on the CPU: {error}"));
+                }
                 open_cpu(config, dataset)
             }
             opened => opened,
         },
     }
+}
+
+/// Whether the PCI bus has a device of NVIDIA's (vendor 10de) that is a display or 3D controller (class 03).
+fn has_nvidia_card() -> bool {
+    let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return false };
+    let reads =
+        |path: PathBuf, prefix: &str| fs::read_to_string(path).is_ok_and(|text| text.starts_with(prefix));
+    devices
+        .flatten()
+        .map(|device| device.path())
+        .any(|device| reads(device.join("vendor"), "0x10de") && reads(device.join("class"), "0x03"))
 }
 
 /// Whether the precision is one that the CPU does not compute in.

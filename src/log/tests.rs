@@ -95,7 +95,7 @@ fn a_new_file_is_header_section_lines() {
     let second = metrics.lines().nth(1).unwrap();
     assert_eq!(
         second,
-        r#"{"kind":"step","epoch":1,"step":1,"loss":1.0,"lr":0.1,"top1":1.5,"top5":6.25,"images":256,"clock":{"images_per_second":1234.5,"wait":0.25}}"#
+        r#"{"kind":"step","epoch":1,"step":1,"loss":1.0,"lr":0.1,"top1":1.5,"top5":6.25,"images":256,"loss_scale":1.0,"skipped":false,"clock":{"images_per_second":1234.5,"wait":0.25}}"#
     );
     assert!(fs::read_to_string(folder.path().join("curve.svg")).unwrap().contains("<polyline"));
 }

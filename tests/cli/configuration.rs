@@ -81,13 +81,17 @@ fn usage() {
     assert!(run(&["tarin"]).expect(2).err.contains("train"));
     assert!(run(&["predict"]).expect(2).err.contains("--checkpoint"));
     assert!(run(&["train", "--device", "tpu"]).expect(2).err.contains("cpu"));
+    run(&["train", "--device", "cpu", "--set", "device.precision=fp16"])
+        .fails(2, &["device.precision", "fp32"]);
+    run(&["train", "--set", "device.loss_scale=3"]).fails(2, &["device.loss_scale", "power of two"]);
+    run(&["train", "--set", "device.algorithms=fast"]).fails(2, &["device.algorithms", "find"]);
     run(&[]).expect(2);
     run(&["bench", "train", "--arch", "vgg"]).fails(2, &["vgg", "resnet50"]);
 }
 
 #[test]
 fn help() {
-    for command in ["train", "eval", "predict", "export", "data", "plot", "bench"] {
+    for command in ["train", "eval", "predict", "export", "data", "plot", "doctor", "bench"] {
         let help = run(&[command, "--help"]).expect(0);
         assert!(help.err.is_empty() && !help.out.contains('\x1b'), "{help:?}");
         assert!(help.out.contains("Usage: engine"), "{}", help.out);

@@ -6,6 +6,7 @@ mod common;
 mod bad_data;
 mod commands;
 mod configuration;
+mod device;
 mod other_weights;
 mod outputs;
 mod stopping;

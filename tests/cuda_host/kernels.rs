@@ -130,7 +130,8 @@ const SHAPES: [(usize, usize); 8] =
 fn batch_norm_forward() {
     let oracle = Oracle::new();
     for (storage, (rows, channels)) in Storage::ALL.into_iter().flat_map(|s| SHAPES.map(|shape| (s, shape))) {
-        let (mean, std) = if storage == Storage::F32 { (1000.0, 1.0) } else { (3.0, 2.0) };
+        // With few rows the deviation itself can be small by chance, and has no digits beside a large mean.
+        let (mean, std) = if storage == Storage::F32 && rows > 30 { (1000.0, 1.0) } else { (3.0, 2.0) };
         let name = format!("{storage:?} {rows} x {channels}");
         // Every deviation from a mean of f32 is off by up to the mean's own rounding, on both sides.
         let sums = SUMS + 2.0 * mean / std * Storage::F32.roundoff();

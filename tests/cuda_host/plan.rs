@@ -168,7 +168,8 @@ fn is_caught(tamper: fn(&mut Plan)) -> bool {
         let differs = |name: &&String| {
             let (got, want) = (&got[*name].data, &want[*name].data);
             let difference = Difference::between(got, want);
-            !(difference.norm < 1e-3) && want.iter().any(|value| value.abs() > 1e-6)
+            (difference.norm.is_nan() || difference.norm > 1e-3)
+                && want.iter().any(|value| value.abs() > 1e-6)
         };
         outcome.fault.is_some() || want.keys().any(|name| differs(&name))
     })
