@@ -6,7 +6,7 @@ use crate::data::synth::{self, SynthOptions};
 use crate::data::{Splits, available_workers, batches};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::trainer::loader_options;
+use crate::train::images::loader_options;
 use std::path::Path;
 
 pub fn run(command: &DataCommand) -> Result<()> {

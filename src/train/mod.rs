@@ -1,6 +1,7 @@
 //! The trainer: epochs, validation, resume, progress.
 
 pub mod evaluate;
+pub mod images;
 pub mod model_file;
 mod resume;
 pub mod state;

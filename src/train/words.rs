@@ -1,8 +1,8 @@
 //! What the trainer says of a run as a whole.
 
+use super::images::training_images;
 use super::output::Output;
 use super::state::RunState;
-use super::trainer::training_images;
 use crate::config::Config;
 use crate::data::{Dataset, JPEG_DECODER};
 

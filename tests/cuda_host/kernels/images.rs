@@ -1,0 +1,109 @@
+//! What images go through outside batch norm: input and pooling.
+
+use super::By::{F32, Memory, U32, U64};
+use super::{Bytes, Oracle, Slot, named, run, slot, values};
+use crate::compare::close;
+use engine::backend::cpu::input;
+use engine::backend::cpu::pooling::{self, PoolShape};
+use engine::backend::cuda::abi::{self, Hyper, Item};
+use engine::backend::cuda::plan::geometry;
+use engine::backend::cuda::storage::Storage;
+use engine::backend::{MEAN, STD};
+use engine::rng::{Purpose, Rng};
+
+/// n, h, w, c.
+const IMAGES: [(usize, usize, usize, usize); 5] =
+    [(2, 8, 8, 16), (1, 7, 9, 3), (3, 5, 4, 10), (1, 1, 1, 8), (2, 16, 3, 33)];
+
+#[test]
+fn pooling_both_ways() {
+    let oracle = Oracle::new();
+    for (storage, (n, h, w, c)) in Storage::ALL.into_iter().flat_map(|s| IMAGES.map(|shape| (s, shape))) {
+        let name = format!("{storage:?} {n}x{h}x{w}x{c}");
+        let (shape, bytes) = (PoolShape { h, w, c }, storage.bytes() as usize);
+        // Few values, so that there are ties.
+        let x: Vec<f32> =
+            values(1, n * h * w * c, 0.0, 2.0, storage).iter().map(|value| value.round()).collect();
+        let outputs = n * shape.p() * shape.q() * c;
+        let (mut y, mut index) = (vec![0.0; outputs], vec![0; outputs]);
+        pooling::max_forward(oracle.cpu(), shape, &x, &mut y, &mut index);
+        let sizes = [U32(n), U32(h), U32(w), U32(c)];
+        let memory = [Bytes::stored(storage, &x), Bytes::out(outputs * bytes), Bytes::out(outputs)];
+        let mut args = vec![Memory(0), Memory(1), Memory(2)];
+        args.extend(sizes);
+        let Some(result) = run(&named("max_pool", storage), geometry::pool(outputs), &memory, &args) else {
+            return;
+        };
+        assert_eq!(result[1].values(storage), y, "{name}: maxima");
+        assert_eq!(result[2].get(), index, "{name}: indices");
+
+        let dy = values(2, outputs, 0.0, 1.0, storage);
+        let mut dx = vec![0.0; x.len()];
+        pooling::max_backward(oracle.cpu(), shape, &dy, &index, &mut dx);
+        let memory = [Bytes::stored(storage, &dy), Bytes::new(&index), Bytes::out(x.len() * bytes)];
+        let result =
+            run(&named("max_pool_backward", storage), geometry::pool(x.len()), &memory, &args).unwrap();
+        close(&format!("{name}: max dx"), &result[2].values(storage), &dx, storage.roundoff() + 1e-6);
+
+        let mut mean = vec![0.0; n * c];
+        pooling::average_forward(oracle.cpu(), shape, &x, &mut mean);
+        let args = [Memory(0), Memory(1), U32(n), U32(h * w), U32(c)];
+        let memory = [Bytes::stored(storage, &x), Bytes::out(n * c * bytes)];
+        let result = run(&named("avg_pool", storage), geometry::pool(n * c), &memory, &args).unwrap();
+        close(&format!("{name}: mean"), &result[1].values(storage), &mean, storage.roundoff() + 1e-5);
+        let dy = values(3, n * c, 0.0, 1.0, storage);
+        pooling::average_backward(oracle.cpu(), shape, &dy, &mut dx);
+        let memory = [Bytes::stored(storage, &dy), Bytes::out(x.len() * bytes)];
+        let result =
+            run(&named("avg_pool_backward", storage), geometry::pool(x.len()), &memory, &args).unwrap();
+        close(&format!("{name}: mean dx"), &result[1].values(storage), &dx, storage.roundoff() + 1e-6);
+    }
+}
+
+#[test]
+fn input_is_normalised_flipped_and_mixed() {
+    let oracle = Oracle::new();
+    let (n, h, w) = (3, 5, 7);
+    let mut rng = Rng::new(5, 0, 0, Purpose::Init);
+    let images: Vec<u8> = (0..n * h * w * 3).map(|_| rng.below(256) as u8).collect();
+    let mut plain = vec![0.0; images.len()];
+    input::normalise(oracle.cpu(), &images, &mut plain);
+    let own = Item { lambda: 1.0, ..Item::default() };
+    let items = [
+        Item { flip: 1, ..own },
+        Item { mix: abi::MIXUP, partner: 0, lambda: 0.25, ..own },
+        Item { mix: abi::CUTMIX, partner: 1, lambda: 0.8, x0: 2, x1: 5, y0: 1, y1: 4, ..own },
+    ];
+    let at = |image: usize, row: usize, column: usize, c: usize| {
+        let column = if items[image].flip == 1 { w - 1 - column } else { column };
+        plain[((image * h + row) * w + column) * 3 + c]
+    };
+    for (storage, channels) in Storage::ALL.into_iter().flat_map(|s| [(s, 4), (s, 8)]) {
+        let mut want = vec![0.0; n * h * w * channels];
+        for (i, value) in want.iter_mut().enumerate() {
+            let (c, column, row, image) =
+                (i % channels, i / channels % w, i / channels / w % h, i / channels / w / h);
+            if c < 3 {
+                let inside = (2..5).contains(&column) && (1..4).contains(&row);
+                *value = match image {
+                    1 => 0.25 * at(1, row, column, c) + 0.75 * at(0, row, column, c),
+                    2 if inside => at(1, row, column, c),
+                    image => at(image, row, column, c),
+                };
+            }
+        }
+        let Slot { bytes, items, staging, state, .. } = slot(&images, &items, Hyper::default());
+        let memory = [
+            staging,
+            Bytes::new(bytemuck::bytes_of(&state)),
+            Bytes::out(want.len() * storage.bytes() as usize),
+        ];
+        let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
+        args.extend([U32(n), U32(h), U32(w), U32(channels)]);
+        args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
+        let Some(result) = run(&named("input", storage), geometry::input(n * h * w), &memory, &args) else {
+            return;
+        };
+        close(&format!("input {storage:?}"), &result[2].values(storage), &want, storage.roundoff() + 1e-6);
+    }
+}

@@ -1,0 +1,131 @@
+//! Bias, losses and counts.
+
+use super::By::{Memory, U32, U64};
+use super::{Bytes, SUMS, Slot, collect, named, run, slot, values};
+use crate::compare::close;
+use engine::backend::cuda::abi::{self, Hyper, Item, Outcome, RowScore};
+use engine::backend::cuda::plan::geometry;
+use engine::backend::cuda::storage::Storage;
+use engine::backend::loss::{LossOptions, softmax_cross_entropy};
+
+#[test]
+fn softmax_loss_is_the_cpu_backends() {
+    for (storage, classes) in
+        Storage::ALL.into_iter().flat_map(|s| [10, 1000, 37].map(|classes| (s, classes)))
+    {
+        let (n, valid) = (6, 5);
+        let (logits, bias) =
+            (values(1, n * classes, 0.0, 3.0, Storage::F32), values(2, classes, 0.0, 1.0, Storage::F32));
+        let labels: Vec<u32> = (0..n as u32).map(|i| i * 7 % classes as u32).collect();
+        let items: Vec<Item> =
+            labels.iter().map(|&label| Item { label, lambda: 1.0, ..Item::default() }).collect();
+        let hyper =
+            Hyper { label_smoothing: 0.1, gradient_scale: 0.125, images: valid as u32, ..Hyper::default() };
+        let Slot { bytes, items, hyper, staging, state } = slot(&[], &items, hyper);
+        let biased: Vec<f32> =
+            logits.iter().enumerate().map(|(i, logit)| logit + bias[i % classes]).collect();
+        // The loss scale of `slot` is 4.
+        let options = LossOptions { label_smoothing: 0.1, scale: 0.125 * 4.0 };
+        let mut want = vec![0.0; n * classes];
+        let score = softmax_cross_entropy(
+            &biased[..valid * classes],
+            &labels[..valid],
+            options,
+            Some(&mut want[..valid * classes]),
+        );
+
+        let state = Bytes::new(bytemuck::bytes_of(&state));
+        let memory = [
+            Bytes::f32(&logits),
+            Bytes::f32(&bias),
+            staging.clone(),
+            state.clone(),
+            Bytes::out(n * classes * storage.bytes() as usize),
+            Bytes::out(n * size_of::<RowScore>()),
+        ];
+        let mut args = vec![Memory(0), Memory(1), Memory(2), U32(2), U64(bytes), U64(items), U64(hyper)];
+        args.extend([Memory(3), Memory(4), Memory(5), U32(n), U32(classes)]);
+        let Some(result) = run(&named("softmax_loss", storage), geometry::loss(n), &memory, &args) else {
+            return;
+        };
+        let name = format!("{storage:?} {classes} classes");
+        close(&format!("{name}: dlogits"), &result[4].values(storage), &want, storage.roundoff() + SUMS);
+
+        let memory = [result[5].clone(), staging, state, Bytes::out(8 * size_of::<Outcome>())];
+        let args =
+            [Memory(0), Memory(1), U32(2), U64(bytes), U64(hyper), Memory(2), Memory(3), U32(8), U32(n)];
+        let sums = run("loss_finalize", geometry::loss_finalize(), &memory, &args).unwrap();
+        let outcomes: Vec<Outcome> = collect(sums[3].get());
+        let got = outcomes[3];
+        assert!((got.loss - score.loss).abs() < SUMS * score.loss, "{name}: {} {}", got.loss, score.loss);
+        let hits = (u64::from(got.top1), u64::from(got.top5), u64::from(got.count));
+        assert_eq!(hits, (score.top1, score.top5, score.count), "{name}");
+
+        let dlogits = result[4].values(storage);
+        let sums: Vec<f32> = (0..classes).map(|k| dlogits.iter().skip(k).step_by(classes).sum()).collect();
+        let memory = [result[4].clone(), Bytes::out(4 * classes)];
+        let args = [Memory(0), Memory(1), U32(n), U32(classes)];
+        let result =
+            run(&named("bias_gradient", storage), geometry::bias_gradient(classes), &memory, &args).unwrap();
+        close(&format!("{name}: bias gradient"), &result[1].values(Storage::F32), &sums, SUMS);
+    }
+}
+
+/// Targets of mixup with smoothing, against the formula in f64, for both losses; and a logit that is not a number.
+#[test]
+fn losses_on_mixed_targets() {
+    let (n, classes, smoothing) = (2, 12, 0.1);
+    let logits = values(1, n * classes, 0.0, 2.0, Storage::F32);
+    let mixed = Item { label: 3, partner: 1, lambda: 0.3, mix: abi::MIXUP, ..Item::default() };
+    let items = [mixed, Item { label: 7, lambda: 1.0, ..Item::default() }];
+    let target = |row: usize, k: usize| {
+        let share = match (row, k) {
+            (0, 3) => 0.3,
+            (0, 7) => 0.7,
+            (1, 7) => 1.0,
+            _ => 0.0,
+        };
+        (1.0 - smoothing) * share + smoothing / classes as f64
+    };
+    let hyper =
+        Hyper { label_smoothing: smoothing as f32, gradient_scale: 0.5, images: 2, ..Hyper::default() };
+    let Slot { bytes, items, hyper, staging, state } = slot(&[], &items, hyper);
+    for (kernel, binary) in [("softmax_loss_f32", false), ("bce_loss_f32", true)] {
+        let memory = [
+            Bytes::f32(&logits),
+            Bytes::f32(&vec![0.0; classes]),
+            staging.clone(),
+            Bytes::new(bytemuck::bytes_of(&state)),
+            Bytes::out(4 * n * classes),
+            Bytes::out(n * size_of::<RowScore>()),
+        ];
+        let mut args = vec![Memory(0), Memory(1), Memory(2), U32(2), U64(bytes), U64(items), U64(hyper)];
+        args.extend([Memory(3), Memory(4), Memory(5), U32(n), U32(classes)]);
+        let Some(result) = run(kernel, geometry::loss(n), &memory, &args) else { return };
+        let rows: Vec<RowScore> = collect(result[5].get());
+        let gradient = result[4].values(Storage::F32);
+        for (row, z) in logits.chunks(classes).enumerate() {
+            let z: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
+            let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+            let probability =
+                |k: usize| if binary { 1.0 / (1.0 + (-z[k]).exp()) } else { (z[k] - log_sum).exp() };
+            let (mut loss, share) = (0.0, if binary { 1.0 / classes as f64 } else { 1.0 });
+            for k in 0..classes {
+                let (p, t) = (probability(k), target(row, k));
+                loss -= share * (t * p.ln() + if binary { (1.0 - t) * (1.0 - p).ln() } else { 0.0 });
+                // gradient_scale 0.5 times a loss scale of 4.
+                let (got, want) = (f64::from(gradient[row * classes + k]), (p - t) * share * 2.0);
+                assert!((got - want).abs() < 1e-5, "{kernel} row {row} class {k}: {got}, wanted {want}");
+            }
+            assert!(
+                (f64::from(rows[row].loss) - loss).abs() < 1e-5 * loss,
+                "{kernel}: {:?}, wanted {loss}",
+                rows[row]
+            );
+        }
+        let mut broken = memory.clone();
+        broken[0] = Bytes::f32(&[&[f32::NAN], &logits[1..]].concat());
+        let rows: Vec<RowScore> = collect(run(kernel, geometry::loss(n), &broken, &args).unwrap()[5].get());
+        assert!(rows[0].loss.is_nan() && rows[0].top1 == 0 && rows[1].loss.is_finite());
+    }
+}
