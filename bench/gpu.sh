@@ -28,6 +28,9 @@ part() {
 { nvidia-smi; "$engine" --version; git rev-parse HEAD 2>/dev/null; } >"$out/machine.txt" 2>&1
 part doctor 60 "$engine" doctor
 part check 240 "$engine" check --device cuda
+for precision in fp32 tf32 fp16 bf16; do
+    part "bench-$precision" 120 "$engine" bench train --device cuda --precision "$precision" --batch 256 --steps 50
+done
 for precision in fp32 fp16; do
     part "train-$precision" 120 "$engine" train --config configs/debug.toml --device cuda --output "$scratch/$precision" \
         --set epochs=2 --set "device.precision=$precision" --set "device.algorithms=file:$scratch/$precision.json"

@@ -1,7 +1,7 @@
 //! The command line. Doc comments are the help texts.
 
 use super::device::Device;
-use crate::config::MAX_THREADS;
+use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
 use crate::train::Resume;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -267,11 +267,17 @@ pub enum BenchCommand {
         batch: usize,
         #[arg(long, default_value_t = 224)]
         resolution: usize,
-        /// Timed steps, after one that is not
+        /// Timed steps, after two that are not
         #[arg(long, default_value_t = 5)]
         steps: usize,
         #[command(flatten)]
         threads: ThreadArgs,
+        /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
+        #[arg(long, default_value = "auto")]
+        device: Device,
+        /// auto, fp32, tf32, fp16 or bf16
+        #[arg(long, default_value = "auto", value_parser = super::device::precision)]
+        precision: Precision,
         #[arg(long)]
         json: bool,
     },

@@ -1,9 +1,9 @@
 //! `engine bench`.
 
 use super::args::BenchCommand;
-use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Backend, Step};
-use crate::config::Decay;
+use super::device::{self, Device};
+use crate::backend::{Backend, Outcome, Step};
+use crate::config::{self, Config};
 use crate::data::{self, Batch, Splits, TrainTransform, available_workers};
 use crate::error::{Error, Result};
 use crate::model::cost::cost;
@@ -20,14 +20,19 @@ use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
-        BenchCommand::Train { arch, batch, resolution, steps, threads, json } => {
+        BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, json } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
             if *batch == 0 {
                 return Err(Error::usage("--batch 0: a step needs an image"));
             }
-            let job = TrainJob { spec, batch: *batch, resolution: *resolution, steps: *steps };
-            print(&job.run(threads.threads)?, *json)?;
+            let config = config::Device {
+                threads: threads.threads,
+                precision: *precision,
+                ..config::Device::default()
+            };
+            let (batch, resolution, steps, device) = (*batch, *resolution, *steps, *device);
+            print(&TrainJob { spec, batch, resolution, steps, device, config }.run()?, *json)?;
         }
         BenchCommand::Loader { data, resolution, seconds, workers, json } => {
             bench_loader(data, *resolution, *seconds, *workers, *json)?;
@@ -65,8 +70,9 @@ struct Report {
     images_per_second: f64,
     latency_ms: Latency,
     peak_memory_mb: f64,
-    /// Of this machine's measured multiply-add peak.
-    share_of_peak: f64,
+    /// Of this machine's measured multiply-add peak; on the CPU only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_peak: Option<f64>,
     device: String,
     threads: usize,
 }
@@ -83,49 +89,62 @@ struct TrainJob {
     batch: usize,
     resolution: usize,
     steps: usize,
+    device: Device,
+    config: config::Device,
 }
 
 impl TrainJob {
-    fn run(&self, threads: usize) -> Result<Report> {
-        let isa = Isa::current();
-        let mut backend = CpuBackend::new(&CpuOptions {
-            spec: self.spec,
-            resolution: self.resolution,
-            seed: 0,
-            zero_gamma: true,
-            decay: Decay::Weights,
-            threads,
-            isa,
-        })?;
-        let batch = self.synthetic_batch();
-        let sgd = Sgd { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
-        let step = Step { index: 0, of: 1, sgd, label_smoothing: 0.1 };
-        let mut times = vec![];
-        for index in 0..=self.steps.max(1) {
-            let start = Instant::now();
-            backend.submit(&batch, &step)?;
-            while let Some(outcome) = backend.poll()? {
-                if let Some(fault) = outcome.fault {
-                    return Err(Error::failed(fault));
-                }
-            }
-            if index > 0 {
-                times.push(start.elapsed().as_secs_f64());
-            }
-        }
+    fn run(&self) -> Result<Report> {
+        let mut config = Config::default();
+        config.model.arch = self.spec.name.to_owned();
+        config.data.resolution = self.resolution;
+        config.data.batch = self.batch;
+        config.device = self.config.clone();
+        let (mut backend, environment) = device::open(&config, self.spec.classes, self.device)?;
+        let (times, seconds) = self.time(backend.as_mut())?;
         drop(backend);
-        let pool = Pool::new(threads);
         let flops = cost(&lower(&self.spec, self.resolution)?).training_flops() * self.batch;
-        let seconds = times.iter().sum::<f64>() / times.len() as f64;
+        let (isa, pool) = (Isa::current(), Pool::new(config.device.threads));
+        let on_cpu = environment.device == "cpu";
+        let share = |seconds: f64| flops as f64 / seconds / fma_peak(&pool, isa);
         Ok(Report {
             what: format!("training {} at {} px, batch {}", self.spec.name, self.resolution, self.batch),
             images_per_second: self.batch as f64 / seconds,
             latency_ms: latency(times),
             peak_memory_mb: peak_memory_mb(),
-            share_of_peak: flops as f64 / seconds / fma_peak(&pool, isa),
-            device: format!("cpu, {}", isa.name()),
+            share_of_peak: on_cpu.then(|| share(seconds)),
+            device: if on_cpu { format!("cpu, {}", isa.name()) } else { environment.device },
             threads: pool.threads(),
         })
+    }
+
+    /// Seconds of every step, and of a step on average. A GPU runs behind: the clock stops when the last step has ended.
+    fn time(&self, backend: &mut dyn Backend) -> Result<(Vec<f64>, f64)> {
+        const WARM_UP: usize = 2;
+        let batch = self.synthetic_batch();
+        let sgd = Sgd { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
+        let step = Step { index: 0, of: 1, sgd, label_smoothing: 0.1 };
+        let fine = |outcome: Outcome| outcome.fault.map_or(Ok(()), |fault| Err(Error::failed(fault)));
+        for _ in 0..WARM_UP {
+            backend.submit(&batch, &step)?;
+            while let Some(outcome) = backend.wait()? {
+                fine(outcome)?;
+            }
+        }
+        let (began, mut times) = (Instant::now(), vec![]);
+        for _ in 0..self.steps.max(1) {
+            let start = Instant::now();
+            backend.submit(&batch, &step)?;
+            while let Some(outcome) = backend.poll()? {
+                fine(outcome)?;
+            }
+            times.push(start.elapsed().as_secs_f64());
+        }
+        while let Some(outcome) = backend.wait()? {
+            fine(outcome)?;
+        }
+        let seconds = began.elapsed().as_secs_f64() / times.len() as f64;
+        Ok((times, seconds))
     }
 
     fn synthetic_batch(&self) -> Batch {
@@ -163,12 +182,14 @@ fn print(report: &Report, json: bool) -> Result<()> {
     if json {
         return answer(serde_json::to_string(report).expect("plain fields"));
     }
+    let share = report
+        .share_of_peak
+        .map_or(String::new(), |share| format!("{:.0} % of the multiply-add peak, ", 100.0 * share));
     answer(format!(
-        "{}: {:.2} images/s, median {:.0} ms a step, {:.0} % of the multiply-add peak, {:.0} MB, {} ({} threads)",
+        "{}: {:.2} images/s, median {:.1} ms a step, {share}{:.0} MB, {} ({} threads)",
         report.what,
         report.images_per_second,
         report.latency_ms.median,
-        100.0 * report.share_of_peak,
         report.peak_memory_mb,
         report.device,
         report.threads,

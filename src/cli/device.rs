@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::config::{Config, Precision};
-use crate::data::{Dataset, JPEG_DECODER};
+use crate::data::JPEG_DECODER;
 use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
@@ -38,12 +38,38 @@ impl FromStr for Device {
     }
 }
 
-/// A freshly initialised backend, and what its bits depend on besides the recipe.
-pub fn open(config: &Config, dataset: &Dataset, device: Device) -> Result<(Box<dyn Backend>, Environment)> {
+/// Fails early, before any data is read, where a card is asked for and its libraries are not here.
+#[cfg(feature = "cuda")]
+pub fn preflight(device: Device) -> Result<()> {
+    use crate::backend::cuda::device::libraries::Library;
     match device {
-        Device::Cpu => open_cpu(config, dataset),
-        Device::Cuda(ordinal) => open_cuda(config, dataset, ordinal),
-        Device::Auto => match open_cuda(config, dataset, 0) {
+        Device::Auto | Device::Cpu => Ok(()),
+        Device::Cuda(_) => [Library::Driver, Library::Cublas, Library::Cudnn]
+            .iter()
+            .try_for_each(|library| library.find().map(drop)),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+pub fn preflight(_: Device) -> Result<()> {
+    Ok(())
+}
+
+/// `--precision`, by the names of `device.precision`.
+pub fn precision(text: &str) -> Result<Precision, String> {
+    use serde::Deserialize;
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error, StrDeserializer};
+    let name: StrDeserializer<'_, Error> = text.into_deserializer();
+    Precision::deserialize(name).map_err(|_| "expected auto, fp32, tf32, fp16 or bf16".to_owned())
+}
+
+/// A freshly initialised backend for `classes` classes, and what its bits depend on besides the recipe.
+pub fn open(config: &Config, classes: usize, device: Device) -> Result<(Box<dyn Backend>, Environment)> {
+    match device {
+        Device::Cpu => open_cpu(config, classes),
+        Device::Cuda(ordinal) => open_cuda(config, classes, ordinal),
+        Device::Auto => match open_cuda(config, classes, 0) {
             Err(error) if error.kind == crate::error::Kind::Device => {
                 if wants_gpu(config) {
                     return Err(error);
@@ -52,7 +78,7 @@ pub fn open(config: &Config, dataset: &Dataset, device: Device) -> Result<(Box<d
                 if has_nvidia_card() {
                     message(format!("training on the CPU: {error}"));
                 }
-                open_cpu(config, dataset)
+                open_cpu(config, classes)
             }
             opened => opened,
         },
@@ -75,9 +101,9 @@ fn wants_gpu(config: &Config) -> bool {
     !matches!(config.device.precision, Precision::Auto | Precision::Fp32)
 }
 
-fn spec(config: &Config, dataset: &Dataset) -> ResNetSpec {
+fn spec(config: &Config, classes: usize) -> ResNetSpec {
     let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
-    spec.with_classes(dataset.classes.len())
+    spec.with_classes(classes)
 }
 
 fn environment(device: String) -> Environment {
@@ -89,14 +115,14 @@ fn environment(device: String) -> Environment {
     }
 }
 
-fn open_cpu(config: &Config, dataset: &Dataset) -> Result<(Box<dyn Backend>, Environment)> {
+fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Environment)> {
     if wants_gpu(config) {
         return Err(Error::usage(
             "device.precision asks for a GPU; the CPU computes in fp32: set device.precision=fp32 or auto",
         ));
     }
     let backend = CpuBackend::new(&CpuOptions {
-        spec: spec(config, dataset),
+        spec: spec(config, classes),
         resolution: config.data.resolution,
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
@@ -108,12 +134,12 @@ fn open_cpu(config: &Config, dataset: &Dataset) -> Result<(Box<dyn Backend>, Env
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_: &Config, _: &Dataset, _: usize) -> Result<(Box<dyn Backend>, Environment)> {
+fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Environment)> {
     Err(Error::device("this engine was built without the feature cuda"))
 }
 
 #[cfg(feature = "cuda")]
-fn open_cuda(config: &Config, dataset: &Dataset, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
+fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
     use crate::backend::cuda::plan::ScalePolicy;
@@ -141,7 +167,7 @@ fn open_cuda(config: &Config, dataset: &Dataset, ordinal: usize) -> Result<(Box<
     let identity = card.identity().to_owned();
     message(format!("training on {identity}"));
     let options = CudaOptions {
-        spec: spec(config, dataset),
+        spec: spec(config, classes),
         resolution: config.data.resolution,
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,

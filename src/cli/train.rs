@@ -21,8 +21,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             path.display()
         )));
     }
+    device::preflight(args.device)?;
     let dataset = open_data(&config, &args.config)?;
-    let (mut backend, environment) = device::open(&config, &dataset, args.device)?;
+    let (mut backend, environment) = device::open(&config, dataset.classes.len(), args.device)?;
     let options = TrainOptions {
         output: args.config.output.clone(),
         resume: args.resume(),
