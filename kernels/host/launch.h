@@ -2,9 +2,13 @@
 #pragma once
 #include <mutex>
 
+// Everything else is hidden: two libraries in one process must not share the state of their blocks, which the linker
+// would otherwise make unique.
+#define VISIBLE extern "C" __attribute__((visibility("default")))
+
 // Runs a kernel on the caller's thread; other callers wait. `order`: 0 ascending, 1 descending, 2 shuffled by `seed`.
 // Returns 0, or 1 with a message.
-extern "C" int engine_launch(const char* name, const unsigned* grid, const unsigned* block, void** args, unsigned order,
+VISIBLE int engine_launch(const char* name, const unsigned* grid, const unsigned* block, void** args, unsigned order,
                              unsigned seed, char* message, size_t size) {
     static std::mutex one_at_a_time;
     const std::lock_guard<std::mutex> guard(one_at_a_time);
@@ -18,6 +22,6 @@ extern "C" int engine_launch(const char* name, const unsigned* grid, const unsig
 }
 
 // Calls `visit` with the name of every kernel, in alphabetical order.
-extern "C" void engine_kernel_names(void (*visit)(const char* name, void* context), void* context) {
+VISIBLE void engine_kernel_names(void (*visit)(const char* name, void* context), void* context) {
     for (const auto& kernel : cuda_on_cpu::kernels()) visit(kernel.first.c_str(), context);
 }

@@ -153,7 +153,15 @@ pub fn sanitizes() -> bool {
 
 /// Flags of every build. Products and sums are rounded one by one, as the kernels say.
 pub fn flags() -> Vec<&'static str> {
-    let mut flags = vec!["-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"];
+    let mut flags = vec![
+        "-fvisibility=hidden",
+        "-std=c++17",
+        "-O2",
+        "-g1",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+    ];
     if sanitizes() {
         flags.extend(["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]);
     }
