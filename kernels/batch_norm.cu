@@ -14,21 +14,6 @@
 // Block of 256: `width` lanes along channels (8 channels each, or 1 where channels are no multiple of 8), the other
 // direction over rows. Grid: x over groups of 32 lanes, y over blocks of `rows_per_block` rows.
 
-// Mean and squared deviations of some rows.
-struct Moments { f32 mean, m2; };
-
-// `share`: the second's rows of all rows; `count`: the first's.
-__device__ inline Moments merged(Moments a, Moments b, f32 count, f32 share) {
-    const f32 delta = b.mean - a.mean;
-    return {fmaf(delta, share, a.mean), a.m2 + b.m2 + delta * delta * count * share};
-}
-
-// One thread's rows, and the Moments of its channels.
-struct Parts {
-    f32 count[BLOCK];
-    Moments of[PACK][BLOCK];
-};
-
 template <class S, u32 V> struct Lane {
     static __device__ inline void load(f32 (&v)[V], const S* from) {
         Pack<S> pack;
@@ -41,14 +26,12 @@ template <class S> struct Lane<S, 1> {
     static __device__ inline void load(f32 (&v)[1], const S* from) { v[0] = to_float(*from); }
 };
 
-// Sums of x - pivot and its square over the thread's rows; the pivot is the thread's first row.
+// Sums of x - pivot and its square over the thread's rows. All threads of a block share a channel's pivot, the block's
+// first row, so that the sums add up as they are, and nothing as large as the mean is rounded among them.
 template <class S, u32 V>
-__device__ inline void row_sums(const S* x, u32 begin, u32 end, u32 step, u32 channels, f32 (&pivot)[V], f32 (&sum)[V], f32 (&square)[V]) {
-    Lane<S, V>::load(pivot, x + (u64)begin * channels);
-#pragma unroll
-    for (u32 i = 0; i < V; i++) sum[i] = square[i] = 0.0f;
+__device__ inline void row_sums(const S* x, u32 begin, u32 end, u32 step, u32 channels, const f32 (&pivot)[V], f32 (&sum)[V], f32 (&square)[V]) {
 #pragma unroll 4
-    for (u32 row = begin + step; row < end; row += step) {
+    for (u32 row = begin; row < end; row += step) {
         f32 v[V];
         Lane<S, V>::load(v, x + (u64)row * channels);
 #pragma unroll
@@ -61,59 +44,56 @@ __device__ inline void row_sums(const S* x, u32 begin, u32 end, u32 step, u32 ch
 }
 
 template <class S, u32 V>
-__device__ inline void stats(const S* x, f32* partials, u32 rows, u32 channels, u32 rows_per_block, Parts& parts) {
+__device__ inline void stats(const S* x, Pair* partials, u32 rows, u32 channels, u32 rows_per_block, f32 (*shared)[2][BLOCK]) {
     const u32 lanes = channels / V, width = lanes < WARP ? lanes : WARP, high = BLOCK / width;
     const u32 lane = blockIdx.x * width + threadIdx.x % width, r = threadIdx.x / width;
-    const u32 begin = blockIdx.y * rows_per_block + r;
-    const u32 end = min_u32(rows, (blockIdx.y + 1) * rows_per_block);
-    parts.count[threadIdx.x] = 0.0f;
-    if (r < high && lane < lanes && begin < end) {
-        f32 pivot[V], sum[V], square[V];
-        row_sums<S, V>(x + lane * V, begin, end, high, channels, pivot, sum, square);
-        const f32 count = (f32)((end - begin + high - 1) / high), each = 1.0f / count;
-        parts.count[threadIdx.x] = count;
+    const u32 first = blockIdx.y * rows_per_block, end = min_u32(rows, first + rows_per_block);
+    f32 pivot[V], sum[V], square[V];
 #pragma unroll
-        for (u32 i = 0; i < V; i++) {
-            const f32 shift = sum[i] * each;
-            // Rounding may leave a little less than nothing.
-            parts.of[i][threadIdx.x] = {pivot[i] + shift, positive(square[i] - sum[i] * shift)};
-        }
+    for (u32 i = 0; i < V; i++) pivot[i] = sum[i] = square[i] = 0.0f;
+    if (r < high && lane < lanes) {
+        Lane<S, V>::load(pivot, x + (u64)first * channels + lane * V);
+        row_sums<S, V>(x + lane * V, first + r, end, high, channels, pivot, sum, square);
+    }
+#pragma unroll
+    for (u32 i = 0; i < V; i++) {
+        shared[i][0][threadIdx.x] = sum[i];
+        shared[i][1][threadIdx.x] = square[i];
     }
     for (u32 half_way = 128; half_way; half_way >>= 1) {
         __syncthreads();
-        const u32 other = threadIdx.x + half_way * width;
-        if (r < half_way && r + half_way < high && parts.count[other] > 0.0f) {
-            const f32 count = parts.count[threadIdx.x], both = count + parts.count[other], share = parts.count[other] / both;
-            parts.count[threadIdx.x] = both;
+        if (r < half_way && r + half_way < high) {
 #pragma unroll
             for (u32 i = 0; i < V; i++) {
-                parts.of[i][threadIdx.x] = merged(parts.of[i][threadIdx.x], parts.of[i][other], count, share);
+                shared[i][0][threadIdx.x] += shared[i][0][threadIdx.x + half_way * width];
+                shared[i][1][threadIdx.x] += shared[i][1][threadIdx.x + half_way * width];
             }
         }
     }
     if (r == 0 && lane < lanes) {
-        f32* to = partials + 2 * ((u64)blockIdx.y * channels + lane * V);
+        Pair* to = partials + (u64)blockIdx.y * channels + lane * V;
 #pragma unroll
         for (u32 i = 0; i < V; i++) {
-            to[2 * i] = parts.of[i][threadIdx.x].mean;
-            to[2 * i + 1] = parts.of[i][threadIdx.x].m2;
+            const f32 total = shared[i][0][threadIdx.x], shift = total / (f32)(end - first);
+            // Rounding may leave a little less than nothing.
+            to[i] = {pivot[i] + shift, positive(shared[i][1][threadIdx.x] - total * shift)};
         }
     }
 }
 
 template <class S>
-__device__ inline void bn_stats(const S* x, f32* partials, u32 rows, u32 channels, u32 rows_per_block) {
-    __shared__ Parts parts;
+__device__ inline void bn_stats(const S* x, Pair* partials, u32 rows, u32 channels, u32 rows_per_block) {
+    __shared__ f32 shared[PACK][2][BLOCK];
     if (channels % PACK == 0) {
-        stats<S, PACK>(x, partials, rows, channels, rows_per_block, parts);
+        stats<S, PACK>(x, partials, rows, channels, rows_per_block, shared);
     } else {
-        stats<S, 1>(x, partials, rows, channels, rows_per_block, parts);
+        stats<S, 1>(x, partials, rows, channels, rows_per_block, shared);
     }
 }
 
 #define BN_STATS(S, suffix)                                                                                            \
     KERNEL __launch_bounds__(BLOCK, 4)                                                                                   \
-    bn_stats_##suffix(const S* __restrict__ x, f32* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block) { \
+    bn_stats_##suffix(const S* __restrict__ x, Pair* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block) { \
         bn_stats<S>(x, partials, rows, channels, rows_per_block);                                                      \
     }                                                                                                                  \
     EXPORT(bn_stats_##suffix)
@@ -124,20 +104,20 @@ FOR_EACH_STORAGE(BN_STATS)
 // Block of 1024: 16 channels by 64 parts of the row blocks; parts are added in a fixed tree.
 
 KERNEL __launch_bounds__(1024)
-bn_finalize(const f32* __restrict__ partials, const f32* __restrict__ gamma, f32* __restrict__ mean, f32* __restrict__ rstd,
+bn_finalize(const Pair* __restrict__ partials, const f32* __restrict__ gamma, f32* __restrict__ mean, f32* __restrict__ rstd,
             f32* __restrict__ scale, f32* __restrict__ variance, u32 rows, u32 channels, u32 rows_per_block, f32 eps) {
     __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
     const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
     const u32 c = blockIdx.x * FINALIZE_CHANNELS + column, blocks = (rows + rows_per_block - 1) / rows_per_block;
     f32 sum = 0.0f, square = 0.0f, pivot = 0.0f;
     if (c < channels) {
-        pivot = partials[2 * c];
+        pivot = partials[c].a;
 #pragma unroll 4
         for (u32 b = part; b < blocks; b += FINALIZE_PARTS) {
-            const f32* from = partials + 2 * ((u64)b * channels + c);
-            const f32 count = (f32)min_u32(rows_per_block, rows - b * rows_per_block), delta = from[0] - pivot;
+            const Pair from = partials[(u64)b * channels + c];
+            const f32 count = (f32)min_u32(rows_per_block, rows - b * rows_per_block), delta = from.a - pivot;
             sum = fmaf(count, delta, sum);
-            square += fmaf(count * delta, delta, from[1]);
+            square += fmaf(count * delta, delta, from.b);
         }
     }
     add_parts(shared, sum, square, part, column);
@@ -157,39 +137,49 @@ EXPORT(bn_finalize)
 // ---- bn_apply -------------------------------------------------------------------------------------------------------
 // A thread has 8 consecutive elements, so one byte of the mask. Grid: elements / 2048, rounded up.
 
+// Eight channels from `c` on, which is a multiple of eight.
+template <class S>
+__device__ inline void normalise(Pack<S>& x, const f32* mean, const f32* scale, const f32* beta, u32 c) {
+    Pack<f32> m, s, b;
+    m.load(mean + c);
+    s.load(scale + c);
+    b.load(beta + c);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) x.v[i] = normalised(x.v[i], m.v[i], s.v[i], b.v[i]);
+}
+
 template <class S>
 __device__ inline void bn_apply(const S* x, const f32* mean, const f32* scale, const f32* beta, const S* z, const f32* z_mean,
                                 const f32* z_scale, const f32* z_beta, S* y, u8* mask, u64 elements, u32 channels, u32 relu) {
     const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= elements) return;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK, c = (u32)e % channels;
-    Pack<S> px, pz;
-    if (count == PACK) px.load(x + e); else load_some(px, x + e, count, 0.0f);
-    if (z) {
-        if (count == PACK) pz.load(z + e); else load_some(pz, z + e, count, 0.0f);
-    }
-    f32 m[PACK], s[PACK], b[PACK];
-    load_channels(m, mean, c, channels);
-    load_channels(s, scale, c, channels);
-    load_channels(b, beta, c, channels);
+    u32 c = (u32)e % channels, bits = 0;
+    if (channels % PACK == 0) {
+        Pack<S> px, pz;
+        px.load(x + e);
+        if (z) pz.load(z + e);
+        normalise(px, mean, scale, beta, c);
+        if (z_mean) normalise(pz, z_mean, z_scale, z_beta, c);
 #pragma unroll
-    for (u32 i = 0; i < PACK; i++) px.v[i] = normalised(px.v[i], m[i], s[i], b[i]);
-    if (z_mean) {
-        load_channels(m, z_mean, c, channels);
-        load_channels(s, z_scale, c, channels);
-        load_channels(b, z_beta, c, channels);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) pz.v[i] = normalised(pz.v[i], m[i], s[i], b[i]);
+        for (u32 i = 0; i < PACK; i++) {
+            if (z) px.v[i] += pz.v[i];
+            bits |= (u32)(px.v[i] > 0.0f) << i;
+            if (relu) px.v[i] = positive(px.v[i]);
+        }
+        px.store(y + e);
+    } else {
+        const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+        for (u32 i = 0; i < count; i++) {
+            f32 value = normalised(to_float(x[e + i]), mean[c], scale[c], beta[c]);
+            if (z) {
+                const f32 other = to_float(z[e + i]);
+                value += z_mean ? normalised(other, z_mean[c], z_scale[c], z_beta[c]) : other;
+            }
+            bits |= (u32)(value > 0.0f) << i;
+            y[e + i] = from_float<S>(relu ? positive(value) : value);
+            c = c + 1 == channels ? 0 : c + 1;
+        }
     }
-    u32 bits = 0;
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) {
-        if (z) px.v[i] += pz.v[i];
-        bits |= (u32)(px.v[i] > 0.0f) << i;
-        // Not fmaxf, which would turn NaN into 0.
-        if (relu && px.v[i] < 0.0f) px.v[i] = 0.0f;
-    }
-    if (count == PACK) px.store(y + e); else store_some(px, y + e, count);
     if (mask) mask[e / PACK] = (u8)bits;
 }
 

@@ -8,21 +8,22 @@
 //                       bytes: reads dy, x (and a bit an element), writes dx (and dz) once; floor: those / bandwidth
 #include "abi.cuh"
 
-// What d is made of dy by; 0: no ReLU.
+// What d is made of dy by.
+const u32 GATE_OPEN = 0;        // no ReLU
 const u32 GATE_RECOMPUTED = 1;  // the ReLU's input is computed again, by the very expression of bn_apply
 const u32 GATE_MASK = 2;        // bn_apply left a bit an element
 
 // ---- bn_backward_reduce: grid and block as bn_stats -----------------------------------------------------------------
 
-template <class S, u32 V> struct Gated;
+// A row's channels of one thread: dy, where the mask lets it through, and x.
+template <class S, u32 V, u32 GATE> struct Gated;
 
-// Eight channels of one row.
-template <class S> struct Gated<S, PACK> {
+template <class S, u32 GATE> struct Gated<S, PACK, GATE> {
     static __device__ inline void load(f32 (&d)[PACK], f32 (&x)[PACK], const S* dy, const S* from, const u8* mask, u64 e) {
         Pack<S> p, q;
         p.load(dy + e);
         q.load(from + e);
-        const u32 bits = mask ? mask[e / PACK] : 255u;
+        const u32 bits = GATE == GATE_MASK ? mask[e / PACK] : 255u;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             d[i] = bits >> i & 1u ? p.v[i] : 0.0f;
@@ -31,43 +32,55 @@ template <class S> struct Gated<S, PACK> {
     }
 };
 
-// One element.
-template <class S> struct Gated<S, 1> {
+template <class S, u32 GATE> struct Gated<S, 1, GATE> {
     static __device__ inline void load(f32 (&d)[1], f32 (&x)[1], const S* dy, const S* from, const u8* mask, u64 e) {
-        const u32 bit = mask ? mask[e / PACK] >> (e % PACK) & 1u : 1u;
+        const u32 bit = GATE == GATE_MASK ? mask[e / PACK] >> (e % PACK) & 1u : 1u;
         d[0] = bit ? to_float(dy[e]) : 0.0f;
         x[0] = to_float(from[e]);
     }
 };
 
+// Sums of d and d (x - mean) over the thread's rows. `lane`: its first channel.
+template <class S, u32 V, u32 GATE>
+__device__ inline void row_products(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
+                                    u32 begin, u32 end, u32 step, u32 channels, u32 lane, f32 (&sum)[V], f32 (&product)[V]) {
+    f32 m[V], s[V], b[V];
+#pragma unroll
+    for (u32 i = 0; i < V; i++) {
+        m[i] = mean[lane + i];
+        s[i] = GATE == GATE_RECOMPUTED ? scale[lane + i] : 0.0f;
+        b[i] = GATE == GATE_RECOMPUTED ? beta[lane + i] : 0.0f;
+    }
+#pragma unroll 2
+    for (u32 row = begin; row < end; row += step) {
+        f32 d[V], v[V];
+        Gated<S, V, GATE>::load(d, v, dy, x, mask, (u64)row * channels + lane);
+#pragma unroll
+        for (u32 i = 0; i < V; i++) {
+            if (GATE == GATE_RECOMPUTED && !(normalised(v[i], m[i], s[i], b[i]) > 0.0f)) d[i] = 0.0f;
+            sum[i] += d[i];
+            product[i] = fmaf(d[i], v[i] - m[i], product[i]);
+        }
+    }
+}
+
 template <class S, u32 V>
 __device__ inline void reduce(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                              f32* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate, f32 (*shared)[2][BLOCK]) {
+                              Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate, f32 (*shared)[2][BLOCK]) {
     const u32 lanes = channels / V, width = lanes < WARP ? lanes : WARP, high = BLOCK / width;
     const u32 lane = blockIdx.x * width + threadIdx.x % width, r = threadIdx.x / width;
     const u32 begin = blockIdx.y * rows_per_block + r;
-    const u32 end = min_u32(rows, (blockIdx.y + 1) * rows_per_block);
+    const u32 end = r < high && lane < lanes ? min_u32(rows, (blockIdx.y + 1) * rows_per_block) : 0;
     f32 sum[V], product[V];
 #pragma unroll
     for (u32 i = 0; i < V; i++) sum[i] = product[i] = 0.0f;
-    if (r < high && lane < lanes) {
-        f32 m[V], s[V], b[V];
-#pragma unroll
-        for (u32 i = 0; i < V; i++) {
-            m[i] = mean[lane * V + i];
-            s[i] = scale[lane * V + i];
-            b[i] = beta[lane * V + i];
-        }
-#pragma unroll 2
-        for (u32 row = begin; row < end; row += high) {
-            f32 d[V], v[V];
-            Gated<S, V>::load(d, v, dy, x, mask, (u64)row * channels + lane * V);
-#pragma unroll
-            for (u32 i = 0; i < V; i++) {
-                if (gate == GATE_RECOMPUTED && !(normalised(v[i], m[i], s[i], b[i]) > 0.0f)) d[i] = 0.0f;
-                sum[i] += d[i];
-                product[i] = fmaf(d[i], v[i] - m[i], product[i]);
-            }
+    if (begin < end) {
+        if (gate == GATE_RECOMPUTED) {
+            row_products<S, V, GATE_RECOMPUTED>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
+        } else if (gate == GATE_MASK) {
+            row_products<S, V, GATE_MASK>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
+        } else {
+            row_products<S, V, GATE_OPEN>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
         }
     }
 #pragma unroll
@@ -86,18 +99,15 @@ __device__ inline void reduce(const S* dy, const S* x, const u8* mask, const f32
         }
     }
     if (r == 0 && lane < lanes) {
-        f32* to = partials + 2 * ((u64)blockIdx.y * channels + lane * V);
+        Pair* to = partials + (u64)blockIdx.y * channels + lane * V;
 #pragma unroll
-        for (u32 i = 0; i < V; i++) {
-            to[2 * i] = shared[i][0][threadIdx.x];
-            to[2 * i + 1] = shared[i][1][threadIdx.x];
-        }
+        for (u32 i = 0; i < V; i++) to[i] = {shared[i][0][threadIdx.x], shared[i][1][threadIdx.x]};
     }
 }
 
 template <class S>
 __device__ inline void bn_backward_reduce(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                                          f32* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {
+                                          Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {
     __shared__ f32 shared[PACK][2][BLOCK];
     if (channels % PACK == 0) {
         reduce<S, PACK>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, shared);
@@ -110,7 +120,7 @@ __device__ inline void bn_backward_reduce(const S* dy, const S* x, const u8* mas
     KERNEL __launch_bounds__(BLOCK)                                                                                      \
     bn_backward_reduce_##suffix(const S* __restrict__ dy, const S* __restrict__ x, const u8* __restrict__ mask,          \
                                 const f32* __restrict__ mean, const f32* __restrict__ scale, const f32* __restrict__ beta, \
-                                f32* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {      \
+                                Pair* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {     \
         bn_backward_reduce<S>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate);           \
     }                                                                                                                    \
     EXPORT(bn_backward_reduce_##suffix)
@@ -120,7 +130,7 @@ FOR_EACH_STORAGE(BN_BACKWARD_REDUCE)
 // ---- bn_backward_finalize: grid and block as bn_finalize ------------------------------------------------------------
 
 KERNEL __launch_bounds__(1024)
-bn_backward_finalize(const f32* __restrict__ partials, const f32* __restrict__ rstd, const f32* __restrict__ scale,
+bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ rstd, const f32* __restrict__ scale,
                      f32* __restrict__ dgamma, f32* __restrict__ dbeta, f32* __restrict__ b, f32* __restrict__ c_out, u32 rows,
                      u32 channels, u32 row_blocks) {
     __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
@@ -130,9 +140,9 @@ bn_backward_finalize(const f32* __restrict__ partials, const f32* __restrict__ r
     if (c < channels) {
 #pragma unroll 4
         for (u32 block = part; block < row_blocks; block += FINALIZE_PARTS) {
-            const f32* from = partials + 2 * ((u64)block * channels + c);
-            sum += from[0];
-            product += from[1];
+            const Pair from = partials[(u64)block * channels + c];
+            sum += from.a;
+            product += from.b;
         }
     }
     add_parts(shared, sum, product, part, column);
@@ -146,48 +156,62 @@ bn_backward_finalize(const f32* __restrict__ partials, const f32* __restrict__ r
 }
 EXPORT(bn_backward_finalize)
 
-// ---- bn_backward_apply: a thread has 8 consecutive elements ---------------------------------------------------------
+// ---- bn_backward_apply: a thread has 8 consecutive elements. Grid: elements / 2048, rounded up -----------------------
+
+__device__ inline f32 input_gradient(f32 d, f32 x, f32 mean, f32 scale, f32 b, f32 c) {
+    return fmaf(b, x - mean, scale * d) + c;
+}
+
+// Eight channels from `c_from` on, which is a multiple of eight: dx into `x`.
+template <class S>
+__device__ inline void backward(Pack<S>& d, Pack<S>& x, u32 bits, const f32* mean, const f32* scale, const f32* beta, const f32* b,
+                                const f32* c, u32 c_from, u32 gate) {
+    Pack<f32> m, s, p, q;
+    m.load(mean + c_from);
+    s.load(scale + c_from);
+    if (gate == GATE_RECOMPUTED) {
+        p.load(beta + c_from);
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) {
+            if (!(normalised(x.v[i], m.v[i], s.v[i], p.v[i]) > 0.0f)) d.v[i] = 0.0f;
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) {
+            if (!(bits >> i & 1u)) d.v[i] = 0.0f;
+        }
+    }
+    p.load(b + c_from);
+    q.load(c + c_from);
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) x.v[i] = input_gradient(d.v[i], x.v[i], m.v[i], s.v[i], p.v[i], q.v[i]);
+}
 
 template <class S>
 __device__ inline void bn_backward_apply(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
                                          const f32* b, const f32* c_in, S* dx, S* dz, u64 elements, u32 channels, u32 gate) {
     const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= elements) return;
-    const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK, c = (u32)e % channels;
-    Pack<S> d, v;
-    if (count == PACK) {
+    const u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
+    u32 c = (u32)e % channels;
+    if (channels % PACK == 0) {
+        Pack<S> d, v;
         d.load(dy + e);
         v.load(x + e);
+        backward(d, v, bits, mean, scale, beta, b, c_in, c, gate);
+        if (dz) d.store(dz + e);
+        v.store(dx + e);
     } else {
-        load_some(d, dy + e, count, 0.0f);
-        load_some(v, x + e, count, 0.0f);
-    }
-    f32 m[PACK], s[PACK], p[PACK];
-    load_channels(m, mean, c, channels);
-    load_channels(s, scale, c, channels);
-    if (gate == GATE_MASK) {
-        const u32 bits = mask[e / PACK];
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            if (!(bits >> i & 1u)) d.v[i] = 0.0f;
-        }
-    } else if (gate == GATE_RECOMPUTED) {
-        load_channels(p, beta, c, channels);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            if (!(normalised(v.v[i], m[i], s[i], p[i]) > 0.0f)) d.v[i] = 0.0f;
+        const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+        for (u32 i = 0; i < count; i++) {
+            const f32 value = to_float(x[e + i]);
+            const bool open = gate == GATE_RECOMPUTED ? normalised(value, mean[c], scale[c], beta[c]) > 0.0f : bits >> i & 1u;
+            const f32 d = open ? to_float(dy[e + i]) : 0.0f;
+            if (dz) dz[e + i] = from_float<S>(d);
+            dx[e + i] = from_float<S>(input_gradient(d, value, mean[c], scale[c], b[c], c_in[c]));
+            c = c + 1 == channels ? 0 : c + 1;
         }
     }
-    if (dz) {
-        if (count == PACK) d.store(dz + e); else store_some(d, dz + e, count);
-    }
-    load_channels(p, b, c, channels);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) v.v[i] = fmaf(p[i], v.v[i] - m[i], s[i] * d.v[i]);
-    load_channels(p, c_in, c, channels);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) v.v[i] += p[i];
-    if (count == PACK) v.store(dx + e); else store_some(v, dx + e, count);
 }
 
 #define BN_BACKWARD_APPLY(S, suffix)                                                                                    \

@@ -189,6 +189,11 @@ __device__ inline f32 positive(f32 value) { return value < 0.0f ? 0.0f : value; 
 // forward pass.
 __device__ inline f32 normalised(f32 x, f32 mean, f32 scale, f32 beta) { return fmaf(x - mean, scale, beta); }
 
+// ---- partial sums by channel ----------------------------------------------------------------------------------------
+
+// What a block of rows leaves of one channel: one 8-byte access.
+struct alignas(8) Pair { f32 a, b; };
+
 // ---- sums by channel over many partials: a block of 16 channels by 64 parts -----------------------------------------
 
 const u32 FINALIZE_CHANNELS = 16, FINALIZE_PARTS = 64;

@@ -12,6 +12,19 @@ struct Place { u32 pixel, channel; };
 
 __device__ inline Place place(u32 e, u32 c) { return {e / c, e % c}; }
 
+// Eight bytes in one access.
+struct alignas(8) EightBytes { u32 low, high; };
+
+__device__ inline void store_bytes(u8* to, const u32 (&v)[PACK]) {
+    *(EightBytes*)to = {v[0] | v[1] << 8 | v[2] << 16 | v[3] << 24, v[4] | v[5] << 8 | v[6] << 16 | v[7] << 24};
+}
+
+__device__ inline void load_bytes(u32 (&v)[PACK], const u8* from) {
+    const EightBytes bytes = *(const EightBytes*)from;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) v[i] = (i < 4 ? bytes.low : bytes.high) >> (8 * (i % 4)) & 255u;
+}
+
 // ---- max_pool: grid: n p q c / 2048, rounded up ----------------------------------------------------------------------
 
 struct Window { u32 image, top, left; };  // top and left corner, one more than the row and column (padding)
@@ -20,53 +33,63 @@ __device__ inline Window window(u32 pixel, u32 p, u32 q) {
     return {pixel / (p * q), pixel / q % p * 2, pixel % q * 2};
 }
 
+// The larger of what was best and the next tap's value.
+__device__ inline void keep_larger(f32& best, u32& from, f32 value, u32 tap) {
+    if (value > best || value != value) {
+        best = value;
+        from = tap;
+    }
+}
+
+const u32 CENTRE = 4, NO_TAP = 9;
+
 template <class S>
 __device__ inline void max_pool(const S* x, S* y, u8* index, u32 n, u32 h, u32 w, u32 c) {
     const u32 p = (h - 1) / 2 + 1, q = (w - 1) / 2 + 1;
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * p * q * c;
     if (e >= elements) return;
-    const bool whole = c % PACK == 0;
-    const u32 count = elements - e < PACK ? elements - e : PACK;
-    Pack<S> best;
-    u32 from[PACK];
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) {
-        best.v[i] = -bits_to_float(0x7f800000u);
-        from[i] = 4;
-    }
-    for (u32 tap = 0; tap < 9; tap++) {
-        Pack<S> pack;
-        u32 inside = 0;
-        if (whole) {
-            const Place at = place(e, c);
-            const Window o = window(at.pixel, p, q);
-            const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
-            if (row < h && column < w) {
-                inside = 255;
-                pack.load(x + (((u64)o.image * h + row) * w + column) * c + at.channel);
-            }
-        } else {
-            for (u32 i = 0; i < count; i++) {
-                const Place at = place(e + i, c);
-                const Window o = window(at.pixel, p, q);
-                const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
-                if (row >= h || column >= w) continue;
-                inside |= 1u << i;
-                pack.v[i] = to_float(x[(((u64)o.image * h + row) * w + column) * c + at.channel]);
-            }
-        }
+    const f32 lowest = -bits_to_float(0x7f800000u);
+    if (c % PACK == 0) {
+        const Place at = place(e, c);
+        const Window o = window(at.pixel, p, q);
+        Pack<S> best;
+        u32 from[PACK];
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
-            if (inside >> i & 1u && (pack.v[i] > best.v[i] || pack.v[i] != pack.v[i])) {
-                best.v[i] = pack.v[i];
-                from[i] = tap;
+            best.v[i] = lowest;
+            from[i] = CENTRE;
+        }
+#pragma unroll
+        for (u32 tap = 0; tap < 9; tap++) {
+            const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
+            const bool inside = row < h && column < w;
+            // The centre, which exists, stands for a tap that does not: no branch, so that loads overlap.
+            const u32 pixel = inside ? (o.image * h + row) * w + column : (o.image * h + o.top) * w + o.left;
+            Pack<S> pack;
+            pack.load(x + (u64)pixel * c + at.channel);
+#pragma unroll
+            for (u32 i = 0; i < PACK; i++) {
+                if (inside) keep_larger(best.v[i], from[i], pack.v[i], tap);
             }
         }
-    }
-    if (count == PACK) best.store(y + e); else store_some(best, y + e, count);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) {
-        if (i < count) index[e + i] = (u8)from[i];
+        best.store(y + e);
+        store_bytes(index + e, from);
+    } else {
+        const u32 count = elements - e < PACK ? elements - e : PACK;
+        for (u32 i = 0; i < count; i++) {
+            const Place at = place(e + i, c);
+            const Window o = window(at.pixel, p, q);
+            f32 best = lowest;
+            u32 from = CENTRE;
+            for (u32 tap = 0; tap < 9; tap++) {
+                const u32 row = o.top + tap / 3 - 1, column = o.left + tap % 3 - 1;
+                if (row < h && column < w) {
+                    keep_larger(best, from, to_float(x[(u64)((o.image * h + row) * w + column) * c + at.channel]), tap);
+                }
+            }
+            y[e + i] = from_float<S>(best);
+            index[e + i] = (u8)from;
+        }
     }
 }
 
@@ -81,13 +104,10 @@ FOR_EACH_STORAGE(MAX_POOL)
 
 // ---- max_pool_backward: grid: n h w c / 2048, rounded up --------------------------------------------------------------
 
-// The outputs along one side whose windows hold position `at`: `first` and, where `count` is 2, the next.
-struct Holders { u32 first, count; };
+// The outputs along one side whose windows may hold position `at`: `at` / 2, and the next where `two`.
+struct Holders { u32 first; bool two; };
 
-__device__ inline Holders holders(u32 at, u32 outputs) {
-    const u32 first = at / 2, count = at % 2 && first + 1 < outputs ? 2 : 1;
-    return {first, count};
-}
+__device__ inline Holders holders(u32 at, u32 outputs) { return {at / 2, at % 2 == 1 && at / 2 + 1 < outputs}; }
 
 template <class S>
 __device__ inline void max_pool_backward(const S* dy, const u8* index, S* dx, u32 n, u32 h, u32 w, u32 c) {
@@ -95,34 +115,34 @@ __device__ inline void max_pool_backward(const S* dy, const u8* index, S* dx, u3
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK, elements = n * h * w * c;
     if (e >= elements) return;
     const bool whole = c % PACK == 0;
-    const u32 count = elements - e < PACK ? elements - e : PACK;
-    Pack<S> sum;
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) sum.v[i] = 0.0f;
-    for (u32 i = 0; i < (whole ? 1 : count); i++) {
+    const u32 count = whole ? 1 : elements - e < PACK ? elements - e : PACK;
+    for (u32 i = 0; i < count; i++) {
         const Place at = place(e + i, c);
         const u32 column = at.pixel % w, row = at.pixel / w % h, image = at.pixel / (w * h);
         const Holders down = holders(row, p), across = holders(column, q);
-        for (u32 a = down.first; a < down.first + down.count; a++) {
-            for (u32 b = across.first; b < across.first + across.count; b++) {
-                const u32 tap = (row + 1 - 2 * a) * 3 + (column + 1 - 2 * b);
-                const u64 from = (((u64)image * p + a) * q + b) * c + at.channel;
-                if (whole) {
-                    Pack<S> pack;
-                    pack.load(dy + from);
+        Pack<S> sum;
 #pragma unroll
-                    for (u32 k = 0; k < PACK; k++) sum.v[k] += index[from + k] == tap ? pack.v[k] : 0.0f;
-                } else {
-                    const f32 value = index[from] == tap ? to_float(dy[from]) : 0.0f;
+        for (u32 k = 0; k < PACK; k++) sum.v[k] = 0.0f;
 #pragma unroll
-                    for (u32 k = 0; k < PACK; k++) {
-                        if (k == i) sum.v[k] += value;
-                    }
-                }
+        for (u32 holder = 0; holder < 4; holder++) {
+            const bool holds = (holder / 2 == 0 || down.two) && (holder % 2 == 0 || across.two);
+            // The first holder, with a tap that none has, stands for one that does not exist: no branch, so that loads overlap.
+            const u32 a = down.first + (holds ? holder / 2 : 0), b = across.first + (holds ? holder % 2 : 0);
+            const u32 tap = holds ? (row + 1 - 2 * a) * 3 + (column + 1 - 2 * b) : NO_TAP;
+            const u64 from = (u64)((image * p + a) * q + b) * c + at.channel;
+            if (whole) {
+                Pack<S> pack;
+                u32 taps[PACK];
+                pack.load(dy + from);
+                load_bytes(taps, index + from);
+#pragma unroll
+                for (u32 k = 0; k < PACK; k++) sum.v[k] += taps[k] == tap ? pack.v[k] : 0.0f;
+            } else {
+                sum.v[0] += index[from] == tap ? to_float(dy[from]) : 0.0f;
             }
         }
+        if (whole) sum.store(dx + e); else dx[e + i] = from_float<S>(sum.v[0]);
     }
-    if (count == PACK) sum.store(dx + e); else store_some(sum, dx + e, count);
 }
 
 #define MAX_POOL_BACKWARD(S, suffix)                                                                                  \
