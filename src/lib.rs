@@ -16,6 +16,7 @@
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
 //! | [`export`] | safetensors and .pth for other programs |
+//! | [`infer`] | inference on a CPU: model file -> program -> answer |
 //! | [`cli`] | flags -> command; exit codes in one place |
 
 pub mod error;
@@ -36,4 +37,5 @@ pub mod checkpoint;
 pub mod log;
 pub mod train;
 pub mod export;
+pub mod infer;
 pub mod cli;

@@ -4,7 +4,6 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod loss;
-pub mod units;
 
 use crate::data::Batch;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! The CPU backend: f32, NHWC, the oracle for every other backend and the default on a machine without a GPU.
 //!
-//! What is walked forward and backward are the units of [`super::units`]; `batch_norm`, `pooling` and
+//! What is walked forward and backward are the units of [`crate::model::units`]; `batch_norm`, `pooling` and
 //! `input` are the memory-bound operations, `simd::conv` the convolutions; `memory` hands out buffers; `walk` runs a
 //! step. All reductions are in an order that the shapes fix, so results do not depend on the number of threads.
 

@@ -6,10 +6,10 @@ use super::params::Params;
 use super::pooling::{self, PoolShape};
 use super::{Cpu, Engine, input};
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
-use crate::backend::units::{ConvUnit, Unit, units};
 use crate::backend::{Outcome, Step};
 use crate::data::Batch;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
+use crate::model::units::{ConvUnit, Unit, units};
 use crate::simd::conv;
 use crate::tensor::{HostTensor, all_finite};
 

@@ -5,8 +5,8 @@ use super::geometry;
 use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
 use super::params::Statistic;
 use super::region::{Access, Region};
-use crate::backend::units::{ConvUnit, Unit};
 use crate::model::graph::{ParamId, TensorId};
+use crate::model::units::{ConvUnit, Unit};
 
 /// What lets a gradient through to a batch norm; the kernels' `gate`.
 #[derive(Clone, Copy)]

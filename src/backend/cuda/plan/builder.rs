@@ -5,8 +5,8 @@ use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
 use super::region::{Access, Arena, Region};
 use super::{PlanOptions, StagingLayout};
-use crate::backend::units::ConvUnit;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
+use crate::model::units::ConvUnit;
 
 /// The path that everything waits for.
 pub const MAIN: Stream = 0;

@@ -8,9 +8,9 @@ use super::params::Statistic;
 use super::region::{Access, Arena, Region};
 use super::{OUTCOME_RING, Purpose, STAGING_SLOTS};
 use crate::backend::cuda::abi;
-use crate::backend::units::{ConvUnit, Unit};
 use crate::backend::{EPS, MEAN, RUNNING_MOMENTUM, STD};
 use crate::model::graph::{ParamId, TensorId};
+use crate::model::units::{ConvUnit, Unit};
 
 /// What an affine map by channel is made of: y = (x - mean) scale + beta.
 struct Affine {

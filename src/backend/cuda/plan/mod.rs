@@ -24,11 +24,11 @@ pub mod region;
 
 use super::abi;
 use super::storage::Storage;
-use crate::backend::units::units;
 use crate::config::Decay;
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
+use crate::model::units::units;
 use builder::Builder;
 use node::Node;
 use params::{ParamLayout, STATISTICS};

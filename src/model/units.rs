@@ -1,7 +1,7 @@
-//! The graph's operations, grouped as backends run them: a convolution goes with its batch norm, residual sum and
+//! The graph's operations, grouped as their readers run them: a convolution goes with its batch norm, residual sum and
 //! ReLU, so that each activation is read and written once on the way.
 
-use crate::model::graph::{BufferId, ConvShape, Graph, Op, ParamId, TensorId};
+use super::graph::{BufferId, ConvShape, Graph, Op, ParamId, TensorId};
 use std::collections::BTreeMap;
 
 /// y = relu(batch_norm(conv(x)) + residual); sum and ReLU where the graph has them.

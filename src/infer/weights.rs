@@ -1,0 +1,46 @@
+//! What a program computes with: the numbers of each of the graph's units ([`crate::model::units`]), asked for one
+//! layer at a time, so that no more than one layer exists unpacked.
+
+use crate::error::Result;
+use crate::model::graph::{ParamId, TensorId};
+use crate::model::units::ConvUnit;
+
+/// A convolution or the classifier in f32, batch norm folded in: y = conv(x, weight) + bias.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Folded {
+    /// f32 [k][r][s][c]; the classifier's [classes][features].
+    pub weight: Vec<f32>,
+    /// f32 [k].
+    pub bias: Vec<f32>,
+}
+
+/// The same for 8-bit products: y = scale[k] x_scale sum(weight x) + bias, where x is u8 with real value x_scale x, zero
+/// at 0. The stem's x is the image's own bytes, with the normalisation folded into weight, scale and bias; what lies
+/// outside the image has the byte `padding[c]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantised {
+    /// i8 [k][r][s][c], symmetric: within -127..=127.
+    pub weight: Vec<i8>,
+    /// f32 [k], by output channel.
+    pub scale: Vec<f32>,
+    /// f32 [k], in real units; bias correction and the stem's compensation for `padding` are in it.
+    pub bias: Vec<f32>,
+    /// Bytes outside the feature map, by input channel; zeros everywhere but in the stem.
+    pub padding: Vec<u8>,
+}
+
+/// Where numbers come from: a model file, or a test.
+pub trait Weights {
+    fn convolution(&self, unit: &ConvUnit) -> Result<Folded>;
+
+    fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded>;
+
+    /// An error that says how to calibrate where the source has no 8-bit numbers.
+    fn quantised(&self, unit: &ConvUnit) -> Result<Quantised>;
+
+    /// Only its weights are 8-bit: the features stay f32, x_scale is 1.
+    fn quantised_classifier(&self, weight: ParamId, bias: ParamId) -> Result<Quantised>;
+
+    /// The step of a tensor's u8 values: real = scale u8. The image's is 1: see [`Quantised`].
+    fn scale(&self, tensor: TensorId) -> Result<f32>;
+}
