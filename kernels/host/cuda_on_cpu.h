@@ -1,10 +1,11 @@
-// CUDA kernels on the host: every thread of a block runs until it ends or waits, on one host thread, in an order that
-// the caller chooses. A missing barrier gives other results in other orders; a divergent one is an error.
+// CUDA kernels on the host: every thread of a block runs until it ends or waits, on one host thread, and the blocks run one
+// after another, both in an order that the caller chooses. A missing barrier, or a block that relies on another, gives other
+// results in other orders; a divergent barrier is an error.
 //
 // A thread that never waits costs a function call: it runs on the fibre of the one before it. Only threads that wait
 // at a barrier or for their warp hold a fibre of their own.
 //
-// What this does not show: races between blocks (they run one after another), memory fences, fast-math.
+// What this does not show: blocks that only go wrong at the same time (each runs whole), memory fences, fast-math.
 #pragma once
 #define CUDA_ON_CPU
 
@@ -231,12 +232,13 @@ inline const char* run_block() {
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
 
-inline void set_order(unsigned threads, unsigned order, unsigned seed) {
-    block.order.resize(threads);
-    for (unsigned i = 0; i < threads; i++) block.order[i] = order == DESCENDING ? threads - 1 - i : i;
+// In which order `count` threads, or blocks, run.
+inline void set_order(std::vector<unsigned>& ids, unsigned count, unsigned order, unsigned seed) {
+    ids.resize(count);
+    for (unsigned i = 0; i < count; i++) ids[i] = order == DESCENDING ? count - 1 - i : i;
     if (order == SHUFFLED) {
         std::mt19937 random(seed);
-        for (unsigned i = threads; i > 1; i--) std::swap(block.order[i - 1], block.order[random() % i]);
+        for (unsigned i = count; i > 1; i--) std::swap(ids[i - 1], ids[random() % i]);
     }
 }
 
@@ -249,13 +251,13 @@ inline const char* launch(Thunk kernel, Dim grid, Dim dim, void** args, unsigned
     const unsigned threads = dim.x * dim.y * dim.z;
     if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
     block.threads.resize(threads);
-    set_order(threads, order, seed);
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                block_index = {x, y, z};
-                if (const char* problem = run_block()) return problem;
-            }
+    set_order(block.order, threads, order, seed);
+    std::vector<unsigned> blocks;
+    set_order(blocks, grid.x * grid.y * grid.z, order, seed + 1);
+    for (unsigned id : blocks) {
+        block_index = {id % grid.x, id / grid.x % grid.y, id / (grid.x * grid.y)};
+        if (const char* problem = run_block()) return problem;
+    }
     return nullptr;
 }
 

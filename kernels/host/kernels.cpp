@@ -8,9 +8,7 @@
 #include "../loss.cu"
 #include "../gradient.cu"
 #include "../sgd.cu"
-#if __has_include("../lamb.cu")
 #include "../lamb.cu"
-#endif
 #include "../ema.cu"
 
 #include "launch.h"

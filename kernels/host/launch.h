@@ -6,7 +6,8 @@
 // would otherwise make unique.
 #define VISIBLE extern "C" __attribute__((visibility("default")))
 
-// Runs a kernel on the caller's thread; other callers wait. `order`: 0 ascending, 1 descending, 2 shuffled by `seed`.
+// Runs a kernel on the caller's thread; other callers wait. `order`, of threads and
+// of blocks: 0 ascending, 1 descending, 2 shuffled by `seed`.
 // Returns 0, or 1 with a message.
 VISIBLE int engine_launch(const char* name, const unsigned* grid, const unsigned* block, void** args, unsigned order,
                              unsigned seed, char* message, size_t size) {

@@ -17,7 +17,7 @@ pub enum Arg {
     F32(f32),
 }
 
-/// In which order the threads of a block run.
+/// In which order the threads of a block run, and the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     Ascending,

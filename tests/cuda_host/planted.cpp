@@ -28,6 +28,12 @@ KERNEL with_barrier(const f32* x, f32* sum) {
 }
 EXPORT(with_barrier)
 
+// Right only where the block before has ended already.
+KERNEL relies_on_the_block_before(u32* counts) {
+    counts[blockIdx.x + 1] = counts[blockIdx.x] + 1;
+}
+EXPORT(relies_on_the_block_before)
+
 // Half of the block never comes.
 KERNEL divergent_barrier(f32* x) {
     if (threadIdx.x < 32) __syncthreads();

@@ -34,6 +34,21 @@ fn a_missing_barrier_gives_other_results_in_other_orders() {
 }
 
 #[test]
+fn a_block_that_relies_on_another_gives_other_results_in_other_orders() {
+    let Some(host) = planted() else { return };
+    let counts = ORDERS.map(|order| {
+        let mut counts = [0u32; 9];
+        let args = [Arg::Pointer(counts.as_mut_ptr().cast())];
+        // SAFETY: eight blocks read the first eight counts and write the last eight.
+        unsafe { host.launch("relies_on_the_block_before", [8, 1, 1], ONE, &args, order) }.unwrap();
+        counts
+    });
+    assert_eq!(counts[0], [0, 1, 2, 3, 4, 5, 6, 7, 8], "right by chance, in one order");
+    assert!(counts[1] != counts[0] && counts[2] != counts[0], "{counts:?}: not noticed");
+    assert_ne!(counts[1], counts[2], "the shuffled order is one of its own");
+}
+
+#[test]
 fn a_divergent_barrier_is_an_error_and_the_next_launch_works() {
     let Some(host) = planted() else { return };
     let mut x = [0.0f32; 64];
