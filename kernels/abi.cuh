@@ -55,11 +55,46 @@ const u32 SKIPPED = 1, HALTED = 2, LOSS_NOT_FINITE = 4;
 // The loss of one image, and whether its label is the best, among the best five.
 struct RowScore { f32 loss; u32 top1; u32 top5; };
 
+// A piece of one parameter, for kernels that need sums by parameter: elements `first` to `first + count` of the flat space.
+struct Chunk {
+    u32 first, count;
+    u32 parameter;
+    u32 decays;  // whether weight decay applies
+};
+
+// The chunks of one parameter.
+struct ChunkRange { u32 first, count; };
+
 static_assert(sizeof(Item) == 28 && sizeof(Hyper) == 64 && sizeof(State) == 64 && sizeof(Outcome) == 64, "as in abi.rs");
-static_assert(sizeof(RowScore) == 12, "as in abi.rs");
+static_assert(sizeof(RowScore) == 12 && sizeof(Chunk) == 16 && sizeof(ChunkRange) == 8, "as in abi.rs");
 
 // What the host has put at `offset` of the current pass's slot.
 template <class T>
 __device__ inline const T* staged(const u8* staging, u32 slots, u64 slot_bytes, u64 offset, const State* state) {
     return (const T*)(staging + (u64)(state->pass % slots) * slot_bytes + offset);
 }
+
+// The gradients of one pass over the flat parameter space: `matrix_end` elements of the storage type, then f32. Both parts
+// begin at multiples of 64 elements, so that no pack of eight is of both.
+template <class S> struct PassGradient {
+    const S* matrices;
+    const f32* vectors;
+    u32 matrix_end;
+
+    __device__ void load(Pack<f32>& to, u32 e, u32 count) const {
+        if (e < matrix_end) {
+            Pack<S> pack;
+            load_at(pack, matrices, e, count);
+            widen(to, pack);
+        } else {
+            load_at(to, vectors, e - matrix_end, count);
+        }
+    }
+};
+
+// Gradients summed over passes.
+struct SummedGradient {
+    const f32* sum;
+
+    __device__ void load(Pack<f32>& to, u32 e, u32 count) const { load_at(to, sum, e, count); }
+};

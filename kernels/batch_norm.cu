@@ -135,40 +135,87 @@ bn_finalize(const Pair* __restrict__ partials, const f32* __restrict__ gamma, f3
 EXPORT(bn_finalize)
 
 // ---- bn_apply -------------------------------------------------------------------------------------------------------
-// A thread has 8 consecutive elements, so one byte of the mask. Grid: elements / 2048, rounded up.
+// A thread has 4 packs of 8 consecutive elements, each a byte of the mask; where channels are a multiple of eight all four
+// are of the same channels, whose parameters (12 bytes an element of a pack) are read once. A second batch norm's are read
+// for every pack: few layers have one, and all would pay for its registers. Grid: packs / (4 apply_threads), rounded up.
 
-// Eight channels from `c` on, which is a multiple of eight.
-template <class S>
-__device__ inline void normalise(Pack<S>& x, const f32* mean, const f32* scale, const f32* beta, u32 c) {
-    Pack<f32> m, s, b;
-    m.load(mean + c);
-    s.load(scale + c);
-    b.load(beta + c);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) x.v[i] = normalised(x.v[i], m.v[i], s.v[i], b.v[i]);
-}
+// What is added.
+const u32 NOTHING = 0, PLAIN = 1, NORMALISED = 2;
 
-template <class S>
-__device__ inline void bn_apply(const S* x, const f32* mean, const f32* scale, const f32* beta, const S* z, const f32* z_mean,
-                                const f32* z_scale, const f32* z_beta, S* y, u8* mask, u64 elements, u32 channels, u32 relu) {
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK;
-    if (e >= elements) return;
-    u32 c = (u32)e % channels, bits = 0;
-    if (channels % PACK == 0) {
+// y = (x - mean) scale + beta of eight channels.
+struct Affine {
+    Pack<f32> mean, scale, beta;
+
+    __device__ void load(const f32* from_mean, const f32* from_scale, const f32* from_beta, u32 c) {
+        mean.load(from_mean + c);
+        scale.load(from_scale + c);
+        beta.load(from_beta + c);
+    }
+
+    __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
+};
+
+template <class S> struct Apply {
+    const S* x;
+    const f32 *mean, *scale, *beta;
+    const S* z;
+    const f32 *z_mean, *z_scale, *z_beta;
+    S* y;
+    u8* mask;
+    u64 elements;
+    u32 channels, relu;
+
+    __device__ void load(Affine& by, u64 e) const { by.load(mean, scale, beta, (u32)e % channels); }
+
+    // Eight elements from `e` on, of as many channels.
+    template <u32 RESIDUAL>
+    __device__ void pack(const Affine& by, const Stored<S>& from, const Stored<S>& from_z, u64 e) const {
         Pack<S> px, pz;
-        px.load(x + e);
-        if (z) pz.load(z + e);
-        normalise(px, mean, scale, beta, c);
-        if (z_mean) normalise(pz, z_mean, z_scale, z_beta, c);
+        if (RESIDUAL != NOTHING) pz.unpack(from_z);
+        if (RESIDUAL == NORMALISED) {
+            Affine other;
+            other.load(z_mean, z_scale, z_beta, (u32)e % channels);
+#pragma unroll
+            for (u32 i = 0; i < PACK; i++) pz.v[i] = other.of(pz.v[i], i);
+        }
+        px.unpack(from);
+        u32 bits = 0;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
-            if (z) px.v[i] += pz.v[i];
+            px.v[i] = by.of(px.v[i], i);
+            if (RESIDUAL != NOTHING) px.v[i] += pz.v[i];
             bits |= (u32)(px.v[i] > 0.0f) << i;
             if (relu) px.v[i] = positive(px.v[i]);
         }
         px.store(y + e);
-    } else {
+        if (mask) mask[e / PACK] = (u8)bits;
+    }
+
+    // The packs of one thread, `step` elements apart. Two are under way at a time.
+    template <u32 RESIDUAL> __device__ void packs(u64 e, u64 step) const {
+        const bool same = channels / PACK <= BLOCK;
+        Affine by;
+        load(by, e);
+#pragma unroll 1
+        for (u32 j = 0; j < APPLY_PACKS && e < elements; j += 2, e += 2 * step) {
+            const bool second = e + step < elements;
+            Stored<S> a, b, za, zb;
+            a.load(x + e);
+            if (RESIDUAL != NOTHING) za.load(z + e);
+            b.load(x + (second ? e + step : e));
+            if (RESIDUAL != NOTHING) zb.load(z + (second ? e + step : e));
+            if (!same) load(by, e);
+            pack<RESIDUAL>(by, a, za, e);
+            if (!second) return;
+            if (!same) load(by, e + step);
+            pack<RESIDUAL>(by, b, zb, e + step);
+        }
+    }
+
+    // Up to eight elements from `e` on, of channels that wrap around anywhere.
+    __device__ void some(u64 e) const {
         const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+        u32 c = (u32)e % channels, bits = 0;
         for (u32 i = 0; i < count; i++) {
             f32 value = normalised(to_float(x[e + i]), mean[c], scale[c], beta[c]);
             if (z) {
@@ -179,8 +226,24 @@ __device__ inline void bn_apply(const S* x, const f32* mean, const f32* scale, c
             y[e + i] = from_float<S>(relu ? positive(value) : value);
             c = c + 1 == channels ? 0 : c + 1;
         }
+        if (mask) mask[e / PACK] = (u8)bits;
     }
-    if (mask) mask[e / PACK] = (u8)bits;
+};
+
+template <class S> __device__ inline void bn_apply(const Apply<S>& apply) {
+    const u32 threads = apply_threads(apply.channels);
+    const u64 step = (u64)threads * PACK;
+    u64 e = (u64)blockIdx.x * APPLY_PACKS * step + threadIdx.x * PACK;
+    if (threadIdx.x >= threads || e >= apply.elements) return;
+    if (apply.channels % PACK) {
+        for (u32 j = 0; j < APPLY_PACKS && e < apply.elements; j++, e += step) apply.some(e);
+    } else if (!apply.z) {
+        apply.template packs<NOTHING>(e, step);
+    } else if (!apply.z_mean) {
+        apply.template packs<PLAIN>(e, step);
+    } else {
+        apply.template packs<NORMALISED>(e, step);
+    }
 }
 
 #define BN_APPLY(S, suffix)                                                                                            \
@@ -189,7 +252,7 @@ __device__ inline void bn_apply(const S* x, const f32* mean, const f32* scale, c
                       const f32* __restrict__ beta, const S* __restrict__ z, const f32* __restrict__ z_mean,           \
                       const f32* __restrict__ z_scale, const f32* __restrict__ z_beta, S* __restrict__ y,              \
                       u8* __restrict__ mask, u64 elements, u32 channels, u32 relu) {                                   \
-        bn_apply<S>(x, mean, scale, beta, z, z_mean, z_scale, z_beta, y, mask, elements, channels, relu);              \
+        bn_apply<S>({x, mean, scale, beta, z, z_mean, z_scale, z_beta, y, mask, elements, channels, relu});            \
     }                                                                                                                  \
     EXPORT(bn_apply_##suffix)
 FOR_EACH_STORAGE(BN_APPLY)

@@ -156,71 +156,97 @@ bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ 
 }
 EXPORT(bn_backward_finalize)
 
-// ---- bn_backward_apply: a thread has 8 consecutive elements. Grid: elements / 2048, rounded up -----------------------
+// ---- bn_backward_apply ----------------------------------------------------------------------------------------------
+// Grid, block and packs of a thread as bn_apply; parameters (20 bytes an element of a pack) are read once a thread.
 
 __device__ inline f32 input_gradient(f32 d, f32 x, f32 mean, f32 scale, f32 b, f32 c) {
     return fmaf(b, x - mean, scale * d) + c;
 }
 
-// Eight channels from `c_from` on, which is a multiple of eight: dx into `x`.
-template <class S>
-__device__ inline void backward(Pack<S>& d, Pack<S>& x, u32 bits, const f32* mean, const f32* scale, const f32* beta, const f32* b,
-                                const f32* c, u32 c_from, u32 gate) {
-    Pack<f32> m, s, p, q;
-    m.load(mean + c_from);
-    s.load(scale + c_from);
-    if (gate == GATE_RECOMPUTED) {
-        p.load(beta + c_from);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            if (!(normalised(x.v[i], m.v[i], s.v[i], p.v[i]) > 0.0f)) d.v[i] = 0.0f;
-        }
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            if (!(bits >> i & 1u)) d.v[i] = 0.0f;
-        }
-    }
-    p.load(b + c_from);
-    q.load(c + c_from);
-#pragma unroll
-    for (u32 i = 0; i < PACK; i++) x.v[i] = input_gradient(d.v[i], x.v[i], m.v[i], s.v[i], p.v[i], q.v[i]);
-}
+// What dx is made with, of eight channels.
+struct Factors { Pack<f32> mean, scale, beta, b, c; };
 
-template <class S>
-__device__ inline void bn_backward_apply(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                                         const f32* b, const f32* c_in, S* dx, S* dz, u64 elements, u32 channels, u32 gate) {
-    const u64 e = ((u64)blockIdx.x * BLOCK + threadIdx.x) * PACK;
-    if (e >= elements) return;
-    const u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
-    u32 c = (u32)e % channels;
-    if (channels % PACK == 0) {
+template <class S> struct BackwardApply {
+    const S *dy, *x;
+    const u8* mask;
+    const f32 *mean, *scale, *beta, *b, *c;
+    S *dx, *dz;
+    u64 elements;
+    u32 channels, gate;
+
+    __device__ void load(Factors& by, u64 e) const {
+        const u32 from = (u32)e % channels;
+        by.mean.load(mean + from);
+        by.scale.load(scale + from);
+        if (gate == GATE_RECOMPUTED) by.beta.load(beta + from);
+        by.b.load(b + from);
+        by.c.load(c + from);
+    }
+
+    // Eight elements from `e` on, of as many channels.
+    __device__ void pack(const Factors& by, u64 e) const {
         Pack<S> d, v;
         d.load(dy + e);
         v.load(x + e);
-        backward(d, v, bits, mean, scale, beta, b, c_in, c, gate);
+        u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
+        if (gate == GATE_RECOMPUTED) {
+            bits = 0;
+#pragma unroll
+            for (u32 i = 0; i < PACK; i++) {
+                bits |= (u32)(normalised(v.v[i], by.mean.v[i], by.scale.v[i], by.beta.v[i]) > 0.0f) << i;
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) {
+            if (!(bits >> i & 1u)) d.v[i] = 0.0f;
+            v.v[i] = input_gradient(d.v[i], v.v[i], by.mean.v[i], by.scale.v[i], by.b.v[i], by.c.v[i]);
+        }
         if (dz) d.store(dz + e);
         v.store(dx + e);
-    } else {
+    }
+
+    // Up to eight elements from `e` on, of channels that wrap around anywhere.
+    __device__ void some(u64 e) const {
+        const u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
         const u32 count = elements - e < PACK ? (u32)(elements - e) : PACK;
+        u32 k = (u32)e % channels;
         for (u32 i = 0; i < count; i++) {
             const f32 value = to_float(x[e + i]);
-            const bool open = gate == GATE_RECOMPUTED ? normalised(value, mean[c], scale[c], beta[c]) > 0.0f : bits >> i & 1u;
+            const bool open = gate == GATE_RECOMPUTED ? normalised(value, mean[k], scale[k], beta[k]) > 0.0f : bits >> i & 1u;
             const f32 d = open ? to_float(dy[e + i]) : 0.0f;
             if (dz) dz[e + i] = from_float<S>(d);
-            dx[e + i] = from_float<S>(input_gradient(d, value, mean[c], scale[c], b[c], c_in[c]));
-            c = c + 1 == channels ? 0 : c + 1;
+            dx[e + i] = from_float<S>(input_gradient(d, value, mean[k], scale[k], b[k], c[k]));
+            k = k + 1 == channels ? 0 : k + 1;
         }
+    }
+};
+
+template <class S> __device__ inline void bn_backward_apply(const BackwardApply<S>& apply) {
+    const u32 threads = apply_threads(apply.channels);
+    const u64 step = (u64)threads * PACK;
+    u64 e = (u64)blockIdx.x * APPLY_PACKS * step + threadIdx.x * PACK;
+    if (threadIdx.x >= threads || e >= apply.elements) return;
+    if (apply.channels % PACK) {
+        for (u32 j = 0; j < APPLY_PACKS && e < apply.elements; j++, e += step) apply.some(e);
+        return;
+    }
+    const bool same = apply.channels / PACK <= BLOCK;
+    Factors by;
+    apply.load(by, e);
+#pragma unroll 1
+    for (u32 j = 0; j < APPLY_PACKS && e < apply.elements; j++, e += step) {
+        if (!same) apply.load(by, e);
+        apply.pack(by, e);
     }
 }
 
 #define BN_BACKWARD_APPLY(S, suffix)                                                                                    \
-    KERNEL __launch_bounds__(BLOCK)                                                                                     \
+    KERNEL __launch_bounds__(BLOCK, 3)                                                                                  \
     bn_backward_apply_##suffix(const S* __restrict__ dy, const S* __restrict__ x, const u8* __restrict__ mask,          \
                                const f32* __restrict__ mean, const f32* __restrict__ scale, const f32* __restrict__ beta, \
                                const f32* __restrict__ b, const f32* __restrict__ c, S* __restrict__ dx,                \
                                S* __restrict__ dz, u64 elements, u32 channels, u32 gate) {                              \
-        bn_backward_apply<S>(dy, x, mask, mean, scale, beta, b, c, dx, dz, elements, channels, gate);                   \
+        bn_backward_apply<S>({dy, x, mask, mean, scale, beta, b, c, dx, dz, elements, channels, gate});                 \
     }                                                                                                                   \
     EXPORT(bn_backward_apply_##suffix)
 FOR_EACH_STORAGE(BN_BACKWARD_APPLY)

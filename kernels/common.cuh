@@ -98,18 +98,34 @@ const u32 PACK = 8;
 
 struct alignas(16) Words { u32 x, y, z, w; };
 
-// Eight consecutive elements: one 16-byte access for 2-byte types, two for f32. Addresses are multiples of 16.
+// Eight consecutive elements as they lie in memory: one 16-byte access for 2-byte types, two for f32. Addresses are
+// multiples of 16.
+template <class S> struct Stored {
+    Words words[sizeof(S) / 2];
+
+    __device__ void load(const S* from) {
+#pragma unroll
+        for (u32 i = 0; i < sizeof(S) / 2; i++) words[i] = ((const Words*)from)[i];
+    }
+};
+
+// Eight consecutive elements as numbers.
 template <class S> struct Pack {
     f32 v[PACK];
 
     __device__ void load(const S* from) {
+        Stored<S> stored;
+        stored.load(from);
+        unpack(stored);
+    }
+
+    __device__ void unpack(const Stored<S>& stored) {
+        const Words a = stored.words[0], b = stored.words[sizeof(S) / 2 - 1];
         if (sizeof(S) == 4) {
-            const Words a = ((const Words*)from)[0], b = ((const Words*)from)[1];
             const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
             for (u32 i = 0; i < PACK; i++) v[i] = bits_to_float(words[i]);
         } else {
-            const Words a = *(const Words*)from;
             const u32 words[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
@@ -174,6 +190,22 @@ __device__ inline void load_channels(f32 (&v)[PACK], const f32* __restrict__ fro
     }
 }
 
+// Up to eight elements from element `e` of an array on; 16-byte accesses where they are eight and aligned.
+template <class S> __device__ inline void load_at(Pack<S>& pack, const S* from, u32 e, u32 count) {
+    if (count == PACK && e % PACK == 0) pack.load(from + e);
+    else load_some(pack, from + e, count, 0.0f);
+}
+
+template <class S> __device__ inline void store_at(const Pack<S>& pack, S* to, u32 e, u32 count) {
+    if (count == PACK && e % PACK == 0) pack.store(to + e);
+    else store_some(pack, to + e, count);
+}
+
+template <class S> __device__ inline void widen(Pack<f32>& to, const Pack<S>& from) {
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) to.v[i] = from.v[i];
+}
+
 // NaN and infinities have all exponent bits set.
 __device__ inline bool finite(f32 value) { return (float_to_bits(value) & 0x7f800000u) != 0x7f800000u; }
 
@@ -188,6 +220,35 @@ __device__ inline f32 positive(f32 value) { return value < 0.0f ? 0.0f : value; 
 // A batch norm's output. One expression for all who compute it, so that the backward pass opens the very gates of the
 // forward pass.
 __device__ inline f32 normalised(f32 x, f32 mean, f32 scale, f32 beta) { return fmaf(x - mean, scale, beta); }
+
+// ---- sums over a block ----------------------------------------------------------------------------------------------
+
+struct Add { static __device__ f32 of(f32 a, f32 b) { return a + b; } };
+
+// Combines a value of every thread in a fixed tree; all threads get the result.
+template <class Op> __device__ inline f32 over_block(f32 (&shared)[BLOCK], f32 value) {
+    shared[threadIdx.x] = value;
+    for (u32 half_way = BLOCK / 2; half_way; half_way >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < half_way) shared[threadIdx.x] = Op::of(shared[threadIdx.x], shared[threadIdx.x + half_way]);
+    }
+    __syncthreads();
+    const f32 result = shared[0];
+    __syncthreads();
+    return result;
+}
+
+// ---- elementwise by channel: bn_apply, bn_backward_apply ------------------------------------------------------------
+
+// Packs of a thread.
+const u32 APPLY_PACKS = 4;
+
+// Threads of a block that work: a multiple of the groups of eight channels, so that all packs of a thread, which lie that
+// many apart, are of the same channels. Where a block has fewer threads than there are groups, they are not.
+__device__ inline u32 apply_threads(u32 channels) {
+    const u32 groups = channels % PACK == 0 ? channels / PACK : 1;
+    return groups <= BLOCK ? BLOCK / groups * groups : BLOCK;
+}
 
 // ---- partial sums by channel ----------------------------------------------------------------------------------------
 

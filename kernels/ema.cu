@@ -1,7 +1,7 @@
 // ema_update  ema = decay ema + (1 - decay) master; nothing where the step was skipped. A thread has 8 elements.
 //             bytes: 12 an element; floor: those / bandwidth
 // cast        f32 -> storage type, to nearest: weights from masters or averages. bytes: 4 + sizeof(S) an element
-// Grid: elements / 2048, rounded up; the number of elements is a multiple of 8.
+// Grid: elements / 2048, rounded up; for `cast` the number of elements is a multiple of 8.
 #include "abi.cuh"
 
 KERNEL __launch_bounds__(BLOCK)
@@ -10,12 +10,13 @@ ema_update(f32* __restrict__ ema, const f32* __restrict__ master, u32 total, con
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= total || state->skip) return;
     const f32 decay = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state)->ema_decay;
+    const u32 count = min_u32(PACK, total - e);
     Pack<f32> average, now;
-    average.load(ema + e);
-    now.load(master + e);
+    load_at(average, ema, e, count);
+    load_at(now, master, e, count);
 #pragma unroll
     for (u32 i = 0; i < PACK; i++) average.v[i] = fmaf(decay, average.v[i], (1.0f - decay) * now.v[i]);
-    average.store(ema + e);
+    store_at(average, ema, e, count);
 }
 EXPORT(ema_update)
 

@@ -1,5 +1,4 @@
-// What happens to gradients before the update. The flat parameter space: `matrix_end` elements of the storage type, then
-// f32 up to `total`; both are multiples of 64, so that no thread's 8 elements are of both kinds.
+// What happens to gradients before the update, over the flat parameter space (abi.cuh), whose `total` is a multiple of 64.
 //
 // accumulate    sum = gradient, or sum + gradient after an optimiser step's first pass. bytes: sizeof(S) + 4 (+ 4) an element
 // finite_check  marks the highest element that is not finite: backward, the layer nearest to the loss comes first, and
@@ -9,23 +8,11 @@
 #include "abi.cuh"
 
 template <class S>
-__device__ inline void load_gradient(Pack<f32>& to, const S* matrices, const f32* vectors, u32 matrix_end, u32 e) {
-    if (e < matrix_end) {
-        Pack<S> pack;
-        pack.load(matrices + e);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) to.v[i] = pack.v[i];
-    } else {
-        to.load(vectors + (e - matrix_end));
-    }
-}
-
-template <class S>
-__device__ inline void accumulate(const S* matrices, const f32* vectors, f32* sum, u32 matrix_end, u32 total, u32 first) {
+__device__ inline void accumulate(const PassGradient<S>& from, f32* sum, u32 total, u32 first) {
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= total) return;
     Pack<f32> gradient, before;
-    load_gradient(gradient, matrices, vectors, matrix_end, e);
+    from.load(gradient, e, PACK);
     if (!first) {
         before.load(sum + e);
 #pragma unroll
@@ -44,12 +31,12 @@ __device__ inline void check(const Pack<f32>& gradient, u32 e, State* state) {
     if (worst) atomicMax(&state->bad, worst);
 }
 
-template <class S>
-__device__ inline void finite_check(const S* matrices, const f32* vectors, u32 matrix_end, u32 total, State* state) {
+template <class Gradient>
+__device__ inline void finite_check(const Gradient& from, u32 total, State* state) {
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= total) return;
     Pack<f32> gradient;
-    load_gradient(gradient, matrices, vectors, matrix_end, e);
+    from.load(gradient, e, PACK);
     check(gradient, e, state);
 }
 
@@ -59,13 +46,13 @@ __device__ inline void finite_check(const S* matrices, const f32* vectors, u32 m
                         u32 matrix_end, u32 total, const u8* __restrict__ staging, u32 slots, u64 slot_bytes,           \
                         u64 hyper_offset, const State* __restrict__ state) {                                            \
         const u32 first = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state)->first;                        \
-        accumulate<S>(matrices, vectors, sum, matrix_end, total, first);                                                \
+        accumulate<S>({matrices, vectors, matrix_end}, sum, total, first);                                              \
     }                                                                                                                   \
     EXPORT(accumulate_##suffix)                                                                                         \
     KERNEL __launch_bounds__(BLOCK)                                                                                     \
     finite_check_##suffix(const S* __restrict__ matrices, const f32* __restrict__ vectors, u32 matrix_end, u32 total,   \
                           State* __restrict__ state) {                                                                  \
-        finite_check<S>(matrices, vectors, matrix_end, total, state);                                                   \
+        finite_check(PassGradient<S>{matrices, vectors, matrix_end}, total, state);                                     \
     }                                                                                                                   \
     EXPORT(finite_check_##suffix)
 FOR_EACH_STORAGE(GRADIENT)
@@ -73,11 +60,7 @@ FOR_EACH_STORAGE(GRADIENT)
 
 KERNEL __launch_bounds__(BLOCK)
 finite_check_sum(const f32* __restrict__ sum, u32 total, State* __restrict__ state) {
-    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
-    if (e >= total) return;
-    Pack<f32> gradient;
-    gradient.load(sum + e);
-    check(gradient, e, state);
+    finite_check(SummedGradient{sum}, total, state);
 }
 EXPORT(finite_check_sum)
 

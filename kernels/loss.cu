@@ -28,21 +28,7 @@ struct Row {
     __device__ u32 counted() const { return first_share >= second_share ? label : second; }
 };
 
-struct Add { static __device__ f32 of(f32 a, f32 b) { return a + b; } };
 struct Larger { static __device__ f32 of(f32 a, f32 b) { return a > b || a != a ? a : b; } };
-
-// Combines a value of every thread in a fixed tree; all threads get the result.
-template <class Op> __device__ inline f32 over_block(f32 (&shared)[BLOCK], f32 value) {
-    shared[threadIdx.x] = value;
-    for (u32 half_way = BLOCK / 2; half_way; half_way >>= 1) {
-        __syncthreads();
-        if (threadIdx.x < half_way) shared[threadIdx.x] = Op::of(shared[threadIdx.x], shared[threadIdx.x + half_way]);
-    }
-    __syncthreads();
-    const f32 result = shared[0];
-    __syncthreads();
-    return result;
-}
 
 __device__ inline Row make_row(const f32* logits, const f32* bias, const Item* items, const Hyper* hyper, u32 row, u32 classes) {
     const Item item = items[row];

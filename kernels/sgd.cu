@@ -1,5 +1,5 @@
 // sgd  d = g + weight_decay w; v = momentum v + d; w -= lr (d + momentum v) with nesterov, lr v without (torch.optim.SGD);
-//      then the weights' copy in the storage type. One launch over the whole flat parameter space (gradient.cu).
+//      then the weights' copy in the storage type. One launch over the whole flat parameter space (abi.cuh).
 //      Weight decay holds for the first `decay_end` elements. Nothing happens where the step is to be skipped.
 // A thread has 8 elements. Grid: total / 2048, rounded up.
 // Bytes: weights and velocities in and out (16), gradient in and copy out (2 sizeof(S)) an element; floor: those / bandwidth:
@@ -31,29 +31,12 @@ __device__ inline void sgd_step(Arenas to, S* weights, const Pack<f32>& gradient
     copy.store(weights + e);
 }
 
-template <class S>
-__device__ inline void sgd(Arenas to, S* weights, const S* matrices, const f32* vectors, u32 matrix_end, u32 total, u32 decay_end,
-                           const Hyper* hyper, const State* state) {
+template <class S, class Gradient>
+__device__ inline void sgd(Arenas to, S* weights, const Gradient& from, u32 total, u32 decay_end, const Hyper* hyper, const State* state) {
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= total || state->skip) return;
     Pack<f32> gradient;
-    if (e < matrix_end) {
-        Pack<S> pack;
-        pack.load(matrices + e);
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) gradient.v[i] = pack.v[i];
-    } else {
-        gradient.load(vectors + (e - matrix_end));
-    }
-    sgd_step<S>(to, weights, gradient, e, decay_end, hyper, state->unscale);
-}
-
-template <class S>
-__device__ inline void sgd_sum(Arenas to, S* weights, const f32* sum, u32 total, u32 decay_end, const Hyper* hyper, const State* state) {
-    const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
-    if (e >= total || state->skip) return;
-    Pack<f32> gradient;
-    gradient.load(sum + e);
+    from.load(gradient, e, PACK);
     sgd_step<S>(to, weights, gradient, e, decay_end, hyper, state->unscale);
 }
 
@@ -63,7 +46,8 @@ __device__ inline void sgd_sum(Arenas to, S* weights, const f32* sum, u32 total,
                  const f32* __restrict__ vectors, u32 matrix_end, u32 total, u32 decay_end, const u8* __restrict__ staging, \
                  u32 slots, u64 slot_bytes, u64 hyper_offset, const State* __restrict__ state) {                          \
         const Hyper* hyper = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state);                              \
-        sgd<S>({master, momentum}, weights, matrices, vectors, matrix_end, total, decay_end, hyper, state);               \
+        const PassGradient<S> gradient = {matrices, vectors, matrix_end};                                                 \
+        sgd<S>({master, momentum}, weights, gradient, total, decay_end, hyper, state);                                    \
     }                                                                                                                     \
     EXPORT(sgd_##suffix)                                                                                                  \
     KERNEL __launch_bounds__(BLOCK)                                                                                       \
@@ -71,7 +55,7 @@ __device__ inline void sgd_sum(Arenas to, S* weights, const f32* sum, u32 total,
                      const f32* __restrict__ sum, u32 total, u32 decay_end, const u8* __restrict__ staging, u32 slots,    \
                      u64 slot_bytes, u64 hyper_offset, const State* __restrict__ state) {                                 \
         const Hyper* hyper = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state);                              \
-        sgd_sum<S>({master, momentum}, weights, sum, total, decay_end, hyper, state);                                     \
+        sgd<S>({master, momentum}, weights, SummedGradient{sum}, total, decay_end, hyper, state);                         \
     }                                                                                                                     \
     EXPORT(sgd_sum_##suffix)
 FOR_EACH_STORAGE(SGD)

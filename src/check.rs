@@ -4,7 +4,7 @@
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::SCALE_STATE;
-use crate::backend::cuda::plan::ScalePolicy;
+use crate::backend::cuda::plan::{Recipe, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, NamedTensors, Outcome, Step};
@@ -65,6 +65,7 @@ impl Case {
             // With gammas of zero most gradients are zero: nothing would be compared.
             zero_gamma: false,
             decay: Decay::Weights,
+            recipe: Recipe::default(),
             storage: self.storage,
             scale: if self.storage == Storage::F16 { CAUTIOUS } else { ScalePolicy::NONE },
             input_channels: 4,

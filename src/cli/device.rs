@@ -142,7 +142,7 @@ fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Enviro
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
-    use crate::backend::cuda::plan::ScalePolicy;
+    use crate::backend::cuda::plan::{Recipe, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
@@ -172,6 +172,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
+        recipe: Recipe::default(),
         storage,
         scale,
         input_channels: device.input_channels,

@@ -9,4 +9,5 @@ mod harness;
 mod kernels;
 mod machine;
 mod plan;
+mod recipe;
 mod shim;

@@ -211,7 +211,7 @@ fn missing_edges_between_streams_are_caught() {
 }
 
 fn plan_of(case: Case) -> Plan {
-    let CudaOptions { spec, resolution, storage, scale, input_channels, decay, keep, .. } =
+    let CudaOptions { spec, resolution, storage, scale, input_channels, decay, recipe, keep, .. } =
         case.cuda_options();
     let purpose = Purpose::Finish { sum: false };
     Plan::new(&PlanOptions {
@@ -222,6 +222,7 @@ fn plan_of(case: Case) -> Plan {
         purpose,
         input_channels,
         decay,
+        recipe,
         scale,
         keep,
     })

@@ -87,6 +87,25 @@ pub struct RowScore {
     pub top5: u32,
 }
 
+/// A piece of one parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Chunk {
+    pub first: u32,
+    pub count: u32,
+    pub parameter: u32,
+    pub decays: u32,
+}
+
+/// The chunks of one parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ChunkRange {
+    pub first: u32,
+    pub count: u32,
+}
+
 // The other side asserts the same sizes.
 const _: () = assert!(size_of::<Item>() == 28 && size_of::<Hyper>() == 64 && size_of::<State>() == 64);
 const _: () = assert!(size_of::<Outcome>() == 64 && size_of::<RowScore>() == 12);
+const _: () = assert!(size_of::<Chunk>() == 16 && size_of::<ChunkRange>() == 8);

@@ -1,24 +1,24 @@
 //! The backend: a network on a machine that runs plans.
 
+mod state;
+
 use super::abi::{self, Hyper, Item};
 use super::machine::{Machine, Prepared};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
-use super::plan::{Plan, PlanOptions, Purpose, STAGING_SLOTS, ScalePolicy, StagingLayout};
+use super::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout};
 use super::storage::Storage;
-use crate::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome, Score, Step, check_batch, find};
+use crate::backend::{Backend, NamedTensors, Outcome, Score, Step, check_batch};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
-use crate::model::params::Param;
 use crate::model::spec::ResNetSpec;
 use crate::tensor::{HostTensor, first_non_finite};
 use half::{bf16, f16};
 use std::collections::{BTreeMap, VecDeque};
 
-/// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
-pub const SCALE_STATE: &str = "optim.loss_scale";
+pub use state::{EMA_PREFIX, SCALE_STATE, SECOND_MOMENT_PREFIX};
 
 /// What a network on a card is made from.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct CudaOptions {
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
     pub decay: Decay,
+    /// Rule, loss and averages; what LAMB does not take from here (learning rate, weight decay) comes with a step's `sgd`.
+    pub recipe: Recipe,
     pub storage: Storage,
     pub scale: ScalePolicy,
     /// What the image's three channels are padded to: 4 or 8.
@@ -81,23 +83,9 @@ impl<M: Machine> CudaBackend<M> {
         Ok(backend)
     }
 
-    fn initial_state(&self) -> NamedTensors {
-        let (seed, zero_gamma) = (self.options.seed, self.options.zero_gamma);
-        let values = |(index, param): (usize, &Param)| {
-            let data = param.initial_values(seed, index, zero_gamma);
-            (param.name.clone(), HostTensor { shape: param.shape.clone(), data })
-        };
-        let mut state: NamedTensors = self.graph.params.iter().enumerate().map(values).collect();
-        for buffer in &self.graph.buffers {
-            let data = vec![buffer.initial; buffer.channels];
-            state.insert(buffer.name.clone(), HostTensor { shape: vec![buffer.channels], data });
-        }
-        state
-    }
-
     fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
-        let CudaOptions { spec, storage, scale, input_channels, decay, keep, .. } = self.options;
-        PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, scale, keep }
+        let CudaOptions { spec, storage, scale, input_channels, decay, recipe, keep, .. } = self.options;
+        PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }
     }
 
     fn prepare(&mut self, resolution: usize, batch: usize, purpose: Purpose) -> Result<Prepared> {
@@ -209,6 +197,14 @@ impl<M: Machine> CudaBackend<M> {
         Ok(HostTensor { shape: slot.shape.clone(), data })
     }
 
+    /// A running statistic, or its average.
+    fn read_running(&self, arena: Arena, index: usize) -> Result<HostTensor> {
+        let buffer = &self.graph.buffers[index];
+        let region = self.layout.running(index, buffer.channels, buffer.name.ends_with("running_var"));
+        let data = self.read_f32(Region { arena, ..region })?;
+        Ok(HostTensor { shape: vec![buffer.channels], data })
+    }
+
     /// The gradient of the last optimiser step's mean loss, without the loss scale.
     fn read_gradient(&self, index: usize) -> Result<HostTensor> {
         let slot = &self.layout.slots[index];
@@ -244,58 +240,6 @@ impl<M: Machine> CudaBackend<M> {
         let n = plan.options.batch;
         Ok(Some(HostTensor { shape: vec![n, h, w, data.len() / (n * h * w)], data }))
     }
-
-    /// The whole arena of the parameter space from tensors by name.
-    fn flat(&self, state: &NamedTensors, prefix: &str) -> Result<Vec<f32>> {
-        let mut flat = vec![0.0; self.layout.total];
-        for (param, slot) in self.graph.params.iter().zip(&self.layout.slots) {
-            let packed = slot.pack(find(state, &format!("{prefix}{}", param.name), &param.shape)?);
-            flat[slot.offset..slot.offset + packed.len()].copy_from_slice(&packed);
-        }
-        Ok(flat)
-    }
-
-    fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
-        let master = self.flat(state, "")?;
-        if let Some(index) = first_non_finite(&master) {
-            let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
-            return Err(Error::input(format!(
-                "{name} has a value that is not finite; take an earlier checkpoint"
-            )));
-        }
-        self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
-        let copy = to_stored(self.options.storage, &master);
-        self.machine.write(self.layout.all_weights(self.options.storage), &copy)
-    }
-
-    fn load_running(&mut self, state: &NamedTensors) -> Result<()> {
-        let mut running = vec![0.0; 2 * self.layout.channels];
-        for (index, buffer) in self.graph.buffers.iter().enumerate() {
-            let of_variance = usize::from(buffer.name.ends_with("running_var"));
-            let first = of_variance * self.layout.channels + self.layout.channel[index];
-            let values = find(state, &buffer.name, &[buffer.channels])?;
-            running[first..first + buffer.channels].copy_from_slice(values);
-        }
-        let region = Region::new(Arena::Running, 0, 4 * running.len() as u64);
-        self.machine.write(region, bytemuck::cast_slice(&running))
-    }
-
-    fn load_scale(&mut self, state: &NamedTensors) -> Result<()> {
-        let initial = [self.options.scale.initial, 0.0, 0.0, 0.0];
-        let values = match state.contains_key(SCALE_STATE) {
-            true => find(state, SCALE_STATE, &[4])?,
-            false => &initial,
-        };
-        let state = abi::State {
-            scale: values[0],
-            unscale: 1.0 / values[0],
-            clean: values[1] as u32,
-            updates: values[2] as u32,
-            skipped: values[3] as u32,
-            ..abi::State::default()
-        };
-        self.machine.write(state_region(), bytemuck::bytes_of(&state))
-    }
 }
 
 impl<M: Machine> Backend for CudaBackend<M> {
@@ -314,7 +258,8 @@ impl<M: Machine> Backend for CudaBackend<M> {
             self.take_outcome(true)?;
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
-        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper(batch, step));
+        let hyper = hyper(batch, step, &self.options.recipe);
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper);
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
         self.pending += 1;
@@ -346,35 +291,14 @@ impl<M: Machine> Backend for CudaBackend<M> {
     }
 
     fn state(&self) -> Result<NamedTensors> {
-        let mut state = NamedTensors::new();
-        for (index, param) in self.graph.params.iter().enumerate() {
-            state.insert(param.name.clone(), self.read_param(Arena::Master, index)?);
-            let momentum = format!("{MOMENTUM_PREFIX}{}", param.name);
-            state.insert(momentum, self.read_param(Arena::Momentum, index)?);
-        }
-        for (index, buffer) in self.graph.buffers.iter().enumerate() {
-            let region = self.layout.running(index, buffer.channels, buffer.name.ends_with("running_var"));
-            let data = self.read_f32(region)?;
-            state.insert(buffer.name.clone(), HostTensor { shape: vec![buffer.channels], data });
-        }
-        let device = self.device_state()?;
-        let data = vec![device.scale, device.clean as f32, device.updates as f32, device.skipped as f32];
-        state.insert(SCALE_STATE.to_owned(), HostTensor { shape: vec![4], data });
-        Ok(state)
+        self.named_state()
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
         while self.pending > 0 {
             self.take_outcome(true)?;
         }
-        self.load_weights(state)?;
-        let momentum = match state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX)) {
-            true => self.flat(state, MOMENTUM_PREFIX)?,
-            false => vec![0.0; self.layout.total],
-        };
-        self.machine.write(self.layout.all_f32(Arena::Momentum), bytemuck::cast_slice(&momentum))?;
-        self.load_running(state)?;
-        self.load_scale(state)?;
+        self.load_named_state(state)?;
         self.passes = 0;
         self.ready.clear();
         Ok(())
@@ -389,9 +313,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
             return self.read_gradient(index);
         }
         if let Some(index) = self.graph.buffers.iter().position(|buffer| buffer.name == name) {
-            let buffer = &self.graph.buffers[index];
-            let region = self.layout.running(index, buffer.channels, name.ends_with("running_var"));
-            return Ok(HostTensor { shape: vec![buffer.channels], data: self.read_f32(region)? });
+            return self.read_running(Arena::Running, index);
         }
         self.read_activation(name)?.ok_or_else(|| {
             let hint =
@@ -425,8 +347,14 @@ fn state_region() -> Region {
     Region::new(Arena::State, 0, size_of::<abi::State>() as u64)
 }
 
-fn hyper(batch: &Batch, step: &Step) -> Hyper {
+fn hyper(batch: &Batch, step: &Step, recipe: &Recipe) -> Hyper {
     let images = batch.labels.len();
+    let rule = match recipe.rule {
+        Rule::Sgd => Hyper::default(),
+        Rule::Lamb { beta1, beta2, epsilon, max_norm } => {
+            Hyper { beta1, beta2, epsilon, max_norm, ..Hyper::default() }
+        }
+    };
     Hyper {
         lr: step.sgd.lr,
         momentum: step.sgd.momentum,
@@ -436,7 +364,8 @@ fn hyper(batch: &Batch, step: &Step) -> Hyper {
         nesterov: u32::from(step.sgd.nesterov),
         images: images as u32,
         first: u32::from(step.index == 0),
-        ..Hyper::default()
+        ema_decay: recipe.ema.unwrap_or(0.0),
+        ..rule
     }
 }
 

@@ -95,7 +95,7 @@ fn hundreds_of_row_blocks_and_a_large_mean() {
 fn a_sum_with_another_batch_norm() {
     let oracle = Oracle::new();
     for storage in Storage::ALL {
-        for (rows, channels) in [(1, 1), (9, 64), (40, 33), (77, 10), (6, 2048)] {
+        for (rows, channels) in [(1, 1), (9, 64), (40, 33), (77, 10), (6, 2048), (700, 24), (5, 2056)] {
             let n = rows * channels;
             let [x, z] = [1, 2].map(|seed| values(seed, n, 0.5, 2.0, storage));
             let by = [3, 4, 5, 6, 7, 8].map(|seed| values(seed, channels, 0.3, 1.0, Storage::F32));
@@ -118,7 +118,7 @@ fn a_sum_with_another_batch_norm() {
             let mut args = [0, 2, 3, 4, 1, 5, 6, 7, 8, 9].map(Memory).to_vec();
             args.extend([U64(n), U32(channels), U32(1)]);
             let name = named("bn_apply", storage);
-            let Some(result) = run(&name, geometry::bn_apply(n), &memory, &args) else { return };
+            let Some(result) = run(&name, geometry::bn_apply(n, channels), &memory, &args) else { return };
             let got = result[8].values(storage);
             close(&format!("{name} {rows} x {channels}"), &got, &want, storage.roundoff() + 1e-6);
             let bit = |e: usize| result[9].get()[e / 8] >> (e % 8) & 1 == 1;
@@ -177,7 +177,8 @@ fn what_is_not_finite_shows_in_its_channel_alone() {
                 Memory(3),
             ];
             args.extend([U64(n), U32(channels), U32(1)]);
-            let result = run(&named("bn_apply", storage), geometry::bn_apply(n), &memory, &args).unwrap();
+            let result =
+                run(&named("bn_apply", storage), geometry::bn_apply(n, channels), &memory, &args).unwrap();
             let (y, e) = (result[2].values(storage), at * channels + channel);
             assert!(y[e].is_nan() == bad.is_nan() && !y[e].is_finite(), "{name}: bn_apply {}", y[e]);
             assert_eq!(result[3].get()[e / 8] >> (e % 8) & 1 == 1, !bad.is_nan(), "{name}: mask");

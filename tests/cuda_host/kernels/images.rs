@@ -62,8 +62,13 @@ fn pooling_both_ways() {
 
 #[test]
 fn input_is_normalised_flipped_and_mixed() {
-    let oracle = Oracle::new();
-    let (n, h, w) = (3, 5, 7);
+    // An odd number of pixels: the last pack is of one alone. The larger batch takes several blocks.
+    input_of(5, 7);
+    input_of(31, 33);
+}
+
+fn input_of(h: usize, w: usize) {
+    let (oracle, n) = (Oracle::new(), 3);
     let mut rng = Rng::new(5, 0, 0, Purpose::Init);
     let images: Vec<u8> = (0..n * h * w * 3).map(|_| rng.below(256) as u8).collect();
     let mut plain = vec![0.0; images.len()];
@@ -101,7 +106,9 @@ fn input_is_normalised_flipped_and_mixed() {
         let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
         args.extend([U32(n), U32(h), U32(w), U32(channels)]);
         args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
-        let Some(result) = run(&named("input", storage), geometry::input(n * h * w), &memory, &args) else {
+        let Some(result) =
+            run(&named("input", storage), geometry::input(n * h * w, channels), &memory, &args)
+        else {
             return;
         };
         close(&format!("input {storage:?}"), &result[2].values(storage), &want, storage.roundoff() + 1e-6);

@@ -71,11 +71,38 @@ fn softmax_loss_is_the_cpu_backends() {
     }
 }
 
-/// Targets of mixup with smoothing, against the formula in f64, for both losses; and a logit that is not a number.
+/// Loss and probabilities of a row of logits in f64, on these targets; neither overflows.
+fn exact(binary: bool, z: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
+    if binary {
+        let term = |(z, t): (&f64, &f64)| z.max(0.0) - z * t + (-z.abs()).exp().ln_1p();
+        let loss = z.iter().zip(targets).map(term).sum::<f64>() / z.len() as f64;
+        let sigmoid = |z: &f64| if *z < 0.0 { z.exp() / (1.0 + z.exp()) } else { 1.0 / (1.0 + (-z).exp()) };
+        return (loss, z.iter().map(sigmoid).collect());
+    }
+    let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let log_sum = largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln();
+    let loss = z.iter().zip(targets).map(|(z, t)| t * (log_sum - z)).sum();
+    (loss, z.iter().map(|z| (z - log_sum).exp()).collect())
+}
+
+/// Targets of mixup with smoothing, against the formula in f64, for both losses; logits far out; and one that is not a
+/// number.
 #[test]
 fn losses_on_mixed_targets() {
-    let (n, classes, smoothing) = (2, 12, 0.1);
-    let logits = values(1, n * classes, 0.0, 2.0, Storage::F32);
+    for (storage, binary) in Storage::ALL.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+        for classes in [12, 300] {
+            let mut logits = values(1, 2 * classes, 0.0, 2.0, Storage::F32);
+            mixed_targets(storage, binary, classes, &logits);
+            for (logit, far) in logits.iter_mut().zip([90.0, -90.0, 1e4, -1e4, 0.0, 3e4, 88.8, -104.0]) {
+                *logit = far;
+            }
+            mixed_targets(storage, binary, classes, &logits);
+        }
+    }
+}
+
+fn mixed_targets(storage: Storage, binary: bool, classes: usize, logits: &[f32]) {
+    let (n, smoothing) = (2, 0.1);
     let mixed = Item { label: 3, partner: 1, lambda: 0.3, mix: abi::MIXUP, ..Item::default() };
     let items = [mixed, Item { label: 7, lambda: 1.0, ..Item::default() }];
     let target = |row: usize, k: usize| {
@@ -90,42 +117,37 @@ fn losses_on_mixed_targets() {
     let hyper =
         Hyper { label_smoothing: smoothing as f32, gradient_scale: 0.5, images: 2, ..Hyper::default() };
     let Slot { bytes, items, hyper, staging, state } = slot(&[], &items, hyper);
-    for (kernel, binary) in [("softmax_loss_f32", false), ("bce_loss_f32", true)] {
-        let memory = [
-            Bytes::f32(&logits),
-            Bytes::f32(&vec![0.0; classes]),
-            staging.clone(),
-            Bytes::new(bytemuck::bytes_of(&state)),
-            Bytes::out(4 * n * classes),
-            Bytes::out(n * size_of::<RowScore>()),
-        ];
-        let mut args = vec![Memory(0), Memory(1), Memory(2), U32(2), U64(bytes), U64(items), U64(hyper)];
-        args.extend([Memory(3), Memory(4), Memory(5), U32(n), U32(classes)]);
-        let Some(result) = run(kernel, geometry::loss(n), &memory, &args) else { return };
-        let rows: Vec<RowScore> = collect(result[5].get());
-        let gradient = result[4].values(Storage::F32);
-        for (row, z) in logits.chunks(classes).enumerate() {
-            let z: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
-            let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
-            let probability =
-                |k: usize| if binary { 1.0 / (1.0 + (-z[k]).exp()) } else { (z[k] - log_sum).exp() };
-            let (mut loss, share) = (0.0, if binary { 1.0 / classes as f64 } else { 1.0 });
-            for k in 0..classes {
-                let (p, t) = (probability(k), target(row, k));
-                loss -= share * (t * p.ln() + if binary { (1.0 - t) * (1.0 - p).ln() } else { 0.0 });
-                // gradient_scale 0.5 times a loss scale of 4.
-                let (got, want) = (f64::from(gradient[row * classes + k]), (p - t) * share * 2.0);
-                assert!((got - want).abs() < 1e-5, "{kernel} row {row} class {k}: {got}, wanted {want}");
-            }
-            assert!(
-                (f64::from(rows[row].loss) - loss).abs() < 1e-5 * loss,
-                "{kernel}: {:?}, wanted {loss}",
-                rows[row]
-            );
+    let kernel = named(if binary { "bce_loss" } else { "softmax_loss" }, storage);
+    let memory = [
+        Bytes::f32(logits),
+        Bytes::f32(&vec![0.0; classes]),
+        staging.clone(),
+        Bytes::new(bytemuck::bytes_of(&state)),
+        Bytes::out(n * classes * storage.bytes() as usize),
+        Bytes::out(n * size_of::<RowScore>()),
+    ];
+    let mut args = vec![Memory(0), Memory(1), Memory(2), U32(2), U64(bytes), U64(items), U64(hyper)];
+    args.extend([Memory(3), Memory(4), Memory(5), U32(n), U32(classes)]);
+    let Some(result) = run(&kernel, geometry::loss(n), &memory, &args) else { return };
+    let rows: Vec<RowScore> = collect(result[5].get());
+    let gradient = result[4].values(storage);
+    for (row, z) in logits.chunks(classes).enumerate() {
+        let z: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
+        let targets: Vec<f64> = (0..classes).map(|k| target(row, k)).collect();
+        let (loss, probabilities) = exact(binary, &z, &targets);
+        let share = if binary { 1.0 / classes as f64 } else { 1.0 };
+        for (k, (p, t)) in probabilities.iter().zip(&targets).enumerate() {
+            // gradient_scale 0.5 times a loss scale of 4.
+            let (got, want) = (f64::from(gradient[row * classes + k]), (p - t) * share * 2.0);
+            // One rounding to storage, half a step of half's subnormals at the least.
+            let allowed = 1e-5 + storage.roundoff() * want.abs() + 2f64.powi(-25);
+            assert!((got - want).abs() < allowed, "{kernel} row {row} class {k}: {got}, wanted {want}");
         }
-        let mut broken = memory.clone();
-        broken[0] = Bytes::f32(&[&[f32::NAN], &logits[1..]].concat());
-        let rows: Vec<RowScore> = collect(run(kernel, geometry::loss(n), &broken, &args).unwrap()[5].get());
-        assert!(rows[0].loss.is_nan() && rows[0].top1 == 0 && rows[1].loss.is_finite());
+        let got = f64::from(rows[row].loss);
+        assert!((got - loss).abs() < 1e-5 * loss, "{kernel}, {classes} classes: {got}, wanted {loss}");
     }
+    let mut broken = memory.clone();
+    broken[0] = Bytes::f32(&[&[f32::NAN], &logits[1..]].concat());
+    let rows: Vec<RowScore> = collect(run(&kernel, geometry::loss(n), &broken, &args).unwrap()[5].get());
+    assert!(rows[0].loss.is_nan() && rows[0].top1 == 0 && rows[1].loss.is_finite());
 }

@@ -1,4 +1,4 @@
-//! Every kernel alone, at shapes with odd channel counts and tails, in all storage types and thread orders, against the
+//! Every kernel alone, at shapes with odd channel counts and tails, in all storage types and orders of threads and blocks, against the
 //! CPU backend on the same rounded values.
 //!
 //! Tolerances: a result that is rounded to storage may be one roundoff from the oracle's, relative to the largest
@@ -7,6 +7,7 @@
 mod batch_norm;
 mod extremes;
 mod images;
+mod lamb;
 mod loss;
 mod update;
 
@@ -71,7 +72,7 @@ enum By {
 }
 use By::{F32, Memory, Null, U32, U64};
 
-/// Runs a kernel in every thread order on copies of `memory`; the results must be the same bits.
+/// Runs a kernel in every order of threads and blocks on copies of `memory`; the results must be the same bits.
 fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Option<Vec<Bytes>> {
     let host = Host::kernels()?;
     let results = ORDERS.map(|order| {
@@ -92,7 +93,7 @@ fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Optio
     });
     assert!(
         results.iter().all(|result| *result == results[0]),
-        "{kernel}: other bits in another order of threads"
+        "{kernel}: other bits in another order of threads and blocks"
     );
     let [first, ..] = results;
     Some(first)

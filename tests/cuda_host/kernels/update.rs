@@ -165,7 +165,23 @@ fn the_loss_scale_moves_as_it_should() {
 
 #[test]
 fn averages_and_copies() {
+    // Running statistics need not be a multiple of eight.
+    for total in [72, 77, 3, 2048 + 9] {
+        averages(total);
+    }
     let total = 72;
+    let master = values(2, total, 0.0, 1.0, Storage::F32);
+    for storage in Storage::ALL {
+        let memory = [Bytes::f32(&master), Bytes::out(total * storage.bytes() as usize)];
+        let args = [Memory(0), Memory(1), U32(total)];
+        let Some(result) = run(&named("cast", storage), geometry::flat(total), &memory, &args) else {
+            return;
+        };
+        assert_eq!(result[1].get(), to_stored(storage, &master), "{storage:?}");
+    }
+}
+
+fn averages(total: usize) {
     let (ema, master) = (values(1, total, 0.0, 1.0, Storage::F32), values(2, total, 0.0, 1.0, Storage::F32));
     let Slot { bytes, hyper, staging, state, .. } =
         slot(&[], &[], Hyper { ema_decay: 0.99, ..Hyper::default() });
@@ -175,10 +191,9 @@ fn averages_and_copies() {
     let want: Vec<f32> =
         ema.iter().zip(&master).map(|(ema, master)| 0.99 * ema + (1.0 - 0.99) * master).collect();
     close("ema", &result[0].values(Storage::F32), &want, 1e-6);
-    for storage in Storage::ALL {
-        let memory = [Bytes::f32(&master), Bytes::out(total * storage.bytes() as usize)];
-        let args = [Memory(0), Memory(1), U32(total)];
-        let result = run(&named("cast", storage), geometry::flat(total), &memory, &args).unwrap();
-        assert_eq!(result[1].get(), to_stored(storage, &master), "{storage:?}");
-    }
+    let skipped = State { skip: 1, ..state };
+    let memory =
+        [memory[0].clone(), memory[1].clone(), memory[2].clone(), Bytes::new(bytemuck::bytes_of(&skipped))];
+    let result = run("ema_update", geometry::flat(total), &memory, &args).unwrap();
+    assert_eq!(result[0], memory[0], "a skipped step changes nothing");
 }

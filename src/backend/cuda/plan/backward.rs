@@ -112,7 +112,7 @@ impl Builder<'_> {
         args.extend([Statistic::B, Statistic::C].map(|kind| read(self.statistic(unit, kind))));
         args.extend([write(dx), optional(dz, Access::Write), Arg::U64((rows * channels) as u64)]);
         args.extend([size(channels), gate]);
-        let geometry = geometry::bn_apply(rows * channels);
+        let geometry = geometry::bn_apply(rows * channels, channels);
         let launch = Launch { kernel: self.storage_kernel("bn_backward_apply"), geometry, args };
         self.launch(self.name(unit.raw, "bn_backward_apply"), launch);
         dx

@@ -29,6 +29,8 @@ pub struct Builder<'a> {
     /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
     pub folded: Vec<Option<ConvUnit>>,
     pub pool_index: Option<Region>,
+    /// The storage type's copy of the averaged weights, in an evaluation of those.
+    pub averaged_weights: Option<Region>,
 }
 
 impl<'a> Builder<'a> {
@@ -46,6 +48,7 @@ impl<'a> Builder<'a> {
             mask: vec![None; tensors],
             folded: vec![None; tensors],
             pool_index: None,
+            averaged_weights: None,
         }
     }
 
@@ -123,7 +126,7 @@ impl<'a> Builder<'a> {
 
     /// Reads an f32 parameter.
     pub fn parameter(&self, param: ParamId) -> Arg {
-        read(self.layout.in_f32(Arena::Master, param))
+        read(self.layout.in_f32(self.vectors_arena(), param))
     }
 }
 

@@ -1,10 +1,10 @@
 //! The end of a pass: gradients are added up, checked, and taken into the weights.
 
-use super::Purpose;
 use super::builder::{Builder, read, size, update, write};
 use super::geometry;
 use super::node::{Arg, Launch};
 use super::region::{Access, Arena, Region};
+use super::{Purpose, Rule};
 
 impl Builder<'_> {
     pub fn finish(&mut self) {
@@ -19,13 +19,19 @@ impl Builder<'_> {
         if finishing {
             self.check(sum);
             self.update_scale();
-            self.sgd(sum);
+            match self.options.recipe.rule {
+                Rule::Sgd => self.sgd(sum),
+                Rule::Lamb { .. } => self.lamb(sum),
+            }
+            if self.options.recipe.ema.is_some() {
+                self.moving_averages();
+            }
         }
         self.end_pass(finishing);
     }
 
     /// The gradients of one pass: matrices, vectors, and how many elements each has.
-    fn pass_gradients(&self) -> [Arg; 4] {
+    pub fn pass_gradients(&self) -> [Arg; 4] {
         let (matrices, vectors) = self.layout.all_gradients(self.options.storage);
         [read(matrices), read(vectors), size(self.layout.matrix_end), size(self.layout.total)]
     }
@@ -37,8 +43,7 @@ impl Builder<'_> {
     fn accumulate(&mut self) {
         let [matrices, vectors, matrix_end, total] = self.pass_gradients();
         let mut args = vec![matrices, vectors, update(self.sums()), matrix_end, total];
-        args.extend(self.staged());
-        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
+        args.extend(self.constants());
         let geometry = geometry::flat(self.layout.total);
         self.launch(
             "accumulate".into(),
@@ -84,11 +89,24 @@ impl Builder<'_> {
             args.extend(self.pass_gradients());
         }
         args.push(size(self.layout.decay_end(self.options.decay)));
-        args.extend(self.staged());
-        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
+        args.extend(self.constants());
         let kernel = self.storage_kernel(if sum { "sgd_sum" } else { "sgd" });
         let geometry = geometry::flat(self.layout.total);
         self.launch("sgd".into(), Launch { kernel, geometry, args });
+    }
+
+    /// Of the weights, and of the running statistics that go with them.
+    fn moving_averages(&mut self) {
+        let running = Region::new(Arena::Running, 0, 8 * self.layout.channels as u64);
+        let averages = Region { arena: Arena::RunningEma, ..running };
+        let weights = [Arena::Ema, Arena::Master].map(|arena| self.layout.all_f32(arena));
+        for (name, [to, from]) in [("ema", weights), ("ema.running", [averages, running])] {
+            let elements = (to.bytes / 4) as usize;
+            let mut args = vec![update(to), read(from), size(elements)];
+            args.extend(self.constants());
+            let geometry = geometry::flat(elements);
+            self.launch(name.into(), Launch { kernel: "ema_update".into(), geometry, args });
+        }
     }
 
     fn end_pass(&mut self, finishing: bool) {

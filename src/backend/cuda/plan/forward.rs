@@ -1,12 +1,12 @@
 //! The forward pass: for training with the batch's statistics up to the loss, for evaluation with the running ones up
-//! to the logits.
+//! to the logits. Where the recipe averages weights, evaluations are of the averages.
 
 use super::builder::{Builder, MAIN, optional, read, size, update, write};
 use super::geometry;
 use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
 use super::params::Statistic;
 use super::region::{Access, Arena, Region};
-use super::{OUTCOME_RING, Purpose, STAGING_SLOTS};
+use super::{Loss, OUTCOME_RING, Purpose, STAGING_SLOTS};
 use crate::backend::cuda::abi;
 use crate::backend::{EPS, MEAN, RUNNING_MOMENTUM, STD};
 use crate::model::graph::{ParamId, TensorId};
@@ -37,12 +37,38 @@ impl Builder<'_> {
     /// Image to logits, bias included, in [`Arena::Logits`].
     pub fn evaluate(&mut self, units: &[Unit]) {
         self.input();
+        if self.averaged() {
+            self.cast_averages();
+        }
         self.fold_running_statistics();
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
     fn evaluates(&self) -> bool {
         self.options.purpose == Purpose::Evaluate
+    }
+
+    /// Whether the pass is of the moving averages.
+    fn averaged(&self) -> bool {
+        self.evaluates() && self.options.recipe.ema.is_some()
+    }
+
+    /// Where biases, gammas and betas are read.
+    pub fn vectors_arena(&self) -> Arena {
+        if self.averaged() { Arena::Ema } else { Arena::Master }
+    }
+
+    fn running_arena(&self) -> Arena {
+        if self.averaged() { Arena::RunningEma } else { Arena::Running }
+    }
+
+    /// The matrix that a product reads.
+    fn weights(&self, param: ParamId) -> Region {
+        let weights = self.layout.weights(self.options.storage, param);
+        match self.averaged_weights {
+            Some(averages) => Region { arena: averages.arena, ..weights },
+            None => weights,
+        }
     }
 
     pub fn storage_kernel(&self, name: &str) -> String {
@@ -55,6 +81,13 @@ impl Builder<'_> {
             if self.evaluates() { (Arena::EvalStaging, 1) } else { (Arena::Staging, STAGING_SLOTS) };
         let bytes = self.staging.slot_bytes;
         [read(Region::new(arena, 0, slots as u64 * bytes)), size(slots), Arg::U64(bytes)]
+    }
+
+    /// The last arguments of every kernel that reads the pass's constants: staging, their place, the state.
+    pub fn constants(&self) -> Vec<Arg> {
+        let mut args = self.staged().to_vec();
+        args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Read)]);
+        args
     }
 
     pub fn state(&self, access: Access) -> Arg {
@@ -73,7 +106,7 @@ impl Builder<'_> {
         args.extend([Arg::U64(self.staging.items_offset), self.state(Access::Read), write(y)]);
         args.extend([self.options.batch, resolution, resolution, self.options.input_channels].map(size));
         args.extend(MEAN.iter().chain(&STD).map(|&value| Arg::F32(value)));
-        let geometry = geometry::input(self.rows(self.graph.input));
+        let geometry = geometry::input(self.rows(self.graph.input), self.options.input_channels);
         self.launch("input".into(), Launch { kernel: self.storage_kernel("input"), geometry, args });
     }
 
@@ -89,7 +122,7 @@ impl Builder<'_> {
     fn forward_conv(&mut self, unit: &ConvUnit) {
         let x = self.activation(unit.x);
         let y = self.make_activation(unit.raw);
-        let w = self.layout.weights(self.options.storage, unit.weight);
+        let w = self.weights(unit.weight);
         let (shape, n) = (self.shape(unit), self.options.batch);
         let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
@@ -132,12 +165,13 @@ impl Builder<'_> {
 
     fn affine(&self, unit: &ConvUnit) -> Affine {
         let mean = if self.evaluates() {
-            self.layout.running(unit.mean, unit.shape.k, false)
+            let running = self.layout.running(unit.mean, unit.shape.k, false);
+            Region { arena: self.running_arena(), ..running }
         } else {
             self.statistic(unit, Statistic::Mean)
         };
         let scale = self.statistic(unit, Statistic::Scale);
-        Affine { mean, scale, beta: self.layout.in_f32(Arena::Master, unit.beta) }
+        Affine { mean, scale, beta: self.layout.in_f32(self.vectors_arena(), unit.beta) }
     }
 
     /// Batch norm with what follows it: the block's sum (a shortcut's own batch norm in the same pass) and the ReLU.
@@ -163,7 +197,7 @@ impl Builder<'_> {
         }
         args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
         args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
-        let geometry = geometry::bn_apply(elements);
+        let geometry = geometry::bn_apply(elements, unit.shape.k);
         let launch = Launch { kernel: self.storage_kernel("bn_apply"), geometry, args };
         self.launch(self.name(unit.raw, "bn_apply"), launch);
     }
@@ -205,7 +239,7 @@ impl Builder<'_> {
             self.buffer("logits", bytes)
         };
         self.activation[y] = Some(logits);
-        let (x, w) = (self.activation(x), self.layout.weights(self.options.storage, weight));
+        let (x, w) = (self.activation(x), self.weights(weight));
         let call = Linear { pass: Pass::Forward, n, features, classes, x, w, y: logits };
         self.push("fc.forward".into(), MAIN, Call::Linear(call));
         if self.evaluates() {
@@ -213,6 +247,16 @@ impl Builder<'_> {
             let geometry = geometry::bias_add(n * classes);
             self.launch("fc.bias".into(), Launch { kernel: "bias_add".into(), geometry, args });
         }
+    }
+
+    /// The averages of the weights, as convolutions read them.
+    fn cast_averages(&mut self) {
+        let weights = self.layout.all_weights(self.options.storage);
+        let to = self.buffer("ema.weights", weights.bytes);
+        self.averaged_weights = Some(to);
+        let args = vec![read(self.layout.all_f32(Arena::Ema)), write(to), size(self.layout.total)];
+        let geometry = geometry::flat(self.layout.total);
+        self.launch("ema.cast".into(), Launch { kernel: self.storage_kernel("cast"), geometry, args });
     }
 
     /// Bias, loss and its gradient image by image, then their sums.
@@ -228,7 +272,11 @@ impl Builder<'_> {
         args.extend([Arg::U64(self.staging.items_offset), Arg::U64(self.staging.hyper_offset)]);
         args.extend([self.state(Access::Read), write(gradient), write(rows), size(n), size(classes)]);
         let geometry = geometry::loss(n);
-        self.launch("loss".into(), Launch { kernel: self.storage_kernel("softmax_loss"), geometry, args });
+        let kernel = self.storage_kernel(match self.options.recipe.loss {
+            Loss::SoftmaxCrossEntropy => "softmax_loss",
+            Loss::BinaryCrossEntropy => "bce_loss",
+        });
+        self.launch("loss".into(), Launch { kernel, geometry, args });
         let mut args = vec![read(rows)];
         args.extend(self.staged());
         args.extend([Arg::U64(self.staging.hyper_offset), self.state(Access::Update)]);
@@ -256,10 +304,11 @@ impl Builder<'_> {
     /// scale = gamma / sqrt(running variance + eps) of all batch norms.
     fn fold_running_statistics(&mut self) {
         let first = 4 * self.layout.gammas.start as u64;
-        let gammas = Region::new(Arena::Master, first, 4 * self.layout.channels as u64);
+        let gammas = Region::new(self.vectors_arena(), first, 4 * self.layout.channels as u64);
+        let variances = Region { arena: self.running_arena(), ..self.layout.all_running(true) };
         let args = vec![
             read(gammas),
-            read(self.layout.all_running(true)),
+            read(variances),
             write(self.layout.all_statistics(Statistic::Scale)),
             size(self.layout.channels),
             Arg::F32(EPS as f32),

@@ -11,6 +11,9 @@ pub struct Geometry {
 const BLOCK: usize = 256;
 /// Elements of a thread of the elementwise kernels.
 const PACK: usize = 8;
+/// Packs of a thread of `input`, and of `bn_apply` and `bn_backward_apply`.
+const INPUT_PACKS: usize = 4;
+const APPLY_PACKS: usize = 4;
 /// Lanes along channels of a reduction's block.
 const LANES: usize = 32;
 /// Channels of a block that adds partials up.
@@ -51,8 +54,9 @@ fn reduce(rows: usize, channels: usize) -> Geometry {
     Geometry { grid: [all.div_ceil(width) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
 }
 
-pub fn input(pixels: usize) -> Geometry {
-    line(pixels.div_ceil(BLOCK), BLOCK)
+/// `channels`: what a pixel is padded to.
+pub fn input(pixels: usize, channels: usize) -> Geometry {
+    line((pixels * channels).div_ceil(PACK * INPUT_PACKS * BLOCK), BLOCK)
 }
 
 pub fn bn_stats(rows: usize, channels: usize) -> Geometry {
@@ -68,9 +72,12 @@ pub fn bn_finalize(channels: usize) -> Geometry {
     line(channels.div_ceil(FINALIZE_CHANNELS), 1024)
 }
 
-/// `bn_apply` and `bn_backward_apply`.
-pub fn bn_apply(elements: usize) -> Geometry {
-    packs(elements)
+/// `bn_apply` and `bn_backward_apply`. Threads that work are a multiple of the groups of eight channels, as
+/// `apply_threads` of `kernels/common.cuh`.
+pub fn bn_apply(elements: usize, channels: usize) -> Geometry {
+    let groups = if channels.is_multiple_of(PACK) { channels / PACK } else { 1 };
+    let threads = if groups <= BLOCK { BLOCK / groups * groups } else { BLOCK };
+    line(elements.div_ceil(PACK * APPLY_PACKS * threads), BLOCK)
 }
 
 /// `bn_running` and `bn_fold`: a thread a channel.
@@ -103,6 +110,15 @@ pub fn bias_gradient(classes: usize) -> Geometry {
 /// Everything over the flat parameter space: `accumulate`, `finite_check`, `sgd`, `ema_update`, `cast`.
 pub fn flat(elements: usize) -> Geometry {
     packs(elements)
+}
+
+/// `lamb_squares`, `lamb_moments`, `lamb_update`: a block a chunk. `lamb_ratios`: a block a parameter.
+pub fn lamb(blocks: usize) -> Geometry {
+    line(blocks, BLOCK)
+}
+
+pub fn lamb_clip() -> Geometry {
+    line(1, BLOCK)
 }
 
 /// `update_scale` and `end_pass`.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`region`], [`node`] | pieces of memory; calls on them |
 //! | [`params`] | where everything that outlives a pass lies |
-//! | `builder`, `forward`, `backward`, `finish` | the graph's units as calls, with fusions |
+//! | [`chunks`] | that space in pieces of one parameter each |
+//! | `builder`, `forward`, `backward`, `finish`, `lamb` | the graph's units as calls, with fusions |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -13,9 +14,11 @@
 
 mod backward;
 mod builder;
+pub mod chunks;
 mod finish;
 mod forward;
 pub mod geometry;
+mod lamb;
 pub mod node;
 pub mod order;
 pub mod params;
@@ -30,6 +33,7 @@ use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
 use crate::model::units::units;
 use builder::Builder;
+use chunks::Chunks;
 use node::Node;
 use params::{ParamLayout, STATISTICS};
 use place::{ALIGNMENT, Buffer};
@@ -69,9 +73,43 @@ pub struct PlanOptions {
     /// What the image's three channels are padded to: 4 or 8.
     pub input_channels: usize,
     pub decay: Decay,
+    pub recipe: Recipe,
     pub scale: ScalePolicy,
     /// No two buffers share bytes, so that every activation and gradient can be read after the pass.
     pub keep: bool,
+}
+
+/// What of a training pass is not the network's: plain SGD on softmax cross-entropy, where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Recipe {
+    pub rule: Rule,
+    pub loss: Loss,
+    /// The decay of the weights' and running statistics' moving averages by update; evaluations are of the averages then.
+    pub ema: Option<f32>,
+}
+
+/// How gradients move the weights; learning rate and weight decay come with each step.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Rule {
+    /// [`crate::optim::sgd::Sgd`]
+    #[default]
+    Sgd,
+    /// [`crate::optim::lamb::Lamb`], with those of its constants that a step does not carry.
+    Lamb { beta1: f32, beta2: f32, epsilon: f32, max_norm: f32 },
+}
+
+impl Rule {
+    /// timm's defaults (timm/optim/lamb.py).
+    pub const LAMB: Self = Self::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
+}
+
+/// Both on soft targets: smoothed, and mixed of two images' labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Loss {
+    #[default]
+    SoftmaxCrossEntropy,
+    /// Of a sigmoid for each class, the mean over classes (timm/loss/binary_cross_entropy.py).
+    BinaryCrossEntropy,
 }
 
 /// How the loss scale moves (Micikevicius et al., arXiv:1710.03740; the constants are PyTorch's `GradScaler`'s).
@@ -176,6 +214,10 @@ impl Plan {
 /// Kernels count elements in 32 bits.
 fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
     let (batch, resolution) = (options.batch, options.resolution);
+    if ![4, 8].contains(&options.input_channels) {
+        let got = options.input_channels;
+        return Err(Error::usage(format!("device.input_channels is {got}; the input kernel makes 4 or 8")));
+    }
     if batch == 0 {
         return Err(Error::usage("data.batch is 0, a pass wants at least one image"));
     }
@@ -211,12 +253,21 @@ fn arenas(
         (Arena::Running, 4 * (2 * layout.channels) as u64),
         (Arena::State, size_of::<abi::State>() as u64),
     ]);
+    if options.recipe.ema.is_some() {
+        arenas.insert(Arena::Ema, flat);
+        arenas.insert(Arena::RunningEma, 4 * (2 * layout.channels) as u64);
+    }
     if options.purpose == Purpose::Evaluate {
         arenas.insert(Arena::EvalStaging, staging.slot_bytes);
         arenas.insert(Arena::Logits, 4 * (options.batch * options.spec.classes) as u64);
         return arenas;
     }
     arenas.insert(Arena::Momentum, flat);
+    if matches!(options.recipe.rule, Rule::Lamb { .. }) {
+        let table = Chunks::new(layout, options.decay);
+        arenas.insert(Arena::SecondMoment, flat);
+        arenas.insert(Arena::Chunks, table.regions().iter().map(|region| region.bytes).sum());
+    }
     arenas.insert(Arena::GradientMatrices, matrices.bytes);
     arenas.insert(Arena::GradientVectors, vectors.bytes);
     arenas.insert(Arena::Staging, STAGING_SLOTS as u64 * staging.slot_bytes);

@@ -9,9 +9,11 @@ pub enum Arena {
     Unplaced(usize),
     /// f32, the flat parameter space of [`super::params::ParamLayout`]; so are the next four.
     Master,
+    /// SGD's velocity, LAMB's first moment.
     Momentum,
     /// LAMB's second moment.
     SecondMoment,
+    /// Moving averages of the weights.
     Ema,
     /// Gradients summed over the passes of an optimiser step.
     GradientSum,
@@ -25,6 +27,10 @@ pub enum Arena {
     Channels,
     /// f32: running means, then running variances, of all batch norms.
     Running,
+    /// Moving averages of those, as `Ema` has of the weights.
+    RunningEma,
+    /// LAMB's table: [`super::chunks::Chunks`].
+    Chunks,
     /// Slots of images, items and constants that the host fills, for training.
     Staging,
     /// The same for evaluation: one slot.

@@ -1,0 +1,167 @@
+//! What outlives a pass, on the card and in a checkpoint: weights, velocities, running statistics, the loss scale, and what
+//! LAMB and moving averages keep.
+
+use super::{CudaBackend, Machine, state_region, to_stored};
+use crate::backend::cuda::abi;
+use crate::backend::cuda::plan::Rule;
+use crate::backend::cuda::plan::chunks::Chunks;
+use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::{MOMENTUM_PREFIX, NamedTensors, find};
+use crate::error::{Error, Result};
+use crate::model::params::Param;
+use crate::tensor::{HostTensor, first_non_finite};
+
+/// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
+pub const SCALE_STATE: &str = "optim.loss_scale";
+
+/// Prefix of LAMB's second moments in a state; its first ones take the place of velocities.
+pub const SECOND_MOMENT_PREFIX: &str = "optim.second_moment.";
+
+/// Prefix of the moving averages of weights and running statistics.
+pub const EMA_PREFIX: &str = "ema.";
+
+impl<M: Machine> CudaBackend<M> {
+    pub(super) fn initial_state(&self) -> NamedTensors {
+        let (seed, zero_gamma) = (self.options.seed, self.options.zero_gamma);
+        let values = |(index, param): (usize, &Param)| {
+            let data = param.initial_values(seed, index, zero_gamma);
+            (param.name.clone(), HostTensor { shape: param.shape.clone(), data })
+        };
+        let mut state: NamedTensors = self.graph.params.iter().enumerate().map(values).collect();
+        for buffer in &self.graph.buffers {
+            let data = vec![buffer.initial; buffer.channels];
+            state.insert(buffer.name.clone(), HostTensor { shape: vec![buffer.channels], data });
+        }
+        state
+    }
+
+    pub(super) fn named_state(&self) -> Result<NamedTensors> {
+        let mut state = NamedTensors::new();
+        for (index, param) in self.graph.params.iter().enumerate() {
+            state.insert(param.name.clone(), self.read_param(Arena::Master, index)?);
+            let momentum = format!("{MOMENTUM_PREFIX}{}", param.name);
+            state.insert(momentum, self.read_param(Arena::Momentum, index)?);
+        }
+        for (index, buffer) in self.graph.buffers.iter().enumerate() {
+            state.insert(buffer.name.clone(), self.read_running(Arena::Running, index)?);
+        }
+        let device = self.device_state()?;
+        let data = vec![device.scale, device.clean as f32, device.updates as f32, device.skipped as f32];
+        state.insert(SCALE_STATE.to_owned(), HostTensor { shape: vec![4], data });
+        self.add_recipe_state(&mut state)?;
+        Ok(state)
+    }
+
+    pub(super) fn load_named_state(&mut self, state: &NamedTensors) -> Result<()> {
+        self.load_weights(state)?;
+        let momentum = match state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX)) {
+            true => self.flat(state, MOMENTUM_PREFIX)?,
+            false => vec![0.0; self.layout.total],
+        };
+        self.machine.write(self.layout.all_f32(Arena::Momentum), bytemuck::cast_slice(&momentum))?;
+        self.write_running(state, "", Arena::Running)?;
+        self.load_recipe_state(state)?;
+        self.load_scale(state)
+    }
+
+    /// The whole arena of the parameter space from tensors by name.
+    fn flat(&self, state: &NamedTensors, prefix: &str) -> Result<Vec<f32>> {
+        let mut flat = vec![0.0; self.layout.total];
+        for (param, slot) in self.graph.params.iter().zip(&self.layout.slots) {
+            let packed = slot.pack(find(state, &format!("{prefix}{}", param.name), &param.shape)?);
+            flat[slot.offset..slot.offset + packed.len()].copy_from_slice(&packed);
+        }
+        Ok(flat)
+    }
+
+    fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
+        let master = self.flat(state, "")?;
+        if let Some(index) = first_non_finite(&master) {
+            let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
+            return Err(Error::input(format!(
+                "{name} has a value that is not finite; take an earlier checkpoint"
+            )));
+        }
+        self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
+        let copy = to_stored(self.options.storage, &master);
+        self.machine.write(self.layout.all_weights(self.options.storage), &copy)
+    }
+
+    /// All running statistics, or their averages, from tensors by name.
+    fn write_running(&mut self, state: &NamedTensors, prefix: &str, arena: Arena) -> Result<()> {
+        let mut running = vec![0.0; 2 * self.layout.channels];
+        for (index, buffer) in self.graph.buffers.iter().enumerate() {
+            let of_variance = usize::from(buffer.name.ends_with("running_var"));
+            let first = of_variance * self.layout.channels + self.layout.channel[index];
+            let values = find(state, &format!("{prefix}{}", buffer.name), &[buffer.channels])?;
+            running[first..first + buffer.channels].copy_from_slice(values);
+        }
+        let region = Region::new(arena, 0, 4 * running.len() as u64);
+        self.machine.write(region, bytemuck::cast_slice(&running))
+    }
+
+    fn load_scale(&mut self, state: &NamedTensors) -> Result<()> {
+        let initial = [self.options.scale.initial, 0.0, 0.0, 0.0];
+        let values = match state.contains_key(SCALE_STATE) {
+            true => find(state, SCALE_STATE, &[4])?,
+            false => &initial,
+        };
+        let state = abi::State {
+            scale: values[0],
+            unscale: 1.0 / values[0],
+            clean: values[1] as u32,
+            updates: values[2] as u32,
+            skipped: values[3] as u32,
+            ..abi::State::default()
+        };
+        self.machine.write(state_region(), bytemuck::bytes_of(&state))
+    }
+
+    fn uses_lamb(&self) -> bool {
+        matches!(self.options.recipe.rule, Rule::Lamb { .. })
+    }
+
+    /// Adds what the recipe keeps beyond weights, velocities and running statistics.
+    fn add_recipe_state(&self, state: &mut NamedTensors) -> Result<()> {
+        let averages = self.options.recipe.ema.is_some();
+        for (index, param) in self.graph.params.iter().enumerate() {
+            if self.uses_lamb() {
+                let name = format!("{SECOND_MOMENT_PREFIX}{}", param.name);
+                state.insert(name, self.read_param(Arena::SecondMoment, index)?);
+            }
+            if averages {
+                let name = format!("{EMA_PREFIX}{}", param.name);
+                state.insert(name, self.read_param(Arena::Ema, index)?);
+            }
+        }
+        for (index, buffer) in self.graph.buffers.iter().enumerate().filter(|_| averages) {
+            let name = format!("{EMA_PREFIX}{}", buffer.name);
+            state.insert(name, self.read_running(Arena::RunningEma, index)?);
+        }
+        Ok(())
+    }
+
+    /// Second moments start at zero, averages at what they are averages of.
+    fn load_recipe_state(&mut self, state: &NamedTensors) -> Result<()> {
+        let has = |prefix: &str| state.keys().any(|name| name.starts_with(prefix));
+        if self.uses_lamb() {
+            let second = match has(SECOND_MOMENT_PREFIX) {
+                true => self.flat(state, SECOND_MOMENT_PREFIX)?,
+                false => vec![0.0; self.layout.total],
+            };
+            let region = self.layout.all_f32(Arena::SecondMoment);
+            self.machine.write(region, bytemuck::cast_slice(&second))?;
+            let table = Chunks::new(&self.layout, self.options.decay);
+            let [mut region, ranges] = table.regions();
+            region.bytes += ranges.bytes;
+            self.machine.write(region, &table.bytes())?;
+        }
+        if self.options.recipe.ema.is_some() {
+            let prefix = if has(EMA_PREFIX) { EMA_PREFIX } else { "" };
+            let averages = self.flat(state, prefix)?;
+            self.machine.write(self.layout.all_f32(Arena::Ema), bytemuck::cast_slice(&averages))?;
+            self.write_running(state, prefix, Arena::RunningEma)?;
+        }
+        Ok(())
+    }
+}
