@@ -8,9 +8,11 @@
 //! | [`network`] | the backend: batches in, outcomes and tensors out |
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
+//! | [`bench`] | every call of a step against its floor |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
 
 pub mod abi;
+pub mod bench;
 pub mod device;
 pub mod machine;
 pub mod network;
