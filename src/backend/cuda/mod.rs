@@ -1,4 +1,5 @@
-//! The CUDA backend: everything between the convolutions is our own kernels (`kernels/`), the convolutions are cuDNN's.
+//! The CUDA backend: everything between the convolutions is our own kernels (`kernels/`), the convolutions are cuDNN's,
+//! or cuBLAS's where they are matrix products.
 //!
 //! | file | says |
 //! |---|---|

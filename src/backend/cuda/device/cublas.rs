@@ -239,7 +239,7 @@ mod tests {
     use super::*;
     use crate::model::graph::ConvShape;
     use crate::rng::{Purpose, Rng};
-    use crate::simd::conv::{Scratch, dgrad, forward, wgrad};
+    use crate::simd::conv::{Scratch, dgrad, forward, kcrs_from_rsck, rsck_from_kcrs, wgrad};
     use crate::simd::isa::Isa;
     use crate::simd::pool::Pool;
     use crate::tensor::Difference;
@@ -274,8 +274,10 @@ mod tests {
         let buffers = [random(rows * shape.c), random(shape.c * shape.k), random(rows * shape.k)];
         for pass in [Pass::Forward, Pass::Dgrad, Pass::Wgrad] {
             for accumulate in [false, pass != Pass::Forward] {
-                let [mut x, mut w, mut y] = buffers.clone();
-                let mut scratch = Scratch::default();
+                let [mut x, krsc, mut y] = buffers.clone();
+                let (mut w, mut scratch) = (vec![0.0; krsc.len()], Scratch::default());
+                // Of a 1x1 KRSC and KCRS are the same; the CPU's are RSCK.
+                rsck_from_kcrs(&shape, &krsc, &mut w);
                 let want = match pass {
                     Pass::Forward => {
                         forward(&pool, isa, &shape, n, &x, &w, &mut y, &mut scratch);
@@ -287,7 +289,9 @@ mod tests {
                     }
                     Pass::Wgrad => {
                         wgrad(&pool, isa, &shape, n, &x, &y, &mut w, accumulate, &mut scratch);
-                        w
+                        let mut krsc = krsc;
+                        kcrs_from_rsck(&shape, &w, &mut krsc);
+                        krsc
                     }
                 };
                 let layer = Layer { pass, rows, inputs: shape.c, outputs: shape.k, x: 0, w: 1, y: 2 };

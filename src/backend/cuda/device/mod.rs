@@ -10,7 +10,7 @@
 //! | [`measure`] | how long things take on it |
 //! | [`trace`] | what the host asks of the driver, and when |
 //!
-//! No GPU has run any of this yet.
+//! No GPU has run any of this yet. `tests/cuda_driver/` runs it against libraries that hold it to the manuals' rules.
 
 pub mod algorithms;
 pub mod card;
