@@ -251,7 +251,7 @@ impl Card {
         Ok(())
     }
 
-    fn start(&mut self, prepared: Prepared) -> Result<()> {
+    pub(super) fn start(&mut self, prepared: Prepared) -> Result<()> {
         self.capture(prepared)?;
         let graph = self.ready[prepared.0].graph.as_ref().expect("captured above");
         self.lanes[0].stream.run(graph)

@@ -70,6 +70,12 @@ impl Card {
         Ok(self.time(stream, SAMPLES, &|| stream.run(&repeated))? / count as f64)
     }
 
+    /// Runs a training pass on what is staged and waits for it, so that operands hold what they hold in a training.
+    pub fn run_pass(&mut self, prepared: Prepared) -> Result<()> {
+        self.start(prepared)?;
+        self.context.synchronize()
+    }
+
     /// Seconds of a whole pass, as one graph, without uploads.
     pub fn time_pass(&mut self, prepared: Prepared) -> Result<f64> {
         self.capture(prepared)?;
