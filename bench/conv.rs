@@ -19,7 +19,7 @@ use std::time::Instant;
 
 const DIRECTIONS: [&str; 3] = ["forward", "dgrad", "wgrad"];
 
-fn main() {
+pub fn main() {
     let env = |name: &str| std::env::var(name).ok();
     let number = |name: &str, default: usize| env(name).map_or(default, |text| text.parse().expect(name));
     let settings = env("CONV_SETTINGS").unwrap_or_else(|| "224:16,64:64".to_owned());

@@ -278,6 +278,36 @@ pub enum BenchCommand {
         /// auto, fp32, tf32, fp16 or bf16
         #[arg(long, default_value = "auto", value_parser = super::device::precision)]
         precision: Precision,
+        /// On a GPU: write what the host asks of the driver, and when, in Chrome's trace format (ui.perfetto.dev);
+        /// events of the category "blocks" between two "submit" would be the host waiting for the card inside a step
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Every call of a training step on a GPU, each against its floor: its bytes at the rate of a large copy, or its
+    /// operations at the rate of a large matrix product
+    Kernels {
+        #[arg(long, default_value_t = 256)]
+        batch: usize,
+        #[arg(long, default_value_t = 224)]
+        resolution: usize,
+        /// auto, cuda or cuda:N
+        #[arg(long, default_value = "auto")]
+        device: Device,
+        /// auto (fp16), fp32, tf32, fp16 or bf16
+        #[arg(long, default_value = "auto", value_parser = super::device::precision)]
+        precision: Precision,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bytes a second of a large copy, read and written together
+    Copy {
+        /// auto (a GPU where there is one, else main memory), cpu, cuda or cuda:N
+        #[arg(long, default_value = "auto")]
+        device: Device,
+        #[command(flatten)]
+        threads: ThreadArgs,
         #[arg(long)]
         json: bool,
     },

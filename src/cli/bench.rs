@@ -2,25 +2,27 @@
 
 use super::args::BenchCommand;
 use super::device::{self, Device};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::device::trace;
 use crate::backend::{Backend, Outcome, Step};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Precision};
 use crate::data::{self, Batch, Splits, TrainTransform, available_workers};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::cost::cost;
 use crate::model::graph::lower;
-use crate::model::spec::ResNetSpec;
+use crate::model::spec::{RESNET50, ResNetSpec};
 use crate::optim::sgd::Sgd;
 use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
-use crate::simd::peak;
 use crate::simd::pool::Pool;
-use crate::terminal::answer;
-use std::path::Path;
+use crate::simd::{copy, peak};
+use crate::terminal::{answer, message};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
-        BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, json } => {
+        BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, trace, json } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
             if *batch == 0 {
@@ -32,13 +34,77 @@ pub fn run(command: &BenchCommand) -> Result<()> {
                 ..config::Device::default()
             };
             let (batch, resolution, steps, device) = (*batch, *resolution, *steps, *device);
-            print(&TrainJob { spec, batch, resolution, steps, device, config }.run()?, *json)?;
+            let trace = trace.clone();
+            print(&TrainJob { spec, batch, resolution, steps, device, config, trace }.run()?, *json)?;
         }
+        BenchCommand::Kernels { batch, resolution, device, precision, json } => {
+            bench_kernels(*batch, *resolution, *device, *precision, *json)?;
+        }
+        BenchCommand::Copy { device, threads, json } => bench_copy(*device, threads.threads, *json)?,
         BenchCommand::Loader { data, resolution, seconds, workers, json } => {
             bench_loader(data, *resolution, *seconds, *workers, *json)?;
         }
     }
     Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn bench_kernels(_: usize, _: usize, _: Device, _: Precision, _: bool) -> Result<()> {
+    Err(Error::device("this engine was built without the feature cuda"))
+}
+
+#[cfg(feature = "cuda")]
+fn bench_kernels(
+    batch: usize,
+    resolution: usize,
+    device: Device,
+    precision: Precision,
+    json: bool,
+) -> Result<()> {
+    use crate::backend::cuda::bench::{Job, kernels};
+    let ordinal = match device {
+        Device::Auto => 0,
+        Device::Cuda(ordinal) => ordinal,
+        Device::Cpu => {
+            return Err(Error::usage(
+                "engine bench kernels measures a GPU; cargo bench --bench conv measures the CPU's convolutions",
+            ));
+        }
+    };
+    let (storage, tf32) = device::storage(precision);
+    let report = kernels(&Job { spec: RESNET50, ordinal, storage, tf32, batch, resolution })?;
+    if json { answer(serde_json::to_string(&report).expect("plain fields")) } else { answer(report) }
+}
+
+/// Of the card, or of main memory where there is none.
+fn bench_copy(device: Device, threads: usize, json: bool) -> Result<()> {
+    let main_memory = || {
+        let pool = Pool::new(threads);
+        let rate = (0..5).map(|_| copy::measure(&pool)).fold(0.0, f64::max);
+        (format!("main memory, {} threads", pool.threads()), rate)
+    };
+    let (device, rate) = match device {
+        Device::Cpu => main_memory(),
+        Device::Cuda(ordinal) => copy_on_card(ordinal)?,
+        Device::Auto => match copy_on_card(0) {
+            Err(error) if error.kind == Kind::Device => main_memory(),
+            measured => measured?,
+        },
+    };
+    if json {
+        return answer(serde_json::json!({"gigabytes_per_second": rate / 1e9, "device": device}));
+    }
+    answer(format!("copy: {:.1} GB/s read and written, {device}", rate / 1e9))
+}
+
+#[cfg(feature = "cuda")]
+fn copy_on_card(ordinal: usize) -> Result<(String, f64)> {
+    crate::backend::cuda::bench::copy(ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn copy_on_card(_: usize) -> Result<(String, f64)> {
+    Err(Error::device("this engine was built without the feature cuda"))
 }
 
 /// Speeds of the loader alone, one line for each number of workers up to `workers`.
@@ -91,6 +157,8 @@ struct TrainJob {
     steps: usize,
     device: Device,
     config: config::Device,
+    /// Where a trace of the driver's calls goes.
+    trace: Option<PathBuf>,
 }
 
 impl TrainJob {
@@ -101,11 +169,14 @@ impl TrainJob {
         config.data.batch = self.batch;
         config.device = self.config.clone();
         let (mut backend, environment) = device::open(&config, self.spec.classes, self.device)?;
+        let on_cpu = environment.device == "cpu";
+        if on_cpu && self.trace.is_some() {
+            return Err(Error::usage("--trace shows what is asked of a GPU's driver: give --device cuda"));
+        }
         let (times, seconds) = self.time(backend.as_mut())?;
         drop(backend);
         let flops = cost(&lower(&self.spec, self.resolution)?).training_flops() * self.batch;
         let (isa, pool) = (Isa::current(), Pool::new(config.device.threads));
-        let on_cpu = environment.device == "cpu";
         let share = |seconds: f64| flops as f64 / seconds / fma_peak(&pool, isa);
         Ok(Report {
             what: format!("training {} at {} px, batch {}", self.spec.name, self.resolution, self.batch),
@@ -131,6 +202,7 @@ impl TrainJob {
                 fine(outcome)?;
             }
         }
+        self.begin_trace();
         let (began, mut times) = (Instant::now(), vec![]);
         for _ in 0..self.steps.max(1) {
             let start = Instant::now();
@@ -144,7 +216,37 @@ impl TrainJob {
             fine(outcome)?;
         }
         let seconds = began.elapsed().as_secs_f64() / times.len() as f64;
+        self.end_trace()?;
         Ok((times, seconds))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn begin_trace(&self) {}
+
+    #[cfg(not(feature = "cuda"))]
+    fn end_trace(&self) -> Result<()> {
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn begin_trace(&self) {
+        if self.trace.is_some() {
+            trace::begin();
+        }
+    }
+
+    /// Writes the trace, and says in a line whether the host waited for the card inside a step.
+    #[cfg(feature = "cuda")]
+    fn end_trace(&self) -> Result<()> {
+        let (Some(path), Some(trace)) = (&self.trace, trace::end()) else { return Ok(()) };
+        std::fs::write(path, trace.to_json()).map_err(|error| Error::output_file(path, "write", &error))?;
+        let (steps, blocks) = trace.summary();
+        let found = match &blocks[..] {
+            [] => "nothing between the first and the last waits for the card".to_owned(),
+            [first, ..] => format!("{} calls between them wait for the card, first: {first}", blocks.len()),
+        };
+        message(format!("{}: {steps} steps; {found}", path.display()));
+        Ok(())
     }
 
     fn synthetic_batch(&self) -> Batch {

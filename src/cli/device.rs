@@ -133,6 +133,18 @@ fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Enviro
     Ok((Box::new(backend), environment("cpu".to_owned())))
 }
 
+/// What a card stores, and whether its f32 products may round their operands.
+#[cfg(feature = "cuda")]
+pub fn storage(precision: Precision) -> (crate::backend::cuda::storage::Storage, bool) {
+    use crate::backend::cuda::storage::Storage;
+    match precision {
+        Precision::Auto | Precision::Fp16 => (Storage::F16, false),
+        Precision::Bf16 => (Storage::Bf16, false),
+        Precision::Fp32 => (Storage::F32, false),
+        Precision::Tf32 => (Storage::F32, true),
+    }
+}
+
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Environment)> {
     Err(Error::device("this engine was built without the feature cuda"))
@@ -146,12 +158,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
-    let (storage, tf32) = match device.precision {
-        Precision::Auto | Precision::Fp16 => (Storage::F16, false),
-        Precision::Bf16 => (Storage::Bf16, false),
-        Precision::Fp32 => (Storage::F32, false),
-        Precision::Tf32 => (Storage::F32, true),
-    };
+    let (storage, tf32) = storage(device.precision);
     let scale = match storage {
         Storage::F16 => ScalePolicy {
             initial: device.loss_scale as f32,

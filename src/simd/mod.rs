@@ -4,4 +4,5 @@ pub(crate) mod dispatch;
 pub mod isa;
 pub mod pool;
 pub mod peak;
+pub mod copy;
 pub mod conv;

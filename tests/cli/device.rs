@@ -32,6 +32,16 @@ fn training_on_a_card_that_is_not_there_is_a_device_failure() {
         train(device).fails(70, &["driver"]);
     }
     run(&["check", "--device", "cuda"]).fails(70, &["driver"]);
+    run(&["bench", "kernels"]).fails(70, &["driver"]);
+    run(&["bench", "kernels", "--device", "cpu"]).fails(2, &["cargo bench --bench conv"]);
+}
+
+#[test]
+fn a_copy_is_measured_in_main_memory() {
+    let done = run(&["bench", "copy", "--device", "cpu", "--json"]).expect(0);
+    let answer: Value = serde_json::from_str(&done.out).unwrap();
+    assert!(answer["gigabytes_per_second"].as_f64().unwrap() > 0.1, "{answer}");
+    assert!(answer["device"].as_str().unwrap().starts_with("main memory"), "{answer}");
 }
 
 #[test]

@@ -280,7 +280,7 @@ impl Machine for HostMachine {
         Ok(())
     }
 
-    fn capacity(&self) -> Result<u64> {
+    fn capacity(&self, _: &Plan) -> Result<u64> {
         Ok(self.capacity)
     }
 

@@ -1,4 +1,5 @@
-//! The CUDA backend: everything between the convolutions is our own kernels (`kernels/`), the convolutions are cuDNN's.
+//! The CUDA backend: everything between the convolutions is our own kernels (`kernels/`), the convolutions are cuDNN's,
+//! or cuBLAS's where they are matrix products.
 //!
 //! | file | says |
 //! |---|---|
@@ -8,9 +9,11 @@
 //! | [`network`] | the backend: batches in, outcomes and tensors out |
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
+//! | [`bench`] | every call of a step against its floor |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
 
 pub mod abi;
+pub mod bench;
 pub mod device;
 pub mod machine;
 pub mod network;

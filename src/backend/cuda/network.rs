@@ -3,7 +3,7 @@
 mod state;
 
 use super::abi::{self, Hyper, Item};
-use super::machine::{Machine, Prepared};
+use super::machine::{Machine, Prepared, too_large};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout};
@@ -83,6 +83,11 @@ impl<M: Machine> CudaBackend<M> {
         Ok(backend)
     }
 
+    /// What runs the passes, for measuring it.
+    pub fn machine(&mut self) -> &mut M {
+        &mut self.machine
+    }
+
     fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
         let CudaOptions { spec, storage, scale, input_channels, decay, recipe, keep, .. } = self.options;
         PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }
@@ -93,42 +98,12 @@ impl<M: Machine> CudaBackend<M> {
             return Ok(prepared);
         }
         let plan = Plan::new(&self.plan_options(resolution, batch, purpose))?;
-        let (wanted, capacity) = (plan.bytes(), self.machine.capacity()?);
-        if wanted > capacity {
-            return Err(self.too_large(&plan, capacity));
+        if plan.bytes() > self.machine.capacity(&plan)? {
+            return Err(too_large(&plan, &|plan| self.machine.capacity(plan)));
         }
         let prepared = self.machine.prepare(plan)?;
         self.prepared.insert((resolution, batch, purpose), prepared);
         Ok(prepared)
-    }
-
-    /// Names what is large, and the batch that would fit.
-    fn too_large(&self, plan: &Plan, capacity: u64) -> Error {
-        let PlanOptions { resolution, batch, purpose, .. } = plan.options;
-        let fits = |batch: usize| {
-            Plan::new(&self.plan_options(resolution, batch, purpose))
-                .is_ok_and(|plan| plan.bytes() <= capacity)
-        };
-        let (mut low, mut high) = (0, batch);
-        while high - low > 1 {
-            let middle = low.midpoint(high);
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        let gib = |bytes: u64| bytes as f64 / 2f64.powi(30);
-        let activations = plan.arenas.get(&Arena::Activations).copied().unwrap_or(0);
-        let advice = match low {
-            0 => "not even one image fits: choose a smaller data.resolution or a card with more memory"
-                .to_owned(),
-            low => format!(
-                "at most {low} fit: lower data.micro_batch (it divides data.batch) or data.resolution"
-            ),
-        };
-        Error::usage(format!(
-            "{batch} images of {resolution} px want {:.2} GiB on the card ({:.2} of activations), {:.2} are free; {advice}",
-            gib(plan.bytes()),
-            gib(activations),
-            gib(capacity),
-        ))
     }
 
     /// Waits for one outcome and puts it into the queue.

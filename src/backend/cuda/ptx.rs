@@ -6,6 +6,84 @@ pub const MODULES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cuda::plan::node::{Arg, Call, Launch};
+    use crate::backend::cuda::plan::{Plan, PlanOptions, Purpose, ScalePolicy};
+    use crate::backend::cuda::storage::Storage;
+    use crate::config::Decay;
+    use crate::model::spec::RESNET_TINY;
+    use std::collections::BTreeMap;
+
+    /// What a compiled kernel declares: the types of its parameters, and the most threads of a block; 0 where it says
+    /// nothing.
+    #[derive(Debug, Default, Clone, PartialEq)]
+    struct Entry {
+        parameters: Vec<String>,
+        threads: u32,
+    }
+
+    fn entries(text: &str) -> BTreeMap<String, Entry> {
+        let (mut entries, mut name) = (BTreeMap::new(), String::new());
+        for line in text.lines() {
+            let line = line.trim();
+            if let Some(rest) = line.strip_prefix(".visible .entry ") {
+                name = rest.trim_end_matches(['(', ')']).to_owned();
+                entries.insert(name.clone(), Entry::default());
+            } else if let Some(entry) = entries.get_mut(&name) {
+                if let Some(rest) = line.strip_prefix(".param .") {
+                    entry.parameters.extend(rest.split(' ').next().map(str::to_owned));
+                } else if let Some(rest) = line.strip_prefix(".maxntid ") {
+                    entry.threads = rest.split(", ").map(|side| side.parse::<u32>().unwrap()).product();
+                } else if line == "}" {
+                    name.clear();
+                }
+            }
+        }
+        entries
+    }
+
+    /// The driver reads as many bytes of each argument as the kernel declares, and refuses larger blocks.
+    #[test]
+    fn every_launch_has_the_arguments_and_the_block_that_its_kernel_declares() {
+        let declared: BTreeMap<String, Entry> = MODULES.iter().flat_map(|(_, text)| entries(text)).collect();
+        let check = |launch: &Launch| {
+            let entry = declared.get(&launch.kernel).unwrap_or_else(|| panic!("no kernel {}", launch.kernel));
+            let given = launch.args.iter().map(|arg| match arg {
+                Arg::Region(..) | Arg::Null | Arg::U64(_) => "u64",
+                Arg::U32(_) => "u32",
+                Arg::F32(_) => "f32",
+            });
+            assert_eq!(given.collect::<Vec<_>>(), entry.parameters, "{}", launch.kernel);
+            let threads: u32 = launch.geometry.block.iter().product();
+            let most = if entry.threads == 0 { 1024 } else { entry.threads };
+            assert!(threads <= most, "{}: {threads} of {most}", launch.kernel);
+        };
+        let purposes = [
+            Purpose::Accumulate,
+            Purpose::Finish { sum: true },
+            Purpose::Finish { sum: false },
+            Purpose::Evaluate,
+        ];
+        for storage in Storage::ALL {
+            for purpose in purposes {
+                let options = PlanOptions {
+                    spec: RESNET_TINY,
+                    resolution: 32,
+                    batch: 2,
+                    storage,
+                    purpose,
+                    input_channels: 4,
+                    decay: Decay::Weights,
+                    scale: ScalePolicy::FP16,
+                    keep: false,
+                };
+                for node in Plan::new(&options).unwrap().nodes {
+                    if let Call::Kernel(launch) = &node.call {
+                        check(launch);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_card_and_driver_of_the_project_takes_it() {

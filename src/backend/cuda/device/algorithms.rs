@@ -1,17 +1,72 @@
-//! Which of cuDNN's algorithms each convolution runs with: found by timing once, then kept in the run's state and,
-//! where asked, in a file.
+//! Which routine each convolution runs with: found by timing once, then kept in the run's state and, where asked, in a
+//! file.
 
-use super::cudnn::Candidate;
+use super::cudnn::{Algorithm, DEFAULT_MATH, FMA_MATH, TENSOR_OP_MATH};
 use crate::backend::cuda::plan::node::Convolution;
 use crate::backend::cuda::storage::Storage;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
+use std::str::FromStr;
+
+/// One way to compute a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Candidate {
+    Cudnn(Algorithm),
+    /// As a matrix product: for what [`is_product`] says.
+    Cublas,
+}
+
+/// Whether a convolution multiplies every pixel by the same matrix: in NHWC one row-major product in each direction.
+pub fn is_product(conv: &Convolution) -> bool {
+    let shape = conv.shape;
+    (shape.r, shape.s, shape.stride, shape.pad) == (1, 1, 1, 0)
+}
+
+const NONDETERMINISTIC: &str = "nondeterministic";
+
+/// As the run's state and the file of algorithms have it: `cudnn algorithm 1 math 1 workspace 0`, `cublas`.
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cublas => f.write_str("cublas"),
+            Self::Cudnn(Algorithm { number, math, memory, deterministic }) => {
+                write!(f, "cudnn algorithm {number} math {math} workspace {memory}")?;
+                if *deterministic { Ok(()) } else { write!(f, " {NONDETERMINISTIC}") }
+            }
+        }
+    }
+}
+
+/// What does not parse is searched anew.
+impl FromStr for Candidate {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        fn number<T: FromStr>(text: &str) -> Result<T, ()> {
+            text.parse().map_err(drop)
+        }
+        let words: Vec<&str> = text.split(' ').collect();
+        let (words, deterministic) = match words.split_last() {
+            Some((&NONDETERMINISTIC, words)) => (words, false),
+            _ => (&words[..], true),
+        };
+        match *words {
+            ["cublas"] => Ok(Self::Cublas),
+            ["cudnn", "algorithm", algorithm, "math", math, "workspace", memory] => {
+                let (number, math, memory) = (number(algorithm)?, number(math)?, number(memory)?);
+                Ok(Self::Cudnn(Algorithm { number, math, memory, deterministic }))
+            }
+            _ => Err(()),
+        }
+    }
+}
 
 /// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`.
-pub fn key(conv: &Convolution, storage: Storage) -> String {
+pub fn key(conv: &Convolution, rule: &Rule) -> String {
     let shape = conv.shape;
     format!(
         "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}",
@@ -25,33 +80,70 @@ pub fn key(conv: &Convolution, storage: Storage) -> String {
         shape.stride,
         shape.pad,
         conv.n,
-        storage.suffix()
+        if rule.tf32 { "tf32" } else { rule.storage.suffix() }
     )
 }
 
-/// What is kept of a candidate: `cudnn algorithm 1 math 1 workspace 0`.
-pub fn to_text(candidate: &Candidate) -> String {
-    format!("cudnn algorithm {} math {} workspace {}", candidate.algorithm, candidate.math, candidate.memory)
+/// What a run allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    pub storage: Storage,
+    /// f32 products may round their operands to 10 bits.
+    pub tf32: bool,
+    /// Whether the card can do that (compute capability 8.0): there, cuDNN's default arithmetic does.
+    pub has_tf32: bool,
+    /// Only what gives the same bits every time.
+    pub deterministic: bool,
+    /// Bytes of workspace that there are.
+    pub workspace: u64,
 }
 
-/// The inverse; times are not kept.
-pub fn from_text(text: &str) -> Option<Candidate> {
-    let words: Vec<&str> = text.split(' ').collect();
-    let &["cudnn", "algorithm", algorithm, "math", math, "workspace", memory] = &words[..] else {
-        return None;
-    };
-    Some(Candidate {
-        algorithm: algorithm.parse().ok()?,
-        math: math.parse().ok()?,
-        milliseconds: 0.0,
-        memory: memory.parse().ok()?,
-        deterministic: true,
-    })
+/// Candidates of cuDNN's that are timed again, as the run will call them.
+const SHORTLIST: usize = 3;
+
+impl Rule {
+    /// Of 16-bit operands every product is exact in fp32, so any arithmetic does, and the fastest is taken: tensor cores
+    /// where they are. f32 without TF32 has its operands whole: never a tensor core. Nothing may convert operands to
+    /// another type (`CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION`).
+    fn allows_math(&self, math: i32) -> bool {
+        match (self.storage, self.tf32) {
+            (Storage::F16 | Storage::Bf16, _) | (Storage::F32, true) => {
+                [DEFAULT_MATH, TENSOR_OP_MATH, FMA_MATH].contains(&math)
+            }
+            (Storage::F32, false) => math == FMA_MATH || (math == DEFAULT_MATH && !self.has_tf32),
+        }
+    }
+
+    fn allows_algorithm(&self, one: &Algorithm) -> bool {
+        let fits = one.memory as u64 <= self.workspace;
+        fits && self.allows_math(one.math) && (one.deterministic || !self.deterministic)
+    }
+
+    /// Whether a choice of an earlier run may be made again.
+    pub fn allows(&self, candidate: &Candidate, conv: &Convolution) -> bool {
+        match candidate {
+            Candidate::Cublas => is_product(conv),
+            Candidate::Cudnn(algorithm) => self.allows_algorithm(algorithm),
+        }
+    }
+
+    /// The fastest of what cuDNN has found, in its order, that are allowed. Where it reports an algorithm under the
+    /// default arithmetic alone, f32 without TF32 tries it under FMA.
+    pub fn shortlist(&self, found: &[Algorithm]) -> Vec<Algorithm> {
+        let allowed = |one: &Algorithm| self.allows_algorithm(one);
+        let first: Vec<Algorithm> = found.iter().copied().filter(allowed).take(SHORTLIST).collect();
+        if !first.is_empty() || self.tf32 || self.storage != Storage::F32 {
+            return first;
+        }
+        let without_tf32 = |one: &Algorithm| Algorithm { math: FMA_MATH, ..*one };
+        let default = found.iter().filter(|one| one.math == DEFAULT_MATH).map(without_tf32);
+        default.filter(allowed).take(SHORTLIST).collect()
+    }
 }
 
-/// The fastest that may be used; cuDNN sorts by time.
-pub fn choose(candidates: &[Candidate], deterministic: bool) -> Option<Candidate> {
-    candidates.iter().find(|candidate| candidate.deterministic || !deterministic).copied()
+/// The fastest of what was timed, in seconds; of equals, the first.
+pub fn fastest(timed: &[(Candidate, f64)]) -> Option<Candidate> {
+    timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|&(candidate, _)| candidate)
 }
 
 /// `device.algorithms = "file:PATH"`.
@@ -92,24 +184,96 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cuda::plan::node::Pass;
+    use crate::backend::cuda::plan::region::{Arena, Region};
+    use crate::model::graph::ConvShape;
 
-    fn candidate(algorithm: i32, deterministic: bool) -> Candidate {
-        Candidate { algorithm, math: 1, milliseconds: 0.0, memory: 4096, deterministic }
+    const FP16: Rule =
+        Rule { storage: Storage::F16, tf32: false, has_tf32: true, deterministic: true, workspace: 8192 };
+    const FP32: Rule = Rule { storage: Storage::F32, ..FP16 };
+
+    fn algorithm(number: i32, math: i32) -> Algorithm {
+        Algorithm { number, math, memory: 4096, deterministic: true }
+    }
+
+    fn numbers(rule: &Rule, found: &[Algorithm]) -> Vec<(i32, i32)> {
+        rule.shortlist(found).iter().map(|one| (one.number, one.math)).collect()
+    }
+
+    fn conv(shape: ConvShape) -> Convolution {
+        let nowhere = Region::new(Arena::Activations, 0, 0);
+        let (x, w, y) = (nowhere, nowhere, nowhere);
+        Convolution { pass: Pass::Dgrad, shape, n: 2, x, w, y, accumulate: true }
+    }
+
+    const ONE_BY_ONE: ConvShape = ConvShape { h: 8, w: 8, c: 4, k: 6, r: 1, s: 1, stride: 1, pad: 0 };
+
+    #[test]
+    fn only_deterministic_ones_that_fit_unless_told_otherwise() {
+        let random = Algorithm { deterministic: false, ..algorithm(0, TENSOR_OP_MATH) };
+        let large = Algorithm { memory: 8193, ..algorithm(1, TENSOR_OP_MATH) };
+        let all = [random, large, algorithm(3, TENSOR_OP_MATH)];
+        assert_eq!(numbers(&FP16, &all), [(3, 1)]);
+        assert_eq!(numbers(&Rule { deterministic: false, ..FP16 }, &all), [(0, 1), (3, 1)]);
+        assert_eq!(numbers(&FP16, &all[..2]), []);
     }
 
     #[test]
-    fn the_fastest_that_is_deterministic() {
-        let all = [candidate(0, false), candidate(1, true), candidate(3, true)];
-        assert_eq!(choose(&all, true).map(|one| one.algorithm), Some(1));
-        assert_eq!(choose(&all, false).map(|one| one.algorithm), Some(0));
-        assert_eq!(choose(&all[..1], true), None);
+    fn every_precision_has_the_arithmetic_that_it_promises() {
+        // CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION is 2.
+        let all = [
+            algorithm(4, 2),
+            algorithm(5, DEFAULT_MATH),
+            algorithm(6, FMA_MATH),
+            algorithm(7, TENSOR_OP_MATH),
+        ];
+        for storage in [Storage::F16, Storage::Bf16] {
+            assert_eq!(numbers(&Rule { storage, ..FP16 }, &all), [(5, 0), (6, 3), (7, 1)]);
+        }
+        assert_eq!(numbers(&Rule { tf32: true, ..FP32 }, &all), [(5, 0), (6, 3), (7, 1)]);
+        assert_eq!(numbers(&FP32, &all), [(6, 3)]);
+        // Before Ampere the default is FMA.
+        assert_eq!(numbers(&Rule { has_tf32: false, ..FP32 }, &all), [(5, 0), (6, 3)]);
+        // Reported under the default alone: tried under FMA, never as it was timed.
+        assert_eq!(numbers(&FP32, &[all[0], all[1], all[3]]), [(5, 3)]);
+        assert_eq!(numbers(&FP32, &[all[0], all[3]]), []);
+    }
+
+    #[test]
+    fn an_earlier_choice_is_held_to_the_rule_of_this_run() {
+        let strided = conv(ConvShape { stride: 2, ..ONE_BY_ONE });
+        let plain = conv(ONE_BY_ONE);
+        assert!(FP16.allows(&Candidate::Cublas, &plain) && !FP16.allows(&Candidate::Cublas, &strided));
+        let tensor = Candidate::Cudnn(algorithm(1, TENSOR_OP_MATH));
+        assert!(FP16.allows(&tensor, &plain) && !FP32.allows(&tensor, &plain));
+        let random = Candidate::Cudnn(Algorithm { deterministic: false, ..algorithm(1, TENSOR_OP_MATH) });
+        let read_back: Candidate = random.to_string().parse().unwrap();
+        assert!(!FP16.allows(&read_back, &plain));
+        assert!(key(&plain, &Rule { tf32: true, ..FP32 }).ends_with("s1 p0 n2 tf32"));
     }
 
     #[test]
     fn texts_are_read_back() {
-        let one = candidate(5, true);
-        assert_eq!(from_text(&to_text(&one)), Some(one));
-        assert_eq!(from_text("cublas"), None);
+        let one = algorithm(5, 1);
+        for candidate in [
+            Candidate::Cublas,
+            Candidate::Cudnn(one),
+            Candidate::Cudnn(Algorithm { deterministic: false, ..one }),
+        ] {
+            assert_eq!(candidate.to_string().parse(), Ok(candidate));
+        }
+        assert_eq!(Candidate::Cudnn(one).to_string(), "cudnn algorithm 5 math 1 workspace 4096");
+        for other in ["", "cublaslt", "cudnn algorithm x math 1 workspace 0", "cudnn algorithm 1"] {
+            assert_eq!(other.parse::<Candidate>(), Err(()), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_fastest_is_chosen_and_the_first_of_equals() {
+        let cudnn = Candidate::Cudnn(algorithm(1, 1));
+        assert_eq!(fastest(&[(cudnn, 2e-3), (Candidate::Cublas, 1e-3)]), Some(Candidate::Cublas));
+        assert_eq!(fastest(&[(cudnn, 1e-3), (Candidate::Cublas, 1e-3)]), Some(cudnn));
+        assert_eq!(fastest(&[]), None);
     }
 
     #[test]
@@ -117,7 +281,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = File(folder.path().join("algorithms.json"));
         assert_eq!(file.read("a").unwrap(), BTreeMap::new());
-        let choices = BTreeMap::from([("forward".to_owned(), to_text(&candidate(1, true)))]);
+        let choices = BTreeMap::from([("forward".to_owned(), Candidate::Cublas.to_string())]);
         file.write("a", &choices).unwrap();
         assert_eq!(file.read("a").unwrap(), choices);
         assert_eq!(file.read("b").unwrap(), BTreeMap::new());

@@ -1,25 +1,26 @@
 //! A machine made of one card: memory for the arenas, a stream for each of the plan's, and a CUDA graph for each plan.
 
-use super::algorithms::{self, File};
-use super::cublas::{Cublas, Operand, Product};
-use super::cudnn::{Candidate, Convolution as Descriptors, Cudnn, Operands};
+use super::algorithms::{Candidate, File};
+use super::cublas::{Cublas, Layer};
+use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use super::libraries::{Library, check_card, dotted};
+use super::trace::{Class, SUBMIT, traced};
 use crate::backend::cuda::abi::Outcome;
-use crate::backend::cuda::machine::{Machine, Prepared};
-use crate::backend::cuda::plan::node::{Arg, Call, Convolution, Launch, Linear, Node, Pass, STREAMS};
+use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
+use crate::backend::cuda::plan::node::{Arg, Call, Launch, Linear, Pass, STREAMS};
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
-const WORKSPACE: u64 = 256 << 20;
+pub(super) const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
 /// A pass that takes longer has lost its card: exit 70 within a minute.
@@ -37,29 +38,30 @@ pub struct CardOptions {
 }
 
 /// One stream with its library handles and workspace.
-struct Lane {
-    cudnn: Cudnn,
-    cublas: Cublas,
-    workspace: Memory,
-    stream: Stream,
+pub(super) struct Lane {
+    pub(super) cudnn: Cudnn,
+    pub(super) cublas: Cublas,
+    pub(super) workspace: Memory,
+    pub(super) stream: Stream,
 }
 
 /// A plan, and what it needs to run.
-struct Ready {
-    plan: Rc<Plan>,
+pub(super) struct Ready {
+    pub(super) plan: Rc<Plan>,
     /// By node.
     convolutions: HashMap<usize, (Descriptors, Candidate)>,
     /// By node that another stream waits for.
     events: HashMap<usize, Event>,
     /// Captured at its first run, and again when memory has moved.
-    graph: Option<Graph>,
+    pub(super) graph: Option<Graph>,
 }
 
-/// One card. Fields are dropped in this order: graphs before the memory that they name, handles before the context.
+/// One card. When its work has ended, fields are dropped in this order: graphs before the memory and the kernels that
+/// they name, handles before the context.
 pub struct Card {
-    ready: Vec<Ready>,
+    pub(super) ready: Vec<Ready>,
     functions: HashMap<String, Function>,
-    lanes: Vec<Lane>,
+    pub(super) lanes: Vec<Lane>,
     copies: Stream,
     uploaded: Vec<Event>,
     staging: Vec<Pinned>,
@@ -68,12 +70,12 @@ pub struct Card {
     underway: VecDeque<(usize, Event)>,
     memory: BTreeMap<Arena, Memory>,
     modules: Vec<Module>,
-    choices: BTreeMap<String, String>,
+    pub(super) choices: BTreeMap<String, String>,
     /// As the card counts them.
     passes: usize,
-    options: CardOptions,
+    pub(super) options: CardOptions,
     identity: String,
-    context: Rc<Context>,
+    pub(super) context: Rc<Context>,
 }
 
 impl Card {
@@ -83,13 +85,7 @@ impl Card {
         let (cublas, cudnn) = (Library::Cublas.find()?, Library::Cudnn.find()?);
         let context = Context::open(options.ordinal)?;
         check_card(context.capability, cudnn.version)?;
-        if options.storage == Storage::Bf16 && context.capability < (8, 0) {
-            let (major, minor) = context.capability;
-            return Err(Error::usage(format!(
-                "device.precision is \"bf16\"; {} (compute capability {major}.{minor}) computes in fp16: choose \"fp16\"",
-                context.name
-            )));
-        }
+        check_precision(&context, &options)?;
         let identity = format!(
             "{} (compute capability {}.{}), CUDA driver {}.{}, cuDNN {}, cuBLAS {}",
             context.name,
@@ -129,7 +125,7 @@ impl Card {
         &self.identity
     }
 
-    fn at(&self, region: Region) -> Address {
+    pub(super) fn at(&self, region: Region) -> Address {
         self.memory[&region.arena].at(region.offset, region.bytes)
     }
 
@@ -144,7 +140,15 @@ impl Card {
             // Graphs name the old addresses.
             self.ready.iter_mut().for_each(|ready| ready.graph = None);
             self.memory.remove(&arena);
-            self.memory.insert(arena, Memory::new(&self.context, bytes)?);
+            let memory = Memory::new(&self.context, &format!("{arena:?}"), bytes);
+            // What is free can shrink after it was asked for: another process, or fragments.
+            let memory = memory.map_err(|error| match error.kind {
+                Kind::Usage => {
+                    too_large(plan, &|plan| Ok(self.capacity(plan)?.saturating_sub(SPARE))).within(error)
+                }
+                _ => error,
+            })?;
+            self.memory.insert(arena, memory);
         }
         let slot = plan.staging.slot_bytes as usize;
         if self.staging.first_mut().is_none_or(|pinned| pinned.slice().len() < slot) {
@@ -169,34 +173,8 @@ impl Card {
         Ok(())
     }
 
-    /// The algorithm that was chosen before, or the fastest that is found now.
-    fn algorithm(&mut self, node: &Node, conv: &Convolution, descriptors: &Descriptors) -> Result<Candidate> {
-        let key = algorithms::key(conv, self.options.storage);
-        let earlier = self.choices.get(&key).and_then(|text| algorithms::from_text(text));
-        if let Some(candidate) = earlier.filter(|candidate| candidate.memory as u64 <= WORKSPACE) {
-            return Ok(candidate);
-        }
-        let lane = &self.lanes[node.stream];
-        let found = descriptors.find(&lane.cudnn, conv.pass, &self.operands(lane, conv))?;
-        let chosen = algorithms::choose(&found, self.options.deterministic).ok_or_else(|| {
-            let kind = if self.options.deterministic { "deterministic " } else { "" };
-            Error::device(format!(
-                "{}: cuDNN offers no {kind}algorithm for {key} within {} MiB; device.deterministic = false may help",
-                node.name,
-                WORKSPACE >> 20
-            ))
-        })?;
-        self.choices.insert(key, algorithms::to_text(&chosen));
-        Ok(chosen)
-    }
-
-    fn operands(&self, lane: &Lane, conv: &Convolution) -> Operands {
-        let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
-        Operands { x, w, y, workspace: lane.workspace.at(0, WORKSPACE), workspace_bytes: WORKSPACE as usize }
-    }
-
     /// Sends one node to its stream.
-    fn send(&self, ready: &Ready, id: usize) -> Result<()> {
+    pub(super) fn send(&self, ready: &Ready, id: usize) -> Result<()> {
         let node = &ready.plan.nodes[id];
         let lane = &self.lanes[node.stream];
         match &node.call {
@@ -204,13 +182,7 @@ impl Card {
             Call::Linear(linear) => self.linear(lane, linear),
             Call::Convolution(conv) => {
                 let (descriptors, candidate) = &ready.convolutions[&id];
-                descriptors.run(
-                    &lane.cudnn,
-                    conv.pass,
-                    candidate,
-                    &self.operands(lane, conv),
-                    conv.accumulate,
-                )
+                self.convolve(lane, conv, descriptors, candidate)
             }
         }
         .map_err(|error| error.within(&node.name))
@@ -237,19 +209,12 @@ impl Card {
         }
     }
 
-    /// y = x w', dx = dy w, dw = dy' x.
+    /// Logits are f32, everything else is of the storage type.
     fn linear(&self, lane: &Lane, linear: &Linear) -> Result<()> {
-        let Linear { pass, n, features, classes, .. } = *linear;
+        let Linear { pass, n: rows, features: inputs, classes: outputs, .. } = *linear;
         let [x, w, y] = [linear.x, linear.w, linear.y].map(|region| self.at(region));
-        let plain = |at| Operand { at, transposed: false };
-        let transposed = |at| Operand { at, transposed: true };
-        let storage = self.options.storage;
-        let (m, columns, k, a, b, c, result) = match pass {
-            Pass::Forward => (n, classes, features, plain(x), transposed(w), y, Storage::F32),
-            Pass::Dgrad => (n, features, classes, plain(y), plain(w), x, storage),
-            Pass::Wgrad => (classes, features, n, transposed(y), plain(x), w, storage),
-        };
-        lane.cublas.run(&Product { m, n: columns, k, a, b, c, result, accumulate: false })
+        let result = if pass == Pass::Forward { Storage::F32 } else { self.options.storage };
+        lane.cublas.run(&Layer { pass, rows, inputs, outputs, x, w, y }.product(result, false))
     }
 
     /// Sends all nodes; streams wait for each other where the plan says so.
@@ -276,14 +241,36 @@ impl Card {
         self.context.synchronize()
     }
 
-    fn start(&mut self, prepared: Prepared) -> Result<()> {
+    /// Records a plan as a graph, unless it is one.
+    pub(super) fn capture(&mut self, prepared: Prepared) -> Result<()> {
         if self.ready[prepared.0].graph.is_none() {
             let ready = &self.ready[prepared.0];
             let graph = self.lanes[0].stream.capture(|| self.send_all(ready))?;
             self.ready[prepared.0].graph = Some(graph);
         }
+        Ok(())
+    }
+
+    pub(super) fn start(&mut self, prepared: Prepared) -> Result<()> {
+        self.capture(prepared)?;
         let graph = self.ready[prepared.0].graph.as_ref().expect("captured above");
         self.lanes[0].stream.run(graph)
+    }
+
+    /// Everything that a training pass asks of the driver.
+    fn pass(&mut self, prepared: Prepared, slot: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        let bytes = self.ready[prepared.0].plan.staging.slot_bytes;
+        fill(&mut self.staging[slot].slice()[..bytes as usize]);
+        self.upload(slot, bytes as usize, Region::new(Arena::Staging, slot as u64 * bytes, bytes))?;
+        self.start(prepared)?;
+        let (at, size) = (self.passes % OUTCOME_RING, size_of::<Outcome>());
+        let from = self.at(Region::new(Arena::Outcomes, (at * size) as u64, size as u64));
+        self.outcomes.download(at * size, size, from, &self.lanes[0].stream)?;
+        let event = Event::new(&self.context)?;
+        event.record(&self.lanes[0].stream)?;
+        self.underway.push_back((at, event));
+        self.passes += 1;
+        Ok(())
     }
 
     /// Copies a filled slot to the card, beside its work, and makes the next pass wait for it.
@@ -295,9 +282,34 @@ impl Card {
     }
 }
 
+impl Drop for Card {
+    /// Nothing may be under way when graphs, page-locked memory and kernels go.
+    fn drop(&mut self) {
+        // Where it fails the card is gone, and with it what was under way.
+        let _ = self.context.synchronize();
+    }
+}
+
+/// Whether the card has the arithmetic that is asked for.
+fn check_precision(context: &Context, options: &CardOptions) -> Result<()> {
+    let (asked, instead) = match (options.storage, options.tf32) {
+        (Storage::Bf16, _) => ("bf16", "fp16"),
+        (Storage::F32, true) => ("tf32", "fp32"),
+        _ => return Ok(()),
+    };
+    let (major, minor) = context.capability;
+    if context.capability < (8, 0) {
+        return Err(Error::usage(format!(
+            "device.precision is \"{asked}\"; {} (compute capability {major}.{minor}) does not have it: choose \"{instead}\"",
+            context.name
+        )));
+    }
+    Ok(())
+}
+
 fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
     let stream = Stream::new(context)?;
-    let workspace = Memory::new(context, WORKSPACE)?;
+    let workspace = Memory::new(context, "the workspace of convolutions", WORKSPACE)?;
     let bytes = WORKSPACE as usize;
     let cublas = Cublas::new(&stream, workspace.at(0, WORKSPACE), bytes, options.storage, options.tf32)?;
     Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
@@ -305,6 +317,8 @@ fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
 
 impl Machine for Card {
     fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
+        // The search and the first calls write to what passes under way still use.
+        self.context.synchronize()?;
         self.reserve(&plan)?;
         self.find_functions(&plan)?;
         let plan = Rc::new(plan);
@@ -319,7 +333,8 @@ impl Machine for Card {
             if let Call::Convolution(conv) = &node.call {
                 let descriptors =
                     Descriptors::new(&conv.shape, conv.n, self.options.storage, self.options.tf32)?;
-                let candidate = self.algorithm(node, conv, &descriptors)?;
+                let candidate =
+                    self.choose(node, conv, &descriptors).map_err(|error| error.within(&node.name))?;
                 convolutions.insert(id, (descriptors, candidate));
             }
         }
@@ -337,18 +352,7 @@ impl Machine for Card {
     }
 
     fn submit(&mut self, prepared: Prepared, slot: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
-        let bytes = self.ready[prepared.0].plan.staging.slot_bytes;
-        fill(&mut self.staging[slot].slice()[..bytes as usize]);
-        self.upload(slot, bytes as usize, Region::new(Arena::Staging, slot as u64 * bytes, bytes))?;
-        self.start(prepared)?;
-        let (at, size) = (self.passes % OUTCOME_RING, size_of::<Outcome>());
-        let from = self.at(Region::new(Arena::Outcomes, (at * size) as u64, size as u64));
-        self.outcomes.download(at * size, size, from, &self.lanes[0].stream)?;
-        let event = Event::new(&self.context)?;
-        event.record(&self.lanes[0].stream)?;
-        self.underway.push_back((at, event));
-        self.passes += 1;
-        Ok(())
+        traced(SUBMIT, Class::Spans, 0, || self.pass(prepared, slot, fill))
     }
 
     fn outcome(&mut self, wait: bool) -> Result<Option<Outcome>> {
@@ -399,10 +403,10 @@ impl Machine for Card {
         self.memory[&region.arena].read(region.offset, bytes)
     }
 
-    fn capacity(&self) -> Result<u64> {
+    fn capacity(&self, plan: &Plan) -> Result<u64> {
         let (free, _) = self.context.memory()?;
-        let held: u64 = self.memory.values().map(Memory::bytes).sum();
-        Ok((free + held).saturating_sub(SPARE))
+        let held = |arena| self.memory.get(&arena).map_or(0, Memory::bytes);
+        Ok(room(plan, free, held).saturating_sub(SPARE))
     }
 
     fn choices(&self) -> BTreeMap<String, String> {

@@ -2,6 +2,7 @@
 
 use super::driver::{Address, Stream};
 use super::libraries::Library;
+use crate::backend::cuda::plan::node::Pass;
 use crate::backend::cuda::storage::Storage;
 use crate::error::{Error, Result};
 use std::ffi::{c_int, c_void};
@@ -11,6 +12,7 @@ pub const SYMBOLS: &[&str] = &[
     "cublasDestroy_v2",
     "cublasSetStream_v2",
     "cublasSetWorkspace_v2",
+    "cublasSetMathMode",
     "cublasGemmEx",
     "cublasGetProperty",
 ];
@@ -26,6 +28,9 @@ const R_16BF: c_int = 14;
 const COMPUTE_32F: c_int = 68;
 const COMPUTE_32F_PEDANTIC: c_int = 69;
 const COMPUTE_32F_FAST_TF32: c_int = 77;
+/// `CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION`: partial sums of a product whose k is split stay in fp32, where
+/// they would be rounded to the result's type on the way.
+const FULL_PRECISION_SUMS: c_int = 16;
 /// `CUBLAS_GEMM_DEFAULT`: the heuristic, which depends on the shapes alone.
 const GEMM_DEFAULT: c_int = -1;
 const NO_TRANSPOSE: c_int = 0;
@@ -52,6 +57,61 @@ pub struct Operand {
     pub transposed: bool,
 }
 
+/// One of the three products of a layer that multiplies every row by the same matrix: x [rows][inputs],
+/// w [outputs][inputs], y [rows][outputs]; in a backward pass with their gradients, as [`Pass`] says. A 1x1 convolution
+/// without stride is one, since NHWC has a row for each pixel.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer {
+    pub pass: Pass,
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub x: Address,
+    pub w: Address,
+    pub y: Address,
+}
+
+impl Layer {
+    /// y = x w', dx = dy w, dw = dy' x.
+    pub fn product(&self, result: Storage, accumulate: bool) -> Product {
+        let Self { pass, rows, inputs, outputs, x, w, y } = *self;
+        let plain = |at| Operand { at, transposed: false };
+        let transposed = |at| Operand { at, transposed: true };
+        let (m, n, k, a, b, c) = match pass {
+            Pass::Forward => (rows, outputs, inputs, plain(x), transposed(w), y),
+            Pass::Dgrad => (rows, inputs, outputs, plain(y), plain(w), x),
+            Pass::Wgrad => (outputs, inputs, rows, transposed(y), plain(x), w),
+        };
+        Product { m, n, k, a, b, c, result, accumulate }
+    }
+}
+
+/// A product as cuBLAS takes it, column-major: what is row-major [m][n] is its [n][m], so the operands change places.
+#[derive(Debug, Clone, Copy)]
+struct ColumnMajor {
+    /// Of a and b.
+    operations: [c_int; 2],
+    m: c_int,
+    n: c_int,
+    k: c_int,
+    a: Address,
+    lda: c_int,
+    b: Address,
+    ldb: c_int,
+    ldc: c_int,
+}
+
+impl ColumnMajor {
+    fn of(product: &Product) -> Self {
+        let Product { m, n, k, a, b, .. } = *product;
+        let operation = |operand: Operand| if operand.transposed { TRANSPOSE } else { NO_TRANSPOSE };
+        let (ld_a, ld_b) = (if a.transposed { m } else { k }, if b.transposed { k } else { n });
+        let [m, n, k, ld_a, ld_b] = [m, n, k, ld_a, ld_b].map(|size| size as c_int);
+        let operations = [operation(b), operation(a)];
+        Self { operations, m: n, n: m, k, a: b.at, lda: ld_b, b: a.at, ldb: ld_a, ldc: n }
+    }
+}
+
 /// A handle on one stream with a workspace of its own, without which results may differ between runs (cuBLAS manual,
 /// "Results reproducibility").
 pub struct Cublas {
@@ -75,6 +135,8 @@ macro_rules! call {
         };
         match status {
             0 => Ok(()),
+            // CUBLAS_STATUS_ALLOC_FAILED
+            3 => Err(Error::usage(format!("{}: {}", $name, super::driver::FULL))),
             status => Err(Error::device(format!("{} failed with cuBLAS status {status} (cublas_api.h names it)", $name))),
         }
     }};
@@ -104,16 +166,16 @@ impl Cublas {
             workspace as *mut c_void,
             bytes
         )?;
+        if storage != Storage::F32 {
+            call!("cublasSetMathMode", (Handle, c_int), handle, FULL_PRECISION_SUMS)?;
+        }
         Ok(cublas)
     }
 
-    /// cuBLAS is column-major: what is row-major [m][n] is its [n][m], so the operands change places.
     pub fn run(&self, product: &Product) -> Result<()> {
-        let Product { m, n, k, a, b, c, result, accumulate } = *product;
-        let operation = |operand: Operand| if operand.transposed { TRANSPOSE } else { NO_TRANSPOSE };
-        let (lda, ldb) = (if a.transposed { m } else { k }, if b.transposed { k } else { n });
+        let Product { c, result, accumulate, .. } = *product;
+        let ColumnMajor { operations, m, n, k, a, lda, b, ldb, ldc } = ColumnMajor::of(product);
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
-        let [m, n, k, lda, ldb] = [m, n, k, lda, ldb].map(|size| size as c_int);
         let kind = |storage: Storage| match storage {
             Storage::F16 => R_16F,
             Storage::Bf16 => R_16BF,
@@ -144,22 +206,22 @@ impl Cublas {
                 c_int
             ),
             self.handle,
-            operation(b),
-            operation(a),
-            n,
+            operations[0],
+            operations[1],
             m,
+            n,
             k,
             &raw const one,
-            b.at as *const c_void,
-            from,
-            ldb,
-            a.at as *const c_void,
+            a as *const c_void,
             from,
             lda,
+            b as *const c_void,
+            from,
+            ldb,
             &raw const beta,
             c as *mut c_void,
             to,
-            n,
+            ldc,
             self.compute,
             GEMM_DEFAULT
         )
@@ -169,5 +231,77 @@ impl Cublas {
 impl Drop for Cublas {
     fn drop(&mut self) {
         let _ = (|| call!("cublasDestroy_v2", (Handle), self.handle))();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::graph::ConvShape;
+    use crate::rng::{Purpose, Rng};
+    use crate::simd::conv::{Scratch, dgrad, forward, kcrs_from_rsck, rsck_from_kcrs, wgrad};
+    use crate::simd::isa::Isa;
+    use crate::simd::pool::Pool;
+    use crate::tensor::Difference;
+
+    /// cublasGemmEx as its manual defines it, on the buffers whose numbers stand for addresses.
+    fn gemm(by: &ColumnMajor, buffers: &[Vec<f32>; 3], c: Address, beta: f32) -> Vec<f32> {
+        let element = |at: Address, operation, ld: c_int, row: c_int, column: c_int| {
+            let (row, column) = if operation == TRANSPOSE { (column, row) } else { (row, column) };
+            buffers[at as usize][(column * ld + row) as usize]
+        };
+        let mut result = buffers[c as usize].clone();
+        for (row, column) in (0..by.m).flat_map(|row| (0..by.n).map(move |column| (row, column))) {
+            let sum: f32 = (0..by.k)
+                .map(|k| {
+                    element(by.a, by.operations[0], by.lda, row, k)
+                        * element(by.b, by.operations[1], by.ldb, k, column)
+                })
+                .sum();
+            let to = &mut result[(column * by.ldc + row) as usize];
+            *to = sum + beta * *to;
+        }
+        result
+    }
+
+    #[test]
+    fn a_1x1_convolution_is_the_product_that_cublas_is_asked_for() {
+        let (n, pool, isa) = (2, Pool::new(1), Isa::current());
+        let shape = ConvShape { h: 3, w: 5, c: 6, k: 4, r: 1, s: 1, stride: 1, pad: 0 };
+        let mut rng = Rng::new(5, 0, 0, Purpose::Init);
+        let mut random = |len: usize| (0..len).map(|_| rng.range(-1.0, 1.0) as f32).collect::<Vec<_>>();
+        let rows = n * shape.h * shape.w;
+        let buffers = [random(rows * shape.c), random(shape.c * shape.k), random(rows * shape.k)];
+        for pass in [Pass::Forward, Pass::Dgrad, Pass::Wgrad] {
+            for accumulate in [false, pass != Pass::Forward] {
+                let [mut x, krsc, mut y] = buffers.clone();
+                let (mut w, mut scratch) = (vec![0.0; krsc.len()], Scratch::default());
+                // Of a 1x1 KRSC and KCRS are the same; the CPU's are RSCK.
+                rsck_from_kcrs(&shape, &krsc, &mut w);
+                let want = match pass {
+                    Pass::Forward => {
+                        forward(&pool, isa, &shape, n, &x, &w, &mut y, &mut scratch);
+                        y
+                    }
+                    Pass::Dgrad => {
+                        dgrad(&pool, isa, &shape, n, &y, &w, &mut x, accumulate, &mut scratch);
+                        x
+                    }
+                    Pass::Wgrad => {
+                        wgrad(&pool, isa, &shape, n, &x, &y, &mut w, accumulate, &mut scratch);
+                        let mut krsc = krsc;
+                        kcrs_from_rsck(&shape, &w, &mut krsc);
+                        krsc
+                    }
+                };
+                let layer = Layer { pass, rows, inputs: shape.c, outputs: shape.k, x: 0, w: 1, y: 2 };
+                let product = layer.product(Storage::F32, accumulate);
+                let beta = if accumulate { 1.0 } else { 0.0 };
+                let got = gemm(&ColumnMajor::of(&product), &buffers, product.c, beta);
+                let worst = Difference::between(&got, &want).norm;
+                // Two sums of at most 30 terms in another order: 30 roundings of 2^-24 each.
+                assert!(worst < 30.0 * 2f64.powi(-23), "{pass:?} {accumulate}: {worst}");
+            }
+        }
     }
 }

@@ -45,9 +45,11 @@ const DATA_FLOAT: c_int = 0;
 const DATA_HALF: c_int = 2;
 const DATA_BFLOAT16: c_int = 9;
 const DETERMINISTIC: c_int = 1;
-const DEFAULT_MATH: c_int = 0;
-const TENSOR_OP_MATH: c_int = 1;
-const FMA_MATH: c_int = 3;
+/// `cudnnMathType_t`. From Ampere on the default lets fp32 products round their operands to TF32; before, it is FMA.
+pub(super) const DEFAULT_MATH: c_int = 0;
+/// Tensor cores, on operands of the type that they have.
+pub(super) const TENSOR_OP_MATH: c_int = 1;
+pub(super) const FMA_MATH: c_int = 3;
 
 /// `cudnnConvolution*AlgoPerf_t`, the same layout for all three.
 #[derive(Clone, Copy)]
@@ -55,21 +57,23 @@ const FMA_MATH: c_int = 3;
 struct Performance {
     algorithm: c_int,
     status: Status,
-    milliseconds: f32,
+    _milliseconds: f32,
     memory: usize,
     determinism: c_int,
     math: c_int,
-    reserved: [c_int; 3],
+    _reserved: [c_int; 3],
 }
 
-/// One way to compute a convolution.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+// As cuDNN's header lays it out on 64-bit machines.
+const _: () = assert!(size_of::<Performance>() == 48 && std::mem::offset_of!(Performance, memory) == 16);
+
+/// One of cuDNN's ways to compute a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Algorithm {
     /// cuDNN's number of it.
-    pub algorithm: i32,
+    pub number: i32,
     /// cuDNN's number of what it computes with.
     pub math: i32,
-    pub milliseconds: f32,
     /// Workspace in bytes.
     pub memory: usize,
     /// Whether it gives the same bits every time.
@@ -129,6 +133,8 @@ macro_rules! call {
 fn succeeded(name: &str, status: Status) -> Result<()> {
     match status {
         0 => Ok(()),
+        // CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+        4004 => Err(Error::usage(format!("{name}: {}", super::driver::FULL))),
         status => {
             Err(Error::device(format!("{name} failed with cuDNN status {status} (cudnn_graph.h names it)")))
         }
@@ -236,7 +242,7 @@ impl Convolution {
         &self,
         cudnn: &Cudnn,
         pass: Pass,
-        by: &Candidate,
+        by: &Algorithm,
         at: &Operands,
         accumulate: bool,
     ) -> Result<()> {
@@ -261,7 +267,7 @@ impl Convolution {
                 second.0,
                 second.1,
                 self.convolution,
-                by.algorithm,
+                by.number,
                 workspace,
                 at.workspace_bytes,
                 &raw const beta,
@@ -272,17 +278,18 @@ impl Convolution {
         succeeded(name, status)
     }
 
-    /// Times every algorithm on the operands, which it overwrites; fastest first.
-    pub fn find(&self, cudnn: &Cudnn, pass: Pass, at: &Operands) -> Result<Vec<Candidate>> {
+    /// Times every algorithm on the operands, of which it overwrites the result; fastest first. It tries the
+    /// descriptor's kind of arithmetic and the default one, and says of each answer which it was.
+    pub fn find(&self, cudnn: &Cudnn, pass: Pass, at: &Operands) -> Result<Vec<Algorithm>> {
         const MOST: usize = 16;
         let empty = Performance {
             algorithm: -1,
             status: -1,
-            milliseconds: f32::INFINITY,
+            _milliseconds: f32::INFINITY,
             memory: 0,
             determinism: 0,
             math: 0,
-            reserved: [0; 3],
+            _reserved: [0; 3],
         };
         let (mut found, mut all) = (0, [empty; MOST]);
         let [x, w, y, workspace] = [at.x, at.w, at.y, at.workspace].map(|address| address as *mut c_void);
@@ -319,10 +326,9 @@ impl Convolution {
         };
         succeeded(name, status)?;
         let usable = |one: &&Performance| one.status == 0 && one.memory <= at.workspace_bytes;
-        let candidate = |one: &Performance| Candidate {
-            algorithm: one.algorithm,
+        let candidate = |one: &Performance| Algorithm {
+            number: one.algorithm,
             math: one.math,
-            milliseconds: one.milliseconds,
             memory: one.memory,
             deterministic: one.determinism == DETERMINISTIC,
         };

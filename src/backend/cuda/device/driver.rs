@@ -1,7 +1,9 @@
 //! The driver: context, memory, streams, events, modules, graphs. Each owns its handle and frees it.
 //!
-//! Everything runs on the thread that opened the context.
+//! Everything runs on the thread that opened the context. [`super::trace`] keeps what is called, where that is asked for.
 
+use super::libraries::Library;
+use super::trace::{Class, QUERY, traced};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -11,14 +13,15 @@ use std::rc::Rc;
 /// An address in device memory.
 pub type Address = u64;
 
+/// What is said where the driver or a library takes memory of its own and finds none.
+pub(super) const FULL: &str = "the card's memory is full; lower data.micro_batch (it divides data.batch)";
+
 /// A driver's error as one of the run: the card or the driver is at fault, and another machine may do better.
 fn failed(what: &str) -> impl Fn(DriverError) -> Error {
     move |error| {
         use sys::cudaError_enum as Code;
         match error.0 {
-            Code::CUDA_ERROR_OUT_OF_MEMORY => {
-                Error::usage(format!("{what}: the card has too little free memory"))
-            }
+            Code::CUDA_ERROR_OUT_OF_MEMORY => Error::usage(format!("{what}: {FULL}")),
             Code::CUDA_ERROR_NO_DEVICE => {
                 Error::device("the NVIDIA driver finds no card (nvidia-smi lists them)")
             }
@@ -73,8 +76,18 @@ impl Context {
         Ok((free as u64, total as u64))
     }
 
+    /// Bytes of the cache that all multiprocessors share.
+    pub fn cache(&self) -> Result<u64> {
+        use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        // SAFETY: the device is the driver's own.
+        unsafe { result::device::get_attribute(self.device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) }
+            .map(|bytes| bytes as u64)
+            .map_err(failed("asking for the cache's size"))
+    }
+
     pub fn synchronize(&self) -> Result<()> {
-        result::ctx::synchronize().map_err(failed("waiting for the card"))
+        traced("synchronise card", Class::Blocks, 0, result::ctx::synchronize)
+            .map_err(failed("waiting for the card"))
     }
 }
 
@@ -87,21 +100,29 @@ impl Drop for Context {
 
 /// Device memory, zeroed.
 pub struct Memory {
-    _context: Rc<Context>,
+    context: Rc<Context>,
     address: Address,
     bytes: u64,
 }
 
 impl Memory {
-    pub fn new(context: &Rc<Context>, bytes: u64) -> Result<Self> {
-        // SAFETY: fresh memory, which nothing else knows, is zeroed before anybody reads it.
-        let address = unsafe {
-            let address =
-                result::malloc_sync(bytes.max(1) as usize).map_err(failed("taking device memory"))?;
-            result::memset_d8_sync(address, 0, bytes as usize).map_err(failed("clearing device memory"))?;
-            address
+    /// `what` names it where there is too little.
+    pub fn new(context: &Rc<Context>, what: &str, bytes: u64) -> Result<Self> {
+        let take = || {
+            // SAFETY: an address of fresh memory, which nothing else knows.
+            unsafe { result::malloc_sync(bytes.max(1) as usize) }
         };
-        Ok(Self { _context: Rc::clone(context), address, bytes })
+        let address = traced("allocate", Class::Blocks, bytes, take).map_err(|error| match error.0 {
+            sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => too_little(context, what, bytes),
+            _ => failed("taking device memory")(error),
+        })?;
+        let memory = Self { context: Rc::clone(context), address, bytes };
+        // SAFETY: the range is the one just taken.
+        unsafe { result::memset_d8_sync(address, 0, bytes as usize) }
+            .map_err(failed("clearing device memory"))?;
+        // It is cleared in the legacy stream, which ours do not wait for.
+        context.synchronize()?;
+        Ok(memory)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -115,25 +136,61 @@ impl Memory {
         self.address + offset
     }
 
-    /// Waits for nothing: the caller has seen to the order.
+    /// Does not wait for what the streams still do with the memory: the caller has. The copy has ended when this returns.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
         let to = self.at(offset, from.len() as u64);
-        // SAFETY: the range is inside; the copy has ended when this returns.
-        unsafe { result::memcpy_htod_sync(to, from) }.map_err(failed("copying to the card"))
+        let copy = || {
+            // SAFETY: the range is inside; `from` is read before this returns.
+            unsafe { result::memcpy_htod_sync(to, from) }
+        };
+        traced("copy to card", Class::Blocks, from.len() as u64, copy)
+            .map_err(failed("copying to the card"))?;
+        // From pageable memory the call returns when the bytes are staged, and our streams do not wait for the legacy
+        // one that moves them on (driver API, "API synchronization behavior").
+        self.context.synchronize()
     }
 
+    /// As `write`: the caller has waited for what makes the bytes.
     pub fn read(&self, offset: u64, to: &mut [u8]) -> Result<()> {
-        let from = self.at(offset, to.len() as u64);
-        // SAFETY: the range is inside; the copy has ended when this returns.
-        unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("copying from the card"))
+        let bytes = to.len() as u64;
+        let from = self.at(offset, bytes);
+        let copy = || {
+            // SAFETY: the range is inside; the copy has ended when this returns.
+            unsafe { result::memcpy_dtoh_sync(to, from) }
+        };
+        traced("copy from card", Class::Blocks, bytes, copy).map_err(failed("copying from the card"))
+    }
+
+    /// Copies the first `bytes` of another piece of memory to the start of this one, when the stream gets there.
+    pub fn copy(&self, from: &Self, bytes: u64, stream: &Stream) -> Result<()> {
+        let (to, from) = (self.at(0, bytes), from.at(0, bytes));
+        // SAFETY: both ranges are inside, and memory that is freed is waited for.
+        let copied = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, stream.raw) };
+        copied.result().map_err(failed("copying on the card"))
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
-        let _ = unsafe { result::free_sync(self.address) };
+        let address = self.address;
+        let free = || {
+            // SAFETY: allocated in `new`, freed once; the driver waits for work that uses it.
+            unsafe { result::free_sync(address) }
+        };
+        let _ = traced("free", Class::Blocks, self.bytes, free);
     }
+}
+
+/// Too little device memory for a thing with a name.
+fn too_little(context: &Context, what: &str, bytes: u64) -> Error {
+    let gib = |bytes: u64| bytes as f64 / 2f64.powi(30);
+    let free = context.memory().map_or(0, |(free, _)| free);
+    Error::usage(format!(
+        "{what}: {} cannot give {:.2} GiB, {:.2} are free (nvidia-smi says who holds the rest)",
+        context.name,
+        gib(bytes),
+        gib(free)
+    ))
 }
 
 /// Page-locked host memory, which the card copies from and to beside its work.
@@ -164,16 +221,18 @@ impl Pinned {
         assert!(bytes <= self.bytes);
         // SAFETY: both ranges are inside (`Memory::at` has checked `to`), and the memory outlives the copy: its owner
         // waits for an event behind it before the next use, and the driver before it is freed.
-        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to, self.at.cast(), bytes, stream.raw) };
-        copied.result().map_err(failed("copying to the card"))
+        let copy = || unsafe { sys::cuMemcpyHtoDAsync_v2(to, self.at.cast(), bytes, stream.raw) };
+        traced("upload", Class::Queues, bytes as u64, copy).result().map_err(failed("copying to the card"))
     }
 
     pub fn download(&self, offset: usize, bytes: usize, from: Address, stream: &Stream) -> Result<()> {
         assert!(offset + bytes <= self.bytes);
         // SAFETY: as in `upload`.
-        let copied =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(self.at.add(offset).cast(), from, bytes, stream.raw) };
-        copied.result().map_err(failed("copying from the card"))
+        let copy =
+            || unsafe { sys::cuMemcpyDtoHAsync_v2(self.at.add(offset).cast(), from, bytes, stream.raw) };
+        traced("download", Class::Queues, bytes as u64, copy)
+            .result()
+            .map_err(failed("copying from the card"))
     }
 }
 
@@ -204,14 +263,19 @@ impl Stream {
     /// Everything later on this stream waits for the event.
     pub fn wait(&self, event: &Event) -> Result<()> {
         use sys::CUevent_wait_flags_enum::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: both handles are live.
-        unsafe { result::stream::wait_event(self.raw, event.raw, CU_EVENT_WAIT_DEFAULT) }
-            .map_err(failed("waiting for a stream"))
+        let wait = || {
+            // SAFETY: both handles are live.
+            unsafe { result::stream::wait_event(self.raw, event.raw, CU_EVENT_WAIT_DEFAULT) }
+        };
+        traced("wait", Class::Queues, 0, wait).map_err(failed("waiting for a stream"))
     }
 
     pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: the handle is live.
-        unsafe { result::stream::synchronize(self.raw) }.map_err(failed("waiting for the card"))
+        let wait = || {
+            // SAFETY: the handle is live.
+            unsafe { result::stream::synchronize(self.raw) }
+        };
+        traced("synchronise stream", Class::Blocks, 0, wait).map_err(failed("waiting for the card"))
     }
 
     /// Launches a kernel. `args` are pointers to its arguments' values.
@@ -226,9 +290,11 @@ impl Stream {
         args: &mut [*mut c_void],
     ) -> Result<()> {
         let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
-        // SAFETY: the caller's promise; the function's module is loaded as long as the machine lives.
-        unsafe { result::launch_kernel(function.0, grid, block, 0, self.raw, args) }
-            .map_err(failed("launching a kernel"))
+        let launch = || {
+            // SAFETY: the caller's promise; the function's module is loaded as long as the machine lives.
+            unsafe { result::launch_kernel(function.0, grid, block, 0, self.raw, args) }
+        };
+        traced("launch kernel", Class::Queues, 0, launch).map_err(failed("launching a kernel"))
     }
 
     /// Records what `record` sends to this stream, and to those that it forks to and joins, without running it.
@@ -251,9 +317,12 @@ impl Stream {
     }
 
     pub fn run(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: both handles are live, and so is the memory that the graph names: the machine that made it drops
-        // graphs before it drops or moves memory.
-        unsafe { result::graph::launch(graph.raw, self.raw) }.map_err(failed("starting a step"))
+        let launch = || {
+            // SAFETY: both handles are live, and so is the memory that the graph names: the machine that made it drops
+            // graphs before it drops or moves memory.
+            unsafe { result::graph::launch(graph.raw, self.raw) }
+        };
+        traced("launch graph", Class::Queues, 0, launch).map_err(failed("starting a step"))
     }
 }
 
@@ -272,29 +341,56 @@ pub struct Event {
 
 impl Event {
     pub fn new(context: &Rc<Context>) -> Result<Self> {
-        use sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING;
-        let raw = result::event::create(CU_EVENT_DISABLE_TIMING).map_err(failed("making an event"))?;
+        Self::with(context, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows when it passed.
+    pub fn timed(context: &Rc<Context>) -> Result<Self> {
+        Self::with(context, sys::CUevent_flags_enum::CU_EVENT_DEFAULT)
+    }
+
+    fn with(context: &Rc<Context>, flags: sys::CUevent_flags) -> Result<Self> {
+        let raw = result::event::create(flags).map_err(failed("making an event"))?;
         Ok(Self { _context: Rc::clone(context), raw })
     }
 
     pub fn record(&self, stream: &Stream) -> Result<()> {
-        // SAFETY: both handles are live.
-        unsafe { result::event::record(self.raw, stream.raw) }.map_err(failed("marking a stream"))
+        let record = || {
+            // SAFETY: both handles are live.
+            unsafe { result::event::record(self.raw, stream.raw) }
+        };
+        traced("record", Class::Queues, 0, record).map_err(failed("marking a stream"))
     }
 
     /// Whether everything before the mark has ended.
     pub fn has_ended(&self) -> Result<bool> {
-        // SAFETY: the handle is live.
-        match unsafe { result::event::query(self.raw) } {
+        let query = || {
+            // SAFETY: the handle is live.
+            unsafe { result::event::query(self.raw) }
+        };
+        match traced(QUERY, Class::Queues, 0, query) {
             Ok(()) => Ok(true),
             Err(error) if error.0 == sys::cudaError_enum::CUDA_ERROR_NOT_READY => Ok(false),
             Err(error) => Err(failed("a training step")(error)),
         }
     }
 
-    pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: the handle is live.
-        unsafe { result::event::synchronize(self.raw) }.map_err(failed("a training step"))
+    /// Seconds from an earlier mark to this one. Both are timed and have passed. The driver's first form of the call: the
+    /// second came with CUDA 12.8, and older drivers lack it.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> c_int;
+        let found = Library::Driver.symbol("cuEventElapsedTime");
+        let found = found.ok_or_else(|| Error::device("the NVIDIA driver has no cuEventElapsedTime"))?;
+        let mut milliseconds = 0.0f32;
+        // SAFETY: the type is the one of cuda.h; both handles are live.
+        let status = unsafe {
+            let elapsed: Elapsed = std::mem::transmute(found);
+            elapsed(&raw mut milliseconds, earlier.raw, self.raw)
+        };
+        match status {
+            0 => Ok(f64::from(milliseconds) / 1e3),
+            status => Err(Error::device(format!("the card failed at timing: CUDA error {status}"))),
+        }
     }
 }
 
@@ -318,7 +414,7 @@ impl Drop for Graph {
     }
 }
 
-/// A kernel of a loaded module. Modules stay loaded as long as the context.
+/// A kernel of a loaded module, which has to outlive it.
 #[derive(Clone, Copy)]
 pub struct Function(sys::CUfunction);
 
@@ -340,5 +436,12 @@ impl Module {
         let name = CString::new(name).ok()?;
         // SAFETY: the module is loaded.
         unsafe { result::module::get_function(self.raw, name) }.ok().map(Function)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: loaded in `load`, unloaded once; the machine drops its graphs first, and has waited for its launches.
+        let _ = unsafe { result::module::unload(self.raw) };
     }
 }

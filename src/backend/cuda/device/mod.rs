@@ -5,10 +5,12 @@
 //! | [`libraries`] | what is here, what is missing, what to do about it |
 //! | [`driver`] | memory, streams, events, graphs |
 //! | [`cudnn`], [`cublas`] | convolutions, matrix products |
-//! | [`algorithms`] | which convolution algorithm for which shape |
+//! | [`algorithms`], `search` | which routine for which convolution |
 //! | [`card`] | the machine |
+//! | [`measure`] | how long things take on it |
+//! | [`trace`] | what the host asks of the driver, and when |
 //!
-//! No GPU has run any of this yet.
+//! No GPU has run any of this yet. `tests/cuda_driver/` runs it against libraries that hold it to the manuals' rules.
 
 pub mod algorithms;
 pub mod card;
@@ -16,3 +18,6 @@ pub mod cublas;
 pub mod cudnn;
 pub mod driver;
 pub mod libraries;
+pub mod measure;
+mod search;
+pub mod trace;
