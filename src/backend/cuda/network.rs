@@ -81,6 +81,12 @@ impl<M: Machine> CudaBackend<M> {
         Ok(backend)
     }
 
+    /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
+    pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
+        let prepared = self.prepared.get(&(resolution, batch, purpose))?;
+        Some((&self.machine, self.machine.plan(*prepared)))
+    }
+
     fn initial_state(&self) -> NamedTensors {
         let (seed, zero_gamma) = (self.options.seed, self.options.zero_gamma);
         let values = |(index, param): (usize, &Param)| {
