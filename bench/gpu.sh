@@ -10,7 +10,7 @@ usage: bench/gpu.sh [--parts A,B,...] [FOLDER]
 Proves the CUDA backend on this machine's first card and measures it. Needs the built binary (target/release/engine, or
 $ENGINE) and NVIDIA's driver, cuBLAS and cuDNN; Python with PyTorch ($PYTHON, default python3) for the parts that compare with it.
 Writes raw output to FOLDER (default: bench/runs/<date>-<card>) and a table last: PASS, FAIL, or -- for what this machine
-cannot run. Exit: 0 all passed, 1 something failed, 2 wrong command line, 70 no card.
+cannot run. Exit: 0 all passed, 1 something failed, 2 wrong command line, 70 no card, or it cannot be used.
 
 parts, in this order:
   doctor      driver, libraries, card
@@ -95,7 +95,7 @@ out=${out:-bench/runs/$(date +%F)-$slug}
 mkdir -p "$out" || exit 1
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-table=() failed=0
+table=() failed=0 device_failed=no
 
 {
     nvidia-smi
@@ -133,10 +133,12 @@ part() {
     local name=$1 begin=$SECONDS status=0 text
     run "$@" || status=$?
     text=$(last_line "$name")
+    [ "$status" -ne 2 ] || text=$(grep -m 1 '^error' "$out/$name.txt" || last_line "$name")
+    [ "$status" -ne 70 ] || device_failed=yes
     case $status in
     0) verdict PASS "$name" $((SECONDS - begin)) "$text" ;;
     124 | 137) verdict FAIL "$name" $((SECONDS - begin)) "cut off: $text" ;;
-    *) verdict FAIL "$name" $((SECONDS - begin)) "exit $status: $text" ;;
+    *) verdict FAIL "$name" $((SECONDS - begin)) "exit $status: ${text#engine: }" ;;
     esac
     return "$status"
 }
@@ -152,10 +154,10 @@ figure() { last_line "$1" | sed -n "s/.*\"$2\": *\([0-9.eE+-]*\).*/\1/p"; }
 # ---- the parts ----------------------------------------------------------------------------------------------------------
 
 do_doctor() {
-    local status=PASS
+    local status=PASS begin=$SECONDS
     run doctor 30 "$engine" doctor || status=FAIL
     grep -Eq '^missing (NVIDIA driver|cuBLAS|cuDNN|GPU)' "$out/doctor.txt" && status=FAIL
-    verdict "$status" doctor 0 "$(last_line doctor)"
+    verdict "$status" doctor $((SECONDS - begin)) "$(last_line doctor)"
 }
 
 do_check() { part check 150 "$engine" check --device cuda; }
@@ -205,7 +207,16 @@ do_losses() {
 
 do_kernels() { part kernels 60 "$engine" bench kernels --device cuda; }
 
-do_trace() { part trace 40 "$engine" bench train --device cuda --precision fp16 --batch 64 --steps 5 --trace "$out/trace.json"; }
+# The engine says in a line whether the host waited for the card between two steps.
+do_trace() {
+    local begin=$SECONDS status=0 said
+    run trace 40 "$engine" bench train --device cuda --precision fp16 --batch 64 --steps 5 --trace "$out/trace.json" || status=$?
+    said=$(grep -m 1 ' steps; ' "$out/trace.txt")
+    case $status/$said in
+    0/*'nothing between the first and the last waits'*) verdict PASS trace $((SECONDS - begin)) "$said" ;;
+    *) verdict FAIL trace $((SECONDS - begin)) "exit $status: ${said:-$(last_line trace)}" ;;
+    esac
+}
 
 # ours N, peer N ARGS...: one measurement; images a second in the object that it prints last.
 ours() {
@@ -277,4 +288,5 @@ for part in "${wanted[@]}"; do "do_$part"; done
     printf '%s\n' "${table[@]}"
     [ "$failed" -eq 0 ] && echo "all passed" || echo "$failed FAILED; raw output in $out"
 } | tee "$out/table.txt"
+[ "$device_failed" = no ] || exit 70
 [ "$failed" -eq 0 ]

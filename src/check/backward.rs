@@ -126,27 +126,26 @@ impl<M: Machine> Layers<'_, M> {
     }
 
     /// The gradient that comes to a unit, behind its ReLU. A shortcut's unit shares both with the block's sum.
-    fn gated(&self, unit: &ConvUnit, raw: &[f32]) -> Result<(Vec<f32>, Gated)> {
+    fn gated(&self, unit: &ConvUnit, raw: &[f32]) -> Result<Gated> {
         let sum = self.units.iter().find_map(|other| match other {
             Unit::Conv(other) if other.residual == Some(unit.y) && !unit.relu => Some(other.y),
             _ => None,
         });
         let from = sum.unwrap_or(unit.y);
         let dy = self.seen.gradient(from)?;
-        let gated = if sum.is_some() || unit.residual.is_some() {
+        Ok(if sum.is_some() || unit.residual.is_some() {
             let mask = self.seen.bytes(self.seen.buffer(&format!("{}.mask", self.seen.name(from)))?)?;
             Gated::masked(&dy, &mask)
         } else if unit.relu {
             Gated::recomputed(&dy, raw, &self.affine(unit)?)
         } else {
             Gated::open(&dy)
-        };
-        Ok((dy, gated))
+        })
     }
 
     fn norm_backward(&mut self, unit: &ConvUnit, joins: &mut Joins) -> Result<()> {
         let raw = self.seen.activation(unit.raw)?;
-        let (_, gated) = self.gated(unit, &raw)?;
+        let gated = self.gated(unit, &raw)?;
         self.reduce(unit, &raw, &gated)?;
         let node = self.seen.node(unit.raw, "bn_backward_apply");
         let affine = self.affine(unit)?;

@@ -79,7 +79,7 @@ pub fn compare(kind: &'static str, nodes: &[String], what: &str, got: &[f64], wa
             Allowed::Each(allowed) => allowed[index],
         };
         let share = if error == 0.0 { 0.0 } else { error / allowed };
-        // A comparison with NaN, which a tolerance of NaN would give, is none that passes.
+        // A tolerance that is not a number allows nothing.
         let share = if share.is_nan() { f64::INFINITY } else { share };
         if share > worst.0 {
             worst = (share, index, error, allowed);
