@@ -52,7 +52,8 @@ impl<M: Machine> Layers<'_, M> {
         let missed: Vec<String> =
             self.seen.plan.nodes.iter().map(|node| node.name.clone()).filter(|name| !covered(name)).collect();
         for name in missed {
-            self.note("nodes without a check", &[name.clone()], &name, &[0.0], &Want::exactly(&[1.0]));
+            let node = std::slice::from_ref(&name);
+            self.note("nodes without a check", node, &name, &[0.0], &Want::exactly(&[1.0]));
         }
         self.findings
     }
