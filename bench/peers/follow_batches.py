@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"))
 import formula
 import networks
+from peer import engine_steps
 
 
 def arguments():
@@ -49,12 +50,6 @@ def arguments():
     parser.add_argument("--factor", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
-
-
-def engine_steps(path):
-    """The lines of kind "step", in order; a resumed run's log repeats none."""
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return [line for line in lines if line.get("kind") == "step"]
 
 
 def rates(args, logged, count):

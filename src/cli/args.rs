@@ -94,14 +94,39 @@ impl TrainArgs {
     }
 }
 
-/// Compare whole training steps on a card with the same steps on the CPU
+/// Compare every operation of a training step on a card, and whole steps, with the CPU
 #[cfg(feature = "cuda")]
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct CheckArgs {
-    /// auto, cuda or cuda:N
+    /// auto, cuda or cuda:N; with --dump also cpu
     #[arg(long, default_value = "auto")]
     pub device: Device,
+
+    /// The tiny network in fp16 alone, for a run under a slow tool
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Compare nothing, but write weights.safetensors and step.safetensors: one step's batch, loss and gradients, for
+    /// another program to compare with (bench/peers/step_parity.py)
+    #[arg(long, value_name = "DIR", conflicts_with = "quick")]
+    pub dump: Option<PathBuf>,
+
+    /// The dumped step's network
+    #[arg(long, default_value = "resnet50", requires = "dump")]
+    pub arch: String,
+
+    /// Images of the dumped step
+    #[arg(long, default_value_t = 32, requires = "dump")]
+    pub batch: usize,
+
+    /// Their side
+    #[arg(long, default_value_t = 128, requires = "dump")]
+    pub resolution: usize,
+
+    /// The dumped step's precision: auto, fp32, tf32, fp16 or bf16
+    #[arg(long, default_value = "auto", value_parser = super::device::precision, requires = "dump")]
+    pub precision: Precision,
 }
 
 /// Say what this machine has for training, what it lacks, and what to do about it

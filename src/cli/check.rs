@@ -1,27 +1,43 @@
-//! `engine check`: whole steps on the card against the CPU backend, and a resume on the card, bit for bit.
+//! `engine check`: every node of a step and whole steps on the card against CPU code, and a resume on the card, bit for
+//! bit. With `--dump`, one step for another program to compare with.
 
 use super::args::CheckArgs;
 use super::device::Device;
+use super::dump;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::card::{Card, CardOptions};
 use crate::backend::cuda::storage::Storage;
+use crate::check::compare::{Finding, by_kind};
+use crate::check::layers::examine;
 use crate::check::{Case, pass, step};
 use crate::error::{Error, Kind, Result};
 use crate::model::spec::{RESNET_TINY, RESNET50};
 use crate::terminal::{answer, message};
+use std::time::Instant;
 
 const TINY: Case =
     Case { spec: RESNET_TINY, resolution: 32, batch: 16, storage: Storage::F32, steps: 1, of: 1 };
+const REAL: Case = Case { spec: RESNET50, resolution: 64, batch: 8, ..TINY };
 
-fn cases(storage: Storage) -> Vec<Case> {
-    let real = Case { spec: RESNET50, resolution: 64, batch: 8, ..TINY };
-    [TINY, Case { of: 2, ..TINY }, Case { resolution: 37, batch: 5, ..TINY }, real]
-        .map(|case| Case { storage, ..case })
-        .to_vec()
+/// Whose nodes are compared one by one.
+fn layer_cases(quick: bool) -> Vec<Case> {
+    let sums = Case { of: 2, ..TINY };
+    if quick { vec![TINY, sums] } else { vec![TINY, sums, REAL] }
+}
+
+/// Whose whole steps are.
+fn step_cases(quick: bool) -> Vec<Case> {
+    if quick {
+        return vec![];
+    }
+    vec![TINY, Case { of: 2, ..TINY }, Case { resolution: 37, batch: 5, ..TINY }, REAL]
 }
 
 pub fn run(args: &CheckArgs) -> Result<()> {
+    if let Some(folder) = &args.dump {
+        return dump::run(args, folder);
+    }
     let ordinal = match args.device {
         Device::Auto => 0,
         Device::Cuda(ordinal) => ordinal,
@@ -31,21 +47,20 @@ pub fn run(args: &CheckArgs) -> Result<()> {
             ));
         }
     };
-    let mut failed = 0;
-    for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
-        for case in cases(storage) {
-            let open = || open(ordinal, storage);
-            match check(&case, open) {
-                Err(error) if error.kind == Kind::Usage && storage == Storage::Bf16 => {
-                    message(format!("bf16 is left out: {error}"));
-                    break;
-                }
-                passed => failed += usize::from(!passed?),
+    let storages: &[Storage] =
+        if args.quick { &[Storage::F16] } else { &[Storage::F32, Storage::F16, Storage::Bf16] };
+    let (began, mut failed) = (Instant::now(), 0);
+    for &storage in storages {
+        match check_storage(args.quick, storage, &|| open(ordinal, storage)) {
+            Err(error) if error.kind == Kind::Usage && storage == Storage::Bf16 => {
+                message(format!("bf16 is left out: {error}"));
             }
+            count => failed += count?,
         }
     }
+    let seconds = began.elapsed().as_secs_f64();
     match failed {
-        0 => answer("the card computes what the CPU computes"),
+        0 => answer(format!("the card computes what the CPU computes ({seconds:.0} s)")),
         failed => Err(Error::failed(format!("{failed} comparisons failed: see the lines above"))),
     }
 }
@@ -54,17 +69,52 @@ fn open(ordinal: usize, storage: Storage) -> Result<Card> {
     Card::open(CardOptions { ordinal, storage, tf32: false, deterministic: true, algorithms: None })
 }
 
-/// Compares and prints one line; true when all is within what is allowed.
-fn check(case: &Case, open: impl Fn() -> Result<Card>) -> Result<bool> {
+/// How many comparisons failed.
+fn check_storage(quick: bool, storage: Storage, open: &dyn Fn() -> Result<Card>) -> Result<usize> {
+    let mut failed = 0;
+    for case in layer_cases(quick) {
+        let case = Case { storage, ..case };
+        failed += print_layers(&case, &examine(&case, open()?)?)?;
+    }
+    for case in step_cases(quick) {
+        failed += usize::from(!check_steps(&Case { storage, ..case }, open)?);
+    }
+    Ok(failed)
+}
+
+fn verdict(good: bool) -> &'static str {
+    if good { "ok    " } else { "FAILED" }
+}
+
+fn describe(case: &Case) -> String {
+    let Case { spec, resolution, batch, storage, of, .. } = case;
+    format!("{:<11} {resolution:>3} px, {batch:>2} images x {of}, {:<4}", spec.name, storage.suffix())
+}
+
+/// A line for each kind of node, and one for each comparison that failed; how many did.
+fn print_layers(case: &Case, findings: &[Finding]) -> Result<usize> {
+    answer(format!("{}  node by node:", describe(case)))?;
+    for (count, worst) in by_kind(findings) {
+        let Finding { kind, what, apart, allowed, index, .. } = worst;
+        answer(format!(
+            "{} {kind:<28} {count:>4}  worst {apart:.1e} of {allowed:.1e} allowed ({what}[{index}])",
+            verdict(worst.passes())
+        ))?;
+    }
+    let failed: Vec<&Finding> = findings.iter().filter(|finding| !finding.passes()).collect();
+    failed.iter().try_for_each(|finding| answer(format!("  failed: {finding}")))?;
+    Ok(failed.len())
+}
+
+/// Compares whole steps and prints one line; true when all is within what is allowed.
+fn check_steps(case: &Case, open: &dyn Fn() -> Result<Card>) -> Result<bool> {
     let report = case.compare(&mut case.cuda(open()?)?)?;
     let resumes = resumes(case, case.cuda(open()?)?, case.cuda(open()?)?)?;
     let good = report.passes() && resumes;
-    let Case { spec, resolution, batch, storage, of, .. } = case;
     answer(format!(
-        "{} {:<11} {resolution:>3} px, {batch:>2} images x {of}, {:<4}  worst {:.1e} of {:.1e} allowed ({}); resume {}",
-        if good { "ok    " } else { "FAILED" },
-        spec.name,
-        storage.suffix(),
+        "{} {}  whole step: worst {:.1e} of {:.1e} allowed ({}); resume {}",
+        verdict(good),
+        describe(case),
         report.apart,
         report.allowed,
         report.name,

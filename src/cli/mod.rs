@@ -7,6 +7,8 @@ mod check;
 mod data;
 mod device;
 mod doctor;
+#[cfg(feature = "cuda")]
+mod dump;
 mod eval;
 mod export;
 mod plot;

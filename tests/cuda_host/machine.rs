@@ -6,7 +6,9 @@ use crate::harness::{Arg as HostArg, Host, Order};
 use engine::backend::cuda::abi::Outcome;
 use engine::backend::cuda::machine::{Machine, Prepared};
 use engine::backend::cuda::network::{from_stored, to_stored};
-use engine::backend::cuda::plan::node::{Arg, Call, Convolution, Launch, Linear, NodeId, Pass, STREAMS};
+use engine::backend::cuda::plan::node::{
+    Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass, STREAMS,
+};
 use engine::backend::cuda::plan::region::{Arena, Region};
 use engine::backend::cuda::plan::{OUTCOME_RING, Plan};
 use engine::backend::cuda::storage::Storage;
@@ -51,6 +53,19 @@ pub struct HostMachine {
     pub capacity: u64,
     /// Changes plans before they run: for planted faults.
     pub tamper: Option<fn(&mut Plan)>,
+    /// Spoils one element of what a node has written: likewise.
+    pub plant: Option<Plant>,
+}
+
+/// A wrong element.
+#[derive(Debug, Clone)]
+pub struct Plant {
+    /// The node's name.
+    pub node: String,
+    /// Which of the regions that it writes.
+    pub region: usize,
+    /// What is done to the region's bytes.
+    pub spoil: fn(Storage, &mut [u8]),
 }
 
 impl HostMachine {
@@ -66,6 +81,7 @@ impl HostMachine {
             seed,
             capacity: u64::MAX,
             tamper: None,
+            plant: None,
         }
     }
 
@@ -92,6 +108,7 @@ impl HostMachine {
         let mut touches: Vec<usize> = plan.buffers.iter().map(|buffer| buffer.nodes.len()).collect();
         for id in legal_order(&plan, &mut rng) {
             self.call(&plan.nodes[id].call, plan.options.storage);
+            self.spoil(&plan.nodes[id], plan.options.storage);
             for (buffer, left) in plan.buffers.iter().zip(&mut touches) {
                 if buffer.nodes.contains(&id) {
                     *left -= 1;
@@ -101,6 +118,13 @@ impl HostMachine {
                 }
             }
         }
+    }
+
+    fn spoil(&mut self, node: &Node, storage: Storage) {
+        let Some(plant) = self.plant.clone().filter(|plant| plant.node == node.name) else { return };
+        // Another pass's node of the same name may write less.
+        let Some(&region) = written(&node.call).get(plant.region) else { return };
+        (plant.spoil)(storage, self.region(region));
     }
 
     fn call(&mut self, call: &Call, storage: Storage) {
@@ -289,6 +313,11 @@ impl Machine for HostMachine {
     }
 
     fn set_choices(&mut self, _: &BTreeMap<String, String>) {}
+}
+
+/// Regions that a call writes, in their order.
+pub fn written(call: &Call) -> Vec<Region> {
+    call.accesses().into_iter().filter(|(_, access)| access.writes()).map(|(region, _)| region).collect()
 }
 
 /// One of the orders that streams and waits allow, by chance.

@@ -7,6 +7,7 @@
 mod compare;
 mod harness;
 mod kernels;
+mod layers;
 mod machine;
 mod plan;
 mod recipe;

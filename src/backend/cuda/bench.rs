@@ -9,7 +9,7 @@ use super::device::measure::copy_rate;
 use super::machine::{Machine, Prepared};
 use super::plan::node::{Arg, Call, Convolution, Node};
 use super::plan::region::{Access, Arena, Region};
-use super::plan::{Plan, ScalePolicy, StagingLayout};
+use super::plan::{Plan, Recipe, ScalePolicy, StagingLayout};
 use super::storage::Storage;
 use super::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, Step};
@@ -199,6 +199,7 @@ fn cuda_options(job: &Job) -> CudaOptions {
         seed: 0,
         zero_gamma: true,
         decay: Decay::Weights,
+        recipe: Recipe::default(),
         storage: job.storage,
         // A scale would make the first passes of fresh weights overflow and skip their update.
         scale: ScalePolicy::NONE,
@@ -340,6 +341,7 @@ mod tests {
             purpose: Aim::Finish { sum: false },
             input_channels: 4,
             decay: Decay::Weights,
+            recipe: Recipe::default(),
             scale: ScalePolicy::FP16,
             keep: false,
         };

@@ -89,7 +89,7 @@ pub fn too_large(plan: &Plan, capacity: &dyn Fn(&Plan) -> Result<u64>) -> Error 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::plan::{Purpose, ScalePolicy};
+    use crate::backend::cuda::plan::{Purpose, Recipe, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::config::Decay;
     use crate::model::spec::RESNET_TINY;
@@ -103,6 +103,7 @@ mod tests {
             purpose,
             input_channels: 4,
             decay: Decay::Weights,
+            recipe: Recipe::default(),
             scale: ScalePolicy::FP16,
             keep: false,
         })

@@ -88,6 +88,12 @@ impl<M: Machine> CudaBackend<M> {
         &mut self.machine
     }
 
+    /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
+    pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
+        let prepared = self.prepared.get(&(resolution, batch, purpose))?;
+        Some((&self.machine, self.machine.plan(*prepared)))
+    }
+
     fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
         let CudaOptions { spec, storage, scale, input_channels, decay, recipe, keep, .. } = self.options;
         PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }

@@ -7,7 +7,7 @@ pub const MODULES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/ptx.rs"
 mod tests {
     use super::*;
     use crate::backend::cuda::plan::node::{Arg, Call, Launch};
-    use crate::backend::cuda::plan::{Plan, PlanOptions, Purpose, ScalePolicy};
+    use crate::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::config::Decay;
     use crate::model::spec::RESNET_TINY;
@@ -63,8 +63,12 @@ mod tests {
             Purpose::Finish { sum: false },
             Purpose::Evaluate,
         ];
+        let lamb = Rule::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
+        let other = Recipe { rule: lamb, loss: Loss::BinaryCrossEntropy, ema: Some(0.9999) };
         for storage in Storage::ALL {
-            for purpose in purposes {
+            for (purpose, recipe) in
+                purposes.map(|purpose| [(purpose, Recipe::default()), (purpose, other)]).concat()
+            {
                 let options = PlanOptions {
                     spec: RESNET_TINY,
                     resolution: 32,
@@ -73,6 +77,7 @@ mod tests {
                     purpose,
                     input_channels: 4,
                     decay: Decay::Weights,
+                    recipe,
                     scale: ScalePolicy::FP16,
                     keep: false,
                 };

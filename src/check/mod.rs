@@ -1,5 +1,21 @@
-//! Whether a CUDA backend computes what the CPU backend computes: whole steps from the same weights and batches. Tests
-//! run it on the host, `engine check` on a card.
+//! Whether a CUDA backend computes what the CPU backend computes. Tests run it on the host, `engine check` on a card.
+//!
+//! | file | compares |
+//! |---|---|
+//! | this one | whole steps from the same weights and batches |
+//! | [`layers`] | every node of a pass with CPU code on the node's own inputs |
+//! | `forward`, `backward`, `update` | what each of them should give |
+//! | `oracle` | the CPU's operations behind that |
+//! | `seen` | a card's memory by the names of the graph |
+//! | [`compare`] | two results, under a derived tolerance |
+
+mod backward;
+pub mod compare;
+mod forward;
+pub mod layers;
+mod oracle;
+mod seen;
+mod update;
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::machine::Machine;
@@ -91,15 +107,19 @@ impl Case {
         })
     }
 
-    /// Noise: every byte by itself.
     pub fn images(&self, seed: u64) -> Batch {
+        Self::noise(&self.spec, self.resolution, self.batch, seed)
+    }
+
+    /// Images of noise, every byte by itself, with labels by chance.
+    pub fn noise(spec: &ResNetSpec, resolution: usize, batch: usize, seed: u64) -> Batch {
         let mut rng = Rng::new(seed, 0, 0, Purpose::Init);
-        let bytes = self.batch * self.resolution * self.resolution * 3;
+        let bytes = batch * resolution * resolution * 3;
         Batch {
             images: (0..bytes).map(|_| rng.below(256) as u8).collect(),
-            labels: (0..self.batch).map(|_| rng.below(self.spec.classes as u64) as u32).collect(),
-            samples: (0..self.batch as u32).collect(),
-            resolution: self.resolution,
+            labels: (0..batch).map(|_| rng.below(spec.classes as u64) as u32).collect(),
+            samples: (0..batch as u32).collect(),
+            resolution,
         }
     }
 

@@ -1,0 +1,114 @@
+"""The engine's losses beside two trainings by PyTorch in mixed precision, on the same batches, weights and rates.
+
+    python bench/peers/follow_amp.py --write-initial init.safetensors --classes 10
+    engine data batches --config C --count 50 -o batches.safetensors
+    engine train --config C --init init.safetensors --output run --set device.loss_scale=1024
+    python bench/peers/follow_amp.py --batches batches.safetensors --checkpoint init.safetensors \\
+        --metrics run/metrics.jsonl --device cuda --amp fp16 --nesterov --label-smoothing 0.1
+
+The two trainings differ in their first weights by one rounding of the storage type, at random: that is as much as two
+correct programs differ in before the first step. Their spread is the largest |A - B| over all steps; the engine's distance
+is the largest, over all steps, of |engine - the nearer of A and B|. The exit status is 1 when the distance exceeds the
+spread (or, where that is smaller, one rounding of the loss).
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+
+import torch
+
+import peer
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write-initial", type=pathlib.Path, help="write torchvision-like first weights here, and end")
+    parser.add_argument("--arch", default="resnet50", choices=["resnet50", "resnet-tiny"])
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batches", type=pathlib.Path)
+    parser.add_argument("--checkpoint", type=pathlib.Path)
+    parser.add_argument("--metrics", type=pathlib.Path, help="the engine's metrics.jsonl: losses and rates")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--amp", default="fp16", choices=["fp16", "bf16", "fp32"])
+    parser.add_argument("--loss-scale", type=float, default=1024.0)
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--nesterov", action="store_true")
+    parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
+    args = parser.parse_args()
+    if not args.write_initial and not (args.batches and args.checkpoint and args.metrics):
+        parser.error("--batches, --checkpoint and --metrics are wanted, or --write-initial")
+    return args
+
+
+def perturbed(state, roundoff, seed):
+    """Weights moved by up to one rounding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor):
+        return tensor * (1 + roundoff * (2 * torch.rand(tensor.shape, generator=generator) - 1))
+
+    return {name: tensor if "running" in name else moved(tensor) for name, tensor in state.items()}
+
+
+def train(args, state, batches, rates):
+    """The loss of every step."""
+    model = peer.load(state).to(args.device, memory_format=torch.channels_last)
+    rule = peer.sgd(model, args.momentum, args.nesterov, args.weight_decay)
+    scaler = torch.amp.GradScaler(args.device, init_scale=args.loss_scale, enabled=args.amp == "fp16")
+    losses = []
+    for images, labels, rate in zip(batches["images"], batches["labels"], rates):
+        for group in rule.param_groups:
+            group["lr"] = rate
+        rule.zero_grad(set_to_none=True)
+        with peer.autocast(args.device, args.amp):
+            logits = model(peer.normalise(images, args.device))
+            loss = torch.nn.functional.cross_entropy(
+                logits.float(), labels.to(args.device), label_smoothing=args.label_smoothing
+            )
+        scaler.scale(loss).backward()
+        scaler.step(rule)
+        scaler.update()
+        losses.append(loss.detach())
+    return [loss.item() for loss in losses]
+
+
+def main():
+    args = arguments()
+    torch.manual_seed(args.seed)
+    if args.write_initial:
+        model = peer.network(args.arch, args.classes)
+        state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+        peer.write_safetensors(args.write_initial, state)
+        return
+    peer.set_tf32(False)
+    (batches, _), (state, _) = peer.read_safetensors(args.batches), peer.read_safetensors(args.checkpoint)
+    logged = peer.engine_steps(args.metrics)
+    count = min(args.steps, batches["images"].shape[0], len(logged))
+    if count == 0:
+        sys.exit("nothing to follow: no batches, or no lines of kind step in the metrics")
+    rates = [line["lr"] for line in logged[:count]]
+    engine = [line["loss"] for line in logged[:count]]
+    roundoff = peer.ROUNDOFF[args.amp]
+    first = train(args, state, batches, rates)
+    second = train(args, perturbed(state, roundoff, args.seed + 1), batches, rates)
+
+    print(f"torch {torch.__version__}, {args.amp}, {args.device}; {count} steps")
+    print(f"{'step':>4} {'lr':>10} {'engine':>9} {'A':>9} {'B':>9} {'|A-B|':>9} {'nearer':>9}")
+    distance = spread = 0.0
+    for step, (ours, a, b) in enumerate(zip(engine, first, second)):
+        apart, near = abs(a - b), min(abs(ours - a), abs(ours - b))
+        print(f"{step:4} {rates[step]:10.3e} {ours:9.5f} {a:9.5f} {b:9.5f} {apart:9.2e} {near:9.2e}")
+        spread, distance = max(spread, apart), max(distance, near if math.isfinite(near) else math.inf)
+    allowed = max(spread, roundoff * max(first))
+    verdict = "within" if distance <= allowed else "OUTSIDE"
+    print(f"{count} steps: engine at most {distance:.2e} from the nearer run, runs {spread:.2e} apart: {verdict} the spread")
+    sys.exit(0 if distance <= allowed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+//! The forward pass, unit by unit.
+
+use super::compare::{Allowed, UNIT, Want, dot_error, largest, longest_row, rounding, to_f64};
+use super::layers::{Layers, Sent};
+use super::oracle::{Affine, Bounded, classifier, moments};
+use crate::backend::cpu::input::normalise;
+use crate::backend::cpu::pooling::{self, PoolShape};
+use crate::backend::cuda::abi::RowScore;
+use crate::backend::cuda::machine::Machine;
+use crate::backend::cuda::plan::Purpose;
+use crate::backend::cuda::plan::geometry::reduce_rows_per_block;
+use crate::backend::cuda::plan::params::Statistic;
+use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::cuda::storage::Storage;
+use crate::backend::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::{EPS, STD};
+use crate::data::Batch;
+use crate::error::Result;
+use crate::model::graph::{ConvShape, ParamId, TensorId};
+use crate::model::units::{ConvUnit, Unit};
+
+/// f32 values of one reduction by channel that are added one after another, at most.
+pub fn chain(rows: usize, channels: usize) -> f64 {
+    let block = reduce_rows_per_block(rows, channels);
+    (block.min(rows) + rows.div_ceil(block)) as f64
+}
+
+impl<M: Machine> Layers<'_, M> {
+    pub fn evaluates(&self) -> bool {
+        self.seen.plan.options.purpose == Purpose::Evaluate
+    }
+
+    /// Names of kinds tell an evaluation from a training pass.
+    fn kind(&self, training: &'static str, evaluation: &'static str) -> &'static str {
+        if self.evaluates() { evaluation } else { training }
+    }
+
+    /// u8 pixels to normalised values with padding channels of zero.
+    pub fn input(&mut self, batch: &Batch) -> Result<()> {
+        let tensor = self.seen.plan.graph.input;
+        let padded = self.seen.plan.options.input_channels;
+        let mut y = vec![0.0f32; batch.images.len()];
+        normalise(self.oracle.cpu(), &batch.images, &mut y);
+        let (mut values, mut allowed) = (vec![], vec![]);
+        for pixel in y.chunks_exact(3) {
+            for c in 0..padded {
+                let value = pixel.get(c).map_or(0.0, |&value| f64::from(value));
+                // A pixel and a mean of at most 1 are divided by std.
+                let bound = STD.get(c).map_or(0.0, |&std| 4.0 * UNIT * 2.0 / f64::from(std));
+                values.push(value);
+                allowed.push(rounding(self.seen.storage(), value) + bound);
+            }
+        }
+        let got = to_f64(&self.seen.activation(tensor)?);
+        let want = Want { values, allowed: Allowed::Each(allowed) };
+        self.note("input", &["input".to_owned()], "images", &got, &want);
+        Ok(())
+    }
+
+    pub fn forward(&mut self) -> Result<()> {
+        for unit in self.units.clone() {
+            match unit {
+                Unit::Conv(unit) => self.forward_conv(&unit)?,
+                Unit::MaxPool { x, y } => self.max_pool(x, y)?,
+                Unit::AvgPool { x, y } => self.average_pool(x, y)?,
+                Unit::Linear { x, y, weight, bias } => self.classifier(x, y, weight, bias)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The convolution as the card does it, with the image's padding channels.
+    pub fn shape(&self, unit: &ConvUnit) -> ConvShape {
+        let padded = self.seen.plan.options.input_channels;
+        let c = if unit.x == self.seen.plan.graph.input { padded } else { unit.shape.c };
+        ConvShape { c, ..unit.shape }
+    }
+
+    fn forward_conv(&mut self, unit: &ConvUnit) -> Result<()> {
+        let (shape, n) = (self.shape(unit), self.seen.n());
+        let (x, w) = (self.seen.activation(unit.x)?, self.seen.weight(unit.weight));
+        let raw = self.seen.activation(unit.raw)?;
+        let y = self.oracle.forward(&shape, n, &x, &w);
+        let terms = shape.r * shape.s * shape.c;
+        let error = dot_error(terms, longest_row(&x, shape.c), longest_row(&w, terms));
+        let allowed = Allowed::Same(rounding(self.seen.storage(), largest(&y)) + error);
+        let want = Want { values: to_f64(&y), allowed };
+        let nodes = [self.seen.node(unit.raw, "forward")];
+        let kind = self.kind("convolution forward", "evaluation: convolution");
+        let what = self.seen.name(unit.raw).to_owned();
+        self.note(kind, &nodes, &what, &to_f64(&raw), &want);
+        if !self.evaluates() {
+            self.statistics(unit, &raw)?;
+        }
+        if unit.relu || unit.residual.is_some() {
+            self.apply(unit, &raw)?;
+        }
+        Ok(())
+    }
+
+    /// Mean, variance and what follows from them, from the convolution's output.
+    fn statistics(&mut self, unit: &ConvUnit, raw: &[f32]) -> Result<()> {
+        let channels = unit.shape.k;
+        let rows = raw.len() / channels;
+        let sum = chain(rows, channels) * UNIT;
+        let unbias = if rows > 1 { rows as f64 / (rows - 1) as f64 } else { 1.0 };
+        let gamma = self.seen.vector(unit.gamma);
+        // Sums of x less a value of its own, which lies about as far from the mean as x does.
+        let columns: Vec<[(f64, f64); 4]> = moments(raw, channels)
+            .iter()
+            .zip(&gamma)
+            .map(|(of, &gamma)| {
+                let rstd = 1.0 / (of.variance + f64::from(EPS as f32)).sqrt();
+                let (error, gamma) = (3.0 * sum + 4.0 * UNIT, f64::from(gamma));
+                [
+                    (of.mean, 2.0 * sum * of.variance.sqrt() + 2.0 * UNIT * of.mean.abs()),
+                    (rstd, error * rstd),
+                    (gamma * rstd, (error + UNIT) * (gamma * rstd).abs()),
+                    (of.variance * unbias, (6.0 * sum + 4.0 * UNIT) * of.variance * unbias),
+                ]
+            })
+            .collect();
+        let kinds = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
+        let nodes = ["bn_stats", "bn_finalize"].map(|what| self.seen.node(unit.raw, what));
+        for (at, kind) in kinds.into_iter().enumerate() {
+            let got = to_f64(&self.seen.statistic(unit, kind)?);
+            let values = columns.iter().map(|column| column[at].0).collect();
+            let allowed = columns.iter().map(|column| column[at].1 + f64::from(f32::MIN_POSITIVE)).collect();
+            let what = format!("{} {kind:?}", self.seen.name(unit.raw));
+            self.note(
+                "batch norm statistics",
+                &nodes,
+                &what,
+                &got,
+                &Want { values, allowed: Allowed::Each(allowed) },
+            );
+        }
+        Ok(())
+    }
+
+    /// The affine map that the card computed a unit's batch norm with.
+    pub fn affine(&self, unit: &ConvUnit) -> Result<Affine> {
+        let running = self.seen.plan.layout.running(unit.mean, unit.shape.k, false);
+        let mean = if self.evaluates() {
+            self.seen.f32s(running)?
+        } else {
+            self.seen.statistic(unit, Statistic::Mean)?
+        };
+        Ok(Affine {
+            mean,
+            scale: self.seen.statistic(unit, Statistic::Scale)?,
+            beta: self.seen.vector(unit.beta),
+        })
+    }
+
+    /// The unit whose output is a shortcut's batch norm, which only the block's sum evaluates.
+    pub fn shortcut(&self, residual: TensorId) -> Option<ConvUnit> {
+        self.units.iter().find_map(|unit| match unit {
+            Unit::Conv(unit) if unit.y == residual && !unit.relu && unit.residual.is_none() => {
+                Some(unit.clone())
+            }
+            _ => None,
+        })
+    }
+
+    fn apply(&mut self, unit: &ConvUnit, raw: &[f32]) -> Result<()> {
+        let affine = self.affine(unit)?;
+        let mut sums: Vec<Bounded> = (0..raw.len()).map(|index| affine.at(raw, index)).collect();
+        if let Some(residual) = unit.residual {
+            let add = |sum: &mut Bounded, other: Bounded| {
+                sum.value += other.value;
+                sum.bound += other.bound + 4.0 * UNIT * (sum.value.abs() + other.value.abs());
+            };
+            if let Some(shortcut) = self.shortcut(residual) {
+                let (affine, raw) = (self.affine(&shortcut)?, self.seen.activation(shortcut.raw)?);
+                sums.iter_mut().enumerate().for_each(|(index, sum)| add(sum, affine.at(&raw, index)));
+            } else {
+                let z = self.seen.activation(residual)?;
+                let exact = |&z: &f32| Bounded { value: f64::from(z), bound: 0.0 };
+                sums.iter_mut().zip(&z).for_each(|(sum, z)| add(sum, exact(z)));
+            }
+        }
+        let nodes = [self.seen.node(unit.raw, "bn_apply")];
+        let what = self.seen.name(unit.y).to_owned();
+        if unit.residual.is_some() && !self.evaluates() {
+            let mask = self.seen.bytes(self.seen.buffer(&format!("{what}.mask"))?)?;
+            let bit = |index: usize| f64::from(mask[index / 8] >> (index % 8) & 1);
+            let got: Vec<f64> = (0..sums.len()).map(bit).collect();
+            let values = sums.iter().map(|sum| f64::from(u8::from(sum.value > 0.0))).collect();
+            let allowed =
+                sums.iter().map(|sum| if sum.value.abs() <= sum.bound { 1.0 } else { 0.0 }).collect();
+            self.note("mask", &nodes, &what, &got, &Want { values, allowed: Allowed::Each(allowed) });
+        }
+        let values: Vec<f64> =
+            sums.iter().map(|sum| if unit.relu { sum.value.max(0.0) } else { sum.value }).collect();
+        let storage = self.seen.storage();
+        let allowed = values.iter().zip(&sums).map(|(&y, sum)| rounding(storage, y) + sum.bound).collect();
+        let got = to_f64(&self.seen.activation(unit.y)?);
+        let kind = self.kind("batch norm apply", "evaluation: batch norm");
+        self.note(kind, &nodes, &what, &got, &Want { values, allowed: Allowed::Each(allowed) });
+        Ok(())
+    }
+
+    pub fn pool_shape(&self, x: TensorId) -> PoolShape {
+        let info = &self.seen.plan.graph.tensors[x];
+        PoolShape { h: info.h, w: info.w, c: info.c }
+    }
+
+    /// A maximum and its place are exact.
+    fn max_pool(&mut self, x: TensorId, y: TensorId) -> Result<()> {
+        let (from, to) = (self.seen.activation(x)?, self.seen.activation(y)?);
+        let (mut largest, mut places) = (vec![0.0; to.len()], vec![0; to.len()]);
+        pooling::max_forward(self.oracle.cpu(), self.pool_shape(x), &from, &mut largest, &mut places);
+        let nodes = [self.seen.node(y, "forward")];
+        let what = self.seen.name(y).to_owned();
+        let kind = self.kind("max pool forward", "evaluation: pools");
+        self.note(kind, &nodes, &what, &to_f64(&to), &Want::exactly(&largest));
+        let index = self.seen.bytes(self.seen.buffer(&format!("{what}.index"))?)?;
+        let got: Vec<f64> = index.iter().map(|&place| f64::from(place)).collect();
+        let want: Vec<f32> = places.iter().map(|&place| f32::from(place)).collect();
+        self.note(kind, &nodes, &format!("{what}.index"), &got, &Want::exactly(&want));
+        Ok(())
+    }
+
+    fn average_pool(&mut self, x: TensorId, y: TensorId) -> Result<()> {
+        let PoolShape { h, w, c } = self.pool_shape(x);
+        let from = self.seen.activation(x)?;
+        let (mut values, mut allowed) = (vec![], vec![]);
+        for image in from.chunks_exact(h * w * c) {
+            for channel in 0..c {
+                let pixels = || image[channel..].iter().step_by(c).map(|&x| f64::from(x));
+                let count = (h * w) as f64;
+                let (mean, size) =
+                    (pixels().sum::<f64>() / count, pixels().map(f64::abs).sum::<f64>() / count);
+                values.push(mean);
+                allowed.push(rounding(self.seen.storage(), mean) + (count + 2.0) * UNIT * size);
+            }
+        }
+        let got = to_f64(&self.seen.activation(y)?);
+        let (nodes, what) = ([self.seen.node(y, "forward")], self.seen.name(y).to_owned());
+        let kind = self.kind("average pool forward", "evaluation: pools");
+        self.note(kind, &nodes, &what, &got, &Want { values, allowed: Allowed::Each(allowed) });
+        Ok(())
+    }
+
+    /// Logits: without bias in training, with it in an evaluation.
+    fn classifier(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) -> Result<()> {
+        let graph = &self.seen.plan.graph;
+        let (n, features, classes) = (self.seen.n(), graph.tensors[x].c, graph.tensors[y].c);
+        let (from, w) = (self.seen.activation(x)?, self.seen.weight(weight));
+        let mut logits = self.oracle.forward(&classifier(n, features, classes), 1, &from, &w);
+        let error = dot_error(features, longest_row(&from, features), longest_row(&w, features));
+        let mut nodes = vec!["fc.forward".to_owned()];
+        let got = if self.evaluates() {
+            nodes.push("fc.bias".to_owned());
+            let bias = self.seen.vector(bias);
+            for row in logits.chunks_exact_mut(classes) {
+                row.iter_mut().zip(&bias).for_each(|(logit, bias)| *logit += bias);
+            }
+            self.seen.f32s(Region::new(Arena::Logits, 0, 4 * logits.len() as u64))?
+        } else {
+            self.seen.f32s(self.seen.buffer("logits")?)?
+        };
+        let allowed = Allowed::Same(error + 2.0 * rounding(Storage::F32, largest(&logits)));
+        let kind = self.kind("classifier forward", "evaluation: logits");
+        self.note(kind, &nodes, "logits", &to_f64(&got), &Want { values: to_f64(&logits), allowed });
+        Ok(())
+    }
+
+    /// An evaluation's scale = gamma / sqrt(running variance + eps).
+    pub fn fold(&mut self) -> Result<()> {
+        for unit in self.units.clone() {
+            let Unit::Conv(unit) = unit else { continue };
+            let variance = self.seen.f32s(self.seen.plan.layout.running(unit.mean, unit.shape.k, true))?;
+            let gamma = self.seen.vector(unit.gamma);
+            let scale = |(&gamma, &variance): (&f32, &f32)| {
+                f64::from(gamma) / (f64::from(variance) + f64::from(EPS as f32)).sqrt()
+            };
+            let values: Vec<f64> = gamma.iter().zip(&variance).map(scale).collect();
+            let allowed = Allowed::Each(values.iter().map(|value| 4.0 * UNIT * value.abs()).collect());
+            let got = to_f64(&self.seen.statistic(&unit, Statistic::Scale)?);
+            let what = format!("{} Scale", self.seen.name(unit.raw));
+            self.note("evaluation: fold", &["bn_fold".to_owned()], &what, &got, &Want { values, allowed });
+        }
+        Ok(())
+    }
+
+    /// Loss and rank of every image, their sums, and the gradient of the logits.
+    pub fn loss(&mut self, sent: &Sent) -> Result<()> {
+        let Some(&Unit::Linear { y, bias, .. }) = self.units.last() else { return Ok(()) };
+        let (logits, bias) = (self.seen.f32s(self.seen.buffer("logits")?)?, self.seen.vector(bias));
+        let smoothing = sent.step.label_smoothing;
+        let images = (self.seen.n() * sent.step.of) as f32;
+        let scale = (1.0 / images) * self.seen.before.state().scale;
+        let options = LossOptions { label_smoothing: smoothing, scale };
+        let (mut rows, mut row_allowed) = (vec![], vec![]);
+        let (mut gradient, mut gradient_allowed) = (vec![], vec![]);
+        for (row, &label) in logits.chunks_exact(bias.len()).zip(&sent.batch.labels) {
+            let z: Vec<f32> = row.iter().zip(&bias).map(|(logit, bias)| logit + bias).collect();
+            let mut slopes = vec![0.0; z.len()];
+            let score = softmax_cross_entropy(&z, &[label], options, Some(&mut slopes));
+            let span = f64::from(z.iter().copied().fold(f32::MIN, f32::max))
+                - f64::from(z.iter().copied().fold(f32::MAX, f32::min));
+            // exp of a difference that is rounded, and a sum of such, each a few units off.
+            let error = (48.0 + 4.0 * span) * UNIT;
+            rows.extend([score.loss, score.top1 as f64, score.top5 as f64]);
+            row_allowed.extend([error + 16.0 * UNIT * score.loss.abs(), 0.0, 0.0]);
+            for &slope in &slopes {
+                let slope = f64::from(slope);
+                // A probability less a target, which is 1 at most, and at most the smoothing where it is not the label.
+                let target = f64::from(if slope < 0.0 { 1.0 } else { smoothing });
+                let bound = error * (slope.abs() + target * f64::from(scale));
+                gradient_allowed.push(rounding(self.seen.storage(), slope) + bound);
+                gradient.push(slope);
+            }
+        }
+        let nodes = ["loss".to_owned()];
+        let got = to_f64(&self.seen.gradient(y)?);
+        let want = Want { values: gradient, allowed: Allowed::Each(gradient_allowed) };
+        self.note("loss gradient", &nodes, "grad.fc", &got, &want);
+        let got = self.row_scores()?;
+        self.note(
+            "loss",
+            &nodes,
+            "loss.rows",
+            &got,
+            &Want { values: rows, allowed: Allowed::Each(row_allowed) },
+        );
+        self.score(sent, &got);
+        Ok(())
+    }
+
+    /// Loss, top-1 and top-5 of every image, one after another.
+    fn row_scores(&self) -> Result<Vec<f64>> {
+        let bytes = self.seen.bytes(self.seen.buffer("loss.rows")?)?;
+        let figures = |row: &[u8]| {
+            let RowScore { loss, top1, top5 } = bytemuck::pod_read_unaligned(row);
+            [f64::from(loss), f64::from(top1), f64::from(top5)]
+        };
+        Ok(bytes.chunks_exact(size_of::<RowScore>()).flat_map(figures).collect())
+    }
+
+    /// The pass's score is the sum of its rows, in f64.
+    fn score(&mut self, sent: &Sent, rows: &[f64]) {
+        let sum = |column: usize| rows[column..].iter().step_by(3).sum::<f64>();
+        let values = vec![sum(0), sum(1), sum(2), (rows.len() / 3) as f64];
+        let allowed = Allowed::Each(vec![1e-12 * values[0].abs(), 0.0, 0.0, 0.0]);
+        let score = &sent.outcome.score;
+        let got = [score.loss, score.top1 as f64, score.top5 as f64, score.count as f64];
+        self.note("loss", &["loss.finalize".to_owned()], "outcome.score", &got, &Want { values, allowed });
+    }
+}

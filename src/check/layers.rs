@@ -1,0 +1,182 @@
+//! Every node of a pass against CPU code on the node's own inputs: what the card read, by name, goes into the CPU's
+//! operation, and what comes out is compared with what the card wrote. Errors do not add up from layer to layer, so each
+//! tolerance follows from one operation's roundings ([`super::compare`]).
+//!
+//! One training step with every buffer kept, one evaluation, and, where there is a loss scale, one step that overflows.
+//! A node of the plan that no comparison covers is itself a finding.
+
+use super::Case;
+use super::compare::{Finding, Want, compare};
+use super::oracle::Oracle;
+use super::seen::{Before, Seen};
+use super::{pass, step};
+use crate::backend::cuda::machine::Machine;
+use crate::backend::cuda::network::SCALE_STATE;
+use crate::backend::cuda::plan::params::Statistic;
+use crate::backend::cuda::plan::{Plan, Purpose};
+use crate::backend::cuda::storage::Storage;
+use crate::backend::cuda::{CudaBackend, CudaOptions};
+use crate::backend::{Backend, NamedTensors, Outcome, Step};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::units::{Unit, units};
+use crate::tensor::HostTensor;
+
+/// A loss scale with which gradients of fresh weights leave half's range.
+const TOO_LARGE: f32 = 16_777_216.0;
+
+/// The comparisons of one pass.
+pub struct Layers<'a, M> {
+    pub seen: Seen<'a, M>,
+    pub oracle: &'a mut Oracle,
+    pub units: Vec<Unit>,
+    pub findings: Vec<Finding>,
+}
+
+/// What the host sent with a pass, and what came back.
+pub struct Sent<'a> {
+    pub batch: &'a Batch,
+    pub step: &'a Step,
+    pub outcome: &'a Outcome,
+}
+
+impl<M: Machine> Layers<'_, M> {
+    /// Compares a result that `nodes` made.
+    pub fn note(&mut self, kind: &'static str, nodes: &[String], what: &str, got: &[f64], want: &Want) {
+        self.findings.push(compare(kind, nodes, what, got, want));
+    }
+
+    /// Ends with a finding for every node that nothing was compared for.
+    fn finish(mut self) -> Vec<Finding> {
+        let covered = |name: &String| self.findings.iter().any(|finding| finding.nodes.contains(name));
+        let missed: Vec<String> =
+            self.seen.plan.nodes.iter().map(|node| node.name.clone()).filter(|name| !covered(name)).collect();
+        for name in missed {
+            let node = std::slice::from_ref(&name);
+            self.note("nodes without a check", node, &name, &[0.0], &Want::exactly(&[1.0]));
+        }
+        self.findings
+    }
+}
+
+/// The network of `case` on `machine`; findings of every node of its passes.
+pub fn examine<M: Machine>(case: &Case, machine: M) -> Result<Vec<Finding>> {
+    let options = CudaOptions { keep: true, ..case.cuda_options() };
+    let mut network = CudaBackend::new(options, machine, case.batch, case.of)?;
+    let mut oracle = Oracle::new();
+    let (initial, mut findings) = (network.state()?, vec![]);
+    for index in 0..case.of {
+        findings.extend(training(case, &mut network, &mut oracle, index)?);
+    }
+    let statistics = batch_statistics(case, &network)?;
+    network.load_state(&initial.into_iter().chain(statistics).collect())?;
+    findings.extend(evaluation(case, &mut network, &mut oracle)?);
+    if case.storage == Storage::F16 && case.of == 1 {
+        findings.extend(overflow(case, &mut network, &mut oracle)?);
+    }
+    Ok(findings)
+}
+
+fn purpose(index: usize, of: usize) -> Purpose {
+    if index + 1 < of { Purpose::Accumulate } else { Purpose::Finish { sum: of > 1 } }
+}
+
+/// What a pass for `purpose` finds before it runs.
+fn before<M: Machine>(case: &Case, network: &CudaBackend<M>, purpose: Purpose) -> Result<Before> {
+    let (machine, plan) = look(case, network, purpose)?;
+    Before::read(machine, plan)
+}
+
+fn look<'a, M: Machine>(
+    case: &Case,
+    network: &'a CudaBackend<M>,
+    purpose: Purpose,
+) -> Result<(&'a M, &'a Plan)> {
+    network
+        .look(case.resolution, case.batch, purpose)
+        .ok_or_else(|| Error::failed(format!("no plan for {purpose:?} is ready")))
+}
+
+fn training<M: Machine>(
+    case: &Case,
+    network: &mut CudaBackend<M>,
+    oracle: &mut Oracle,
+    index: usize,
+) -> Result<Vec<Finding>> {
+    let purpose = purpose(index, case.of);
+    let (batch, step) = (case.images(index as u64), step(index, case.of));
+    let before = before(case, network, purpose)?;
+    let outcome = pass(network, &batch, &step)?;
+    let (machine, plan) = look(case, network, purpose)?;
+    let sent = Sent { batch: &batch, step: &step, outcome: &outcome };
+    let units = units(&plan.graph);
+    let seen = Seen { machine, plan, before: &before };
+    let mut layers = Layers { seen, oracle, units, findings: vec![] };
+    layers.input(&batch)?;
+    layers.forward()?;
+    layers.loss(&sent)?;
+    layers.backward()?;
+    layers.update(&sent)?;
+    Ok(layers.finish())
+}
+
+/// The last pass's statistics as running ones: with the initial ones an evaluation of fresh weights leaves half's range.
+fn batch_statistics<M: Machine>(case: &Case, network: &CudaBackend<M>) -> Result<NamedTensors> {
+    let (machine, plan) = look(case, network, purpose(case.of - 1, case.of))?;
+    let before = Before::read(machine, plan)?;
+    let seen = Seen { machine, plan, before: &before };
+    let mut statistics = NamedTensors::new();
+    for unit in units(&plan.graph) {
+        let Unit::Conv(unit) = unit else { continue };
+        for (buffer, kind) in [(unit.mean, Statistic::Mean), (unit.var, Statistic::Variance)] {
+            let data = seen.statistic(&unit, kind)?;
+            let name = plan.graph.buffers[buffer].name.clone();
+            statistics.insert(name, HostTensor { shape: vec![data.len()], data });
+        }
+    }
+    Ok(statistics)
+}
+
+fn evaluation<M: Machine>(
+    case: &Case,
+    network: &mut CudaBackend<M>,
+    oracle: &mut Oracle,
+) -> Result<Vec<Finding>> {
+    let batch = case.images(50);
+    network.eval_batch(&batch)?;
+    let before = before(case, network, Purpose::Evaluate)?;
+    let (machine, plan) = look(case, network, Purpose::Evaluate)?;
+    let units = units(&plan.graph);
+    let seen = Seen { machine, plan, before: &before };
+    let mut layers = Layers { seen, oracle, units, findings: vec![] };
+    layers.input(&batch)?;
+    layers.fold()?;
+    layers.forward()?;
+    Ok(layers.finish())
+}
+
+/// Whether a step whose gradients overflow leaves the weights alone and lowers the scale.
+fn overflow<M: Machine>(
+    case: &Case,
+    network: &mut CudaBackend<M>,
+    oracle: &mut Oracle,
+) -> Result<Vec<Finding>> {
+    let mut state = network.state()?;
+    let scale = state.get_mut(SCALE_STATE).expect("a part of every state");
+    scale.data[0] = TOO_LARGE;
+    network.load_state(&state)?;
+    let purpose = purpose(0, 1);
+    let (batch, step) = (case.images(60), step(0, 1));
+    let before = before(case, network, purpose)?;
+    let outcome = pass(network, &batch, &step)?;
+    let (machine, plan) = look(case, network, purpose)?;
+    let sent = Sent { batch: &batch, step: &step, outcome: &outcome };
+    let seen = Seen { machine, plan, before: &before };
+    let mut layers = Layers { seen, oracle, units: vec![], findings: vec![] };
+    layers.update(&sent)?;
+    let skipped = f64::from(u8::from(outcome.skipped));
+    let nodes = ["finite_check".to_owned(), "update_scale".to_owned()];
+    layers.note("overflow", &nodes, "outcome.skipped", &[skipped], &Want::exactly(&[1.0]));
+    layers.findings.iter_mut().for_each(|finding| finding.kind = "overflow");
+    Ok(layers.findings)
+}

@@ -1,0 +1,134 @@
+//! What a machine has in memory after a pass, by the names of the graph, and what it had before.
+
+use crate::backend::cuda::abi::State;
+use crate::backend::cuda::machine::Machine;
+use crate::backend::cuda::network::from_stored;
+use crate::backend::cuda::plan::Plan;
+use crate::backend::cuda::plan::params::Statistic;
+use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::cuda::storage::Storage;
+use crate::error::{Error, Result};
+use crate::model::graph::{ParamId, TensorId};
+use crate::model::units::ConvUnit;
+use std::collections::BTreeMap;
+
+/// Copies of what a pass changes in place.
+pub struct Before(BTreeMap<Arena, Vec<u8>>);
+
+impl Before {
+    pub fn read<M: Machine>(machine: &M, plan: &Plan) -> Result<Self> {
+        let kept = [
+            Arena::Master,
+            Arena::Momentum,
+            Arena::Weights,
+            Arena::Running,
+            Arena::State,
+            Arena::GradientSum,
+        ];
+        let mut copies = BTreeMap::new();
+        for arena in kept {
+            if let Some(&bytes) = plan.arenas.get(&arena) {
+                let mut copy = vec![0; bytes as usize];
+                machine.read(Region::new(arena, 0, bytes), &mut copy)?;
+                copies.insert(arena, copy);
+            }
+        }
+        Ok(Self(copies))
+    }
+
+    fn bytes(&self, region: Region) -> &[u8] {
+        let copy = self.0.get(&region.arena).expect("the pass has this arena");
+        &copy[region.offset as usize..(region.offset + region.bytes) as usize]
+    }
+
+    pub fn f32s(&self, region: Region) -> Vec<f32> {
+        from_stored(Storage::F32, self.bytes(region))
+    }
+
+    pub fn state(&self) -> State {
+        bytemuck::pod_read_unaligned(&self.0[&Arena::State][..size_of::<State>()])
+    }
+}
+
+/// A pass that has ended.
+pub struct Seen<'a, M> {
+    pub machine: &'a M,
+    pub plan: &'a Plan,
+    pub before: &'a Before,
+}
+
+impl<M: Machine> Seen<'_, M> {
+    pub fn storage(&self) -> Storage {
+        self.plan.options.storage
+    }
+
+    /// Images.
+    pub fn n(&self) -> usize {
+        self.plan.options.batch
+    }
+
+    pub fn name(&self, tensor: TensorId) -> &str {
+        &self.plan.graph.tensors[tensor].name
+    }
+
+    /// A node's name.
+    pub fn node(&self, tensor: TensorId, what: &str) -> String {
+        format!("{}.{what}", self.name(tensor))
+    }
+
+    pub fn bytes(&self, region: Region) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; region.bytes as usize];
+        self.machine.read(region, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub fn f32s(&self, region: Region) -> Result<Vec<f32>> {
+        Ok(from_stored(Storage::F32, &self.bytes(region)?))
+    }
+
+    pub fn stored(&self, region: Region) -> Result<Vec<f32>> {
+        Ok(from_stored(self.storage(), &self.bytes(region)?))
+    }
+
+    /// A buffer of the pass.
+    pub fn buffer(&self, name: &str) -> Result<Region> {
+        self.plan.buffer(name).ok_or_else(|| {
+            Error::failed(format!("the plan has no buffer {name}: the check must learn of it"))
+        })
+    }
+
+    /// [n][h][w][c], the image with its padding channels.
+    pub fn activation(&self, tensor: TensorId) -> Result<Vec<f32>> {
+        self.stored(self.buffer(self.name(tensor))?)
+    }
+
+    /// An activation's gradient, times the loss scale.
+    pub fn gradient(&self, tensor: TensorId) -> Result<Vec<f32>> {
+        self.stored(self.buffer(&format!("grad.{}", self.name(tensor)))?)
+    }
+
+    /// A vector of the master weights, from before the pass.
+    pub fn vector(&self, param: ParamId) -> Vec<f32> {
+        self.before.f32s(self.plan.layout.in_f32(Arena::Master, param))
+    }
+
+    /// The copy of a matrix that the pass computed with, [k][r][s][c].
+    pub fn weight(&self, param: ParamId) -> Vec<f32> {
+        from_stored(self.storage(), self.before.bytes(self.plan.layout.weights(self.storage(), param)))
+    }
+
+    /// A parameter's gradient, times the loss scale, in the card's layout.
+    pub fn param_gradient(&self, param: ParamId) -> Result<Vec<f32>> {
+        let region = self.plan.layout.gradient(self.storage(), param);
+        if region.arena == Arena::GradientVectors { self.f32s(region) } else { self.stored(region) }
+    }
+
+    pub fn statistic(&self, unit: &ConvUnit, kind: Statistic) -> Result<Vec<f32>> {
+        self.f32s(self.plan.layout.statistic(kind, unit.mean, unit.shape.k))
+    }
+
+    pub fn state(&self) -> Result<State> {
+        let bytes = self.bytes(Region::new(Arena::State, 0, size_of::<State>() as u64))?;
+        Ok(bytemuck::pod_read_unaligned(&bytes))
+    }
+}

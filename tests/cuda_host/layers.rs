@@ -1,0 +1,149 @@
+//! Every node of a pass against CPU code on its own inputs; and that a single wrong element of any node is noticed.
+
+use crate::harness::Host;
+use crate::machine::{HostMachine, Plant, written};
+use engine::backend::cuda::abi::{Outcome, State};
+use engine::backend::cuda::network::{from_stored, to_stored};
+use engine::backend::cuda::plan::node::{Call, Node};
+use engine::backend::cuda::plan::region::{Arena, Region};
+use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose};
+use engine::backend::cuda::storage::Storage;
+use engine::check::Case;
+use engine::check::compare::{Finding, by_kind};
+use engine::check::layers::examine;
+use engine::model::spec::{RESNET_TINY, RESNET50};
+use std::collections::BTreeSet;
+
+const TINY: Case =
+    Case { spec: RESNET_TINY, resolution: 32, batch: 8, storage: Storage::F16, steps: 1, of: 1 };
+
+fn print(case: &Case, findings: &[Finding]) {
+    println!("{} {:?}", case.spec.name, case.storage);
+    for (count, worst) in by_kind(findings) {
+        let Finding { kind, what, apart, allowed, index, .. } = worst;
+        println!("{kind:<28} {count:>4}  {apart:.1e} of {allowed:.1e}  {what}[{index}]");
+    }
+}
+
+fn passes(case: Case) {
+    let Some(host) = Host::kernels() else { return };
+    let findings = examine(&case, HostMachine::new(host, 3)).unwrap();
+    print(&case, &findings);
+    let failed: Vec<String> =
+        findings.iter().filter(|finding| !finding.passes()).map(ToString::to_string).collect();
+    assert!(failed.is_empty(), "{case:?}:\n{}", failed.join("\n"));
+}
+
+#[test]
+fn every_node_of_the_tiny_network_is_the_cpus() {
+    for storage in Storage::ALL {
+        passes(Case { storage, ..TINY });
+        passes(Case { storage, of: 2, ..TINY });
+    }
+    // Odd sides: windows and tails that do not fill.
+    passes(Case { resolution: 37, batch: 3, storage: Storage::F32, ..TINY });
+}
+
+#[test]
+fn every_node_of_resnet50_is_the_cpus() {
+    for storage in Storage::ALL {
+        passes(Case { spec: RESNET50, resolution: 64, storage, ..TINY });
+    }
+}
+
+fn plan(case: &Case, purpose: Purpose) -> Plan {
+    let backend = case.cuda(HostMachine::new(Host::kernels().expect("the caller has asked"), 1)).unwrap();
+    let made = if case.of > 1 { Purpose::Accumulate } else { Purpose::Finish { sum: false } };
+    let (_, plan) = backend.look(case.resolution, case.batch, made).expect("`new` has made it");
+    Plan::new(&PlanOptions { purpose, ..plan.options.clone() }).unwrap()
+}
+
+/// What a node does, with what it does it to: one node of each kind is spoiled.
+fn kind(node: &Node) -> String {
+    let (layer, what) = node.name.rsplit_once('.').unwrap_or(("", &node.name));
+    let layer = ["maxpool", "avgpool", "fc", "loss"].into_iter().find(|&only| only == layer).unwrap_or("*");
+    let accumulates = matches!(node.call, Call::Convolution(conv) if conv.accumulate);
+    format!(
+        "{layer}.{what}, {} results{}",
+        written(&node.call).len(),
+        if accumulates { ", adds" } else { "" }
+    )
+}
+
+/// The middle element becomes wrong by a tenth of the largest.
+fn spoil_value(storage: Storage, bytes: &mut [u8]) {
+    let mut values = from_stored(storage, bytes);
+    let largest = values.iter().filter(|v| v.is_finite()).fold(0.0f32, |most, v| most.max(v.abs()));
+    let middle = values.len() / 2;
+    values[middle] += 0.1 * largest + 1e-3;
+    bytes.copy_from_slice(&to_stored(storage, &values));
+}
+
+fn spoil_f32(_: Storage, bytes: &mut [u8]) {
+    spoil_value(Storage::F32, bytes);
+}
+
+/// One bit of a mask, one place of a maximum.
+fn spoil_byte(_: Storage, bytes: &mut [u8]) {
+    bytes[bytes.len() / 2] ^= 1;
+}
+
+/// A counter of the state.
+fn spoil_state(_: Storage, bytes: &mut [u8]) {
+    bytes[std::mem::offset_of!(State, clean)] ^= 1;
+}
+
+/// The first passes' outcomes.
+fn spoil_outcomes(_: Storage, bytes: &mut [u8]) {
+    bytes[..2 * size_of::<Outcome>()].iter_mut().for_each(|byte| *byte ^= 0x10);
+}
+
+/// How an element of a region is made wrong.
+fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
+    let buffer = plan.buffers.iter().find(|buffer| buffer.region == region);
+    let name = buffer.map_or("", |buffer| &buffer.name);
+    let tensor = name.strip_prefix("grad.").unwrap_or(name);
+    match region.arena {
+        Arena::State => spoil_state,
+        Arena::Outcomes => spoil_outcomes,
+        Arena::Weights | Arena::GradientMatrices => spoil_value,
+        Arena::Activations if name.ends_with(".mask") || name.ends_with(".index") => spoil_byte,
+        Arena::Activations if plan.graph.tensors.iter().any(|info| info.name == tensor) => spoil_value,
+        _ => spoil_f32,
+    }
+}
+
+/// Plants a wrong element in each result of one node of each kind; a finding must name the node each time.
+fn planted(case: Case, purpose: Purpose) {
+    let Some(host) = Host::kernels() else { return };
+    let plan = plan(&case, purpose);
+    let mut kinds = BTreeSet::new();
+    for node in plan.nodes.iter().filter(|node| kinds.insert(kind(node))) {
+        for (result, region) in written(&node.call).into_iter().enumerate() {
+            let mut machine = HostMachine::new(host, 1);
+            machine.plant =
+                Some(Plant { node: node.name.clone(), region: result, spoil: spoil(&plan, region) });
+            let findings = examine(&case, machine).unwrap();
+            let failed: Vec<&Finding> = findings.iter().filter(|finding| !finding.passes()).collect();
+            assert!(
+                failed.iter().any(|finding| finding.nodes.contains(&node.name)),
+                "a wrong element of {}'s {region:?} was not noticed there, but in {failed:?}",
+                node.name,
+            );
+        }
+    }
+    println!("{purpose:?}: {kinds:?}");
+}
+
+#[test]
+fn a_wrong_element_of_any_node_is_noticed() {
+    planted(TINY, Purpose::Finish { sum: false });
+    planted(Case { storage: Storage::F32, batch: 4, ..TINY }, Purpose::Finish { sum: false });
+    planted(TINY, Purpose::Evaluate);
+}
+
+#[test]
+fn a_wrong_element_of_a_sum_is_noticed() {
+    planted(Case { of: 2, ..TINY }, Purpose::Accumulate);
+    planted(Case { of: 2, ..TINY }, Purpose::Finish { sum: true });
+}
