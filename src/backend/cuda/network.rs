@@ -1,11 +1,14 @@
 //! The backend: a network on a machine that runs plans.
 
 use super::abi::{self, Hyper, Item};
+use super::guarded::Guarded;
 use super::machine::{Machine, Prepared};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions, Purpose, STAGING_SLOTS, ScalePolicy, StagingLayout};
+use super::replay;
 use super::storage::Storage;
+use crate::backend::fault::BadOutput;
 use crate::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome, Score, Step, check_batch, find};
 use crate::config::Decay;
 use crate::data::Batch;
@@ -44,16 +47,25 @@ pub struct CudaBackend<M: Machine> {
     /// At the training resolution, for names and shapes.
     graph: Graph,
     layout: ParamLayout,
-    machine: M,
+    machine: Guarded<M>,
     prepared: BTreeMap<(usize, usize, Purpose), Prepared>,
     /// Passes submitted since the state was loaded; also the card's own count.
     passes: u64,
     /// Outcomes that were waited for and not polled yet.
     ready: VecDeque<Outcome>,
-    /// Passes whose outcome has not come.
-    pending: usize,
+    /// Passes whose outcome has not come, oldest first.
+    underway: VecDeque<Underway>,
+    /// A fault has been found: the machine changes nothing any more, and later passes have no news.
+    halted: bool,
     /// The pass whose buffers `read` looks into.
     last: Option<Prepared>,
+}
+
+/// A pass whose batch is still in its slot: `submit` takes in its outcome before the slot is filled again.
+#[derive(Debug, Clone, Copy)]
+struct Underway {
+    prepared: Prepared,
+    slot: usize,
 }
 
 impl<M: Machine> CudaBackend<M> {
@@ -66,11 +78,12 @@ impl<M: Machine> CudaBackend<M> {
             options,
             graph,
             layout,
-            machine,
+            machine: Guarded::new(machine),
             prepared: BTreeMap::new(),
             passes: 0,
             ready: VecDeque::new(),
-            pending: 0,
+            underway: VecDeque::new(),
+            halted: false,
             last: None,
         };
         for purpose in purposes(micro_steps) {
@@ -146,13 +159,13 @@ impl<M: Machine> CudaBackend<M> {
     /// Waits for one outcome and puts it into the queue.
     fn take_outcome(&mut self, wait: bool) -> Result<bool> {
         let Some(outcome) = self.machine.outcome(wait)? else { return Ok(false) };
-        self.pending -= 1;
-        let outcome = self.explain(&outcome)?;
+        let pass = self.underway.pop_front().expect("the machine has as many outcomes as passes");
+        let outcome = self.explain(&outcome, pass)?;
         self.ready.push_back(outcome);
         Ok(true)
     }
 
-    fn explain(&self, outcome: &abi::Outcome) -> Result<Outcome> {
+    fn explain(&mut self, outcome: &abi::Outcome, pass: Underway) -> Result<Outcome> {
         let score = Score {
             loss: outcome.loss,
             top1: u64::from(outcome.top1),
@@ -161,22 +174,49 @@ impl<M: Machine> CudaBackend<M> {
         };
         let halted = outcome.flags & abi::HALTED != 0;
         let fault = match (outcome.flags & abi::LOSS_NOT_FINITE != 0, halted) {
-            (true, _) => Some(self.bad_loss()?),
-            (false, true) => Some(self.bad_gradient(outcome)),
             (false, false) => None,
+            _ if self.halted => Some("an earlier pass stopped the run".to_owned()),
+            (true, _) => Some(self.bad_loss(pass)?),
+            (false, true) => Some(self.bad_gradient(outcome)),
         };
+        self.halted |= halted;
         let skipped = outcome.flags & abi::SKIPPED != 0 && fault.is_none();
         Ok(Outcome { score, fault, skipped, loss_scale: outcome.scale })
     }
 
-    fn bad_loss(&self) -> Result<String> {
+    /// Weights first: what they make follows from them. Then the outputs, of the same batch run forward again.
+    fn bad_loss(&mut self, pass: Underway) -> Result<String> {
         for (index, param) in self.graph.params.iter().enumerate() {
             let values = self.read_f32(self.layout.in_f32(Arena::Master, index))?;
             if first_non_finite(&values).is_some() {
                 return Ok(format!("the weights {} are not finite", param.name));
             }
+            let beyond = |value: &f32| self.options.storage == Storage::F16 && f16::from_f32(*value).is_infinite();
+            if param.shape.len() > 1 && values.iter().any(beyond) {
+                return Ok(format!("the weights {} are beyond fp16's largest number, 65504", param.name));
+            }
         }
-        Ok("all weights are finite: an activation left the range of its type".to_owned())
+        let unknown = "all weights are finite: an activation left the range of its type";
+        Ok(match self.replay(pass) {
+            Ok(Some(bad)) => bad.to_string(),
+            Ok(None) => "all weights are finite, and so are all outputs when the same batch is run again: the card's memory \
+                         or an algorithm that is not deterministic is at fault"
+                .to_owned(),
+            // What is known is worth more than why no more is known.
+            Err(error) => format!("{unknown}; which one, a second run of the batch could not tell: {error}"),
+        })
+    }
+
+    fn replay(&mut self, pass: Underway) -> Result<Option<BadOutput>> {
+        let training = self.machine.plan(pass.prepared);
+        let (plan, bytes) = (replay::plan(&training.options)?, training.staging.slot_bytes);
+        let (wanted, capacity) = (plan.bytes(), self.machine.capacity()?);
+        if wanted > capacity {
+            return Err(Error::usage(format!("it wants {wanted} bytes on the card, {capacity} are free")));
+        }
+        let mut staged = vec![0; bytes as usize];
+        self.machine.read(Region::new(Arena::Staging, pass.slot as u64 * bytes, bytes), &mut staged)?;
+        replay::first_bad_output(&mut self.machine, plan, &staged)
     }
 
     fn bad_gradient(&self, outcome: &abi::Outcome) -> String {
@@ -257,12 +297,6 @@ impl<M: Machine> CudaBackend<M> {
 
     fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
         let master = self.flat(state, "")?;
-        if let Some(index) = first_non_finite(&master) {
-            let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
-            return Err(Error::input(format!(
-                "{name} has a value that is not finite; take an earlier checkpoint"
-            )));
-        }
         self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
         let copy = to_stored(self.options.storage, &master);
         self.machine.write(self.layout.all_weights(self.options.storage), &copy)
@@ -310,25 +344,25 @@ impl<M: Machine> Backend for CudaBackend<M> {
         // The slot's last pass has to end before the slot is filled; its outcome is there then. Slots of another size
         // overlap in other ways.
         let other_slots = self.last.is_some_and(|last| self.machine.plan(last).staging != staging);
-        while self.pending >= STAGING_SLOTS || (other_slots && self.pending > 0) {
+        while self.underway.len() >= STAGING_SLOTS || (other_slots && !self.underway.is_empty()) {
             self.take_outcome(true)?;
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
         let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper(batch, step));
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
-        self.pending += 1;
+        self.underway.push_back(Underway { prepared, slot });
         self.last = Some(prepared);
         Ok(())
     }
 
     fn poll(&mut self) -> Result<Option<Outcome>> {
-        while self.pending > 0 && self.take_outcome(false)? {}
+        while !self.underway.is_empty() && self.take_outcome(false)? {}
         Ok(self.ready.pop_front())
     }
 
     fn wait(&mut self) -> Result<Option<Outcome>> {
-        if self.ready.is_empty() && self.pending > 0 {
+        if self.ready.is_empty() && !self.underway.is_empty() {
             self.take_outcome(true)?;
         }
         Ok(self.ready.pop_front())
@@ -364,7 +398,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        while self.pending > 0 {
+        while !self.underway.is_empty() {
             self.take_outcome(true)?;
         }
         self.load_weights(state)?;
@@ -376,6 +410,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
         self.load_running(state)?;
         self.load_scale(state)?;
         self.passes = 0;
+        self.halted = false;
         self.ready.clear();
         Ok(())
     }
