@@ -23,6 +23,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
 pub const SCALE_STATE: &str = "optim.loss_scale";
 
+/// The fault of every pass after one that had a fault.
+const HALTED: &str = "an earlier pass stopped the run";
+
 /// What a network on a card is made from.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
@@ -156,13 +159,13 @@ impl<M: Machine> CudaBackend<M> {
         ))
     }
 
-    /// Waits for one outcome and puts it into the queue.
-    fn take_outcome(&mut self, wait: bool) -> Result<bool> {
-        let Some(outcome) = self.machine.outcome(wait)? else { return Ok(false) };
+    /// Puts the next outcome into the queue; with `wait`, waits for it.
+    fn take_outcome(&mut self, wait: bool) -> Result<()> {
+        let Some(outcome) = self.machine.outcome(wait)? else { return Ok(()) };
         let pass = self.underway.pop_front().expect("the machine has as many outcomes as passes");
         let outcome = self.explain(&outcome, pass)?;
         self.ready.push_back(outcome);
-        Ok(true)
+        Ok(())
     }
 
     fn explain(&mut self, outcome: &abi::Outcome, pass: Underway) -> Result<Outcome> {
@@ -175,7 +178,7 @@ impl<M: Machine> CudaBackend<M> {
         let halted = outcome.flags & abi::HALTED != 0;
         let fault = match (outcome.flags & abi::LOSS_NOT_FINITE != 0, halted) {
             (false, false) => None,
-            _ if self.halted => Some("an earlier pass stopped the run".to_owned()),
+            _ if self.halted => Some(HALTED.to_owned()),
             (true, _) => Some(self.bad_loss(pass)?),
             (false, true) => Some(self.bad_gradient(outcome)),
         };
@@ -226,7 +229,7 @@ impl<M: Machine> CudaBackend<M> {
                 let name = &self.graph.params[param].name;
                 format!("the gradient of {name} is not finite, at the smallest loss scale {}", outcome.scale)
             }
-            None => "an earlier pass stopped the run".to_owned(),
+            None => HALTED.to_owned(),
         }
     }
 
@@ -347,6 +350,11 @@ impl<M: Machine> Backend for CudaBackend<M> {
         while self.underway.len() >= STAGING_SLOTS || (other_slots && !self.underway.is_empty()) {
             self.take_outcome(true)?;
         }
+        if self.halted {
+            let (score, fault) = (Score::default(), Some(HALTED.to_owned()));
+            self.ready.push_back(Outcome { score, fault, skipped: false, loss_scale: 1.0 });
+            return Ok(());
+        }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
         let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper(batch, step));
         self.machine.submit(prepared, slot, &mut fill)?;
@@ -357,7 +365,10 @@ impl<M: Machine> Backend for CudaBackend<M> {
     }
 
     fn poll(&mut self) -> Result<Option<Outcome>> {
-        while !self.underway.is_empty() && self.take_outcome(false)? {}
+        // One at a time: what happens after a fault must not hide it.
+        if self.ready.is_empty() && !self.underway.is_empty() {
+            self.take_outcome(false)?;
+        }
         Ok(self.ready.pop_front())
     }
 
