@@ -41,7 +41,10 @@ mod tests {
         let first = ((3 * h + 2) * w + 5) * c + 17;
         let bad = BadOutput { layer: "layer3.0.conv2".into(), count: 2, of: 5 * h * w * c, first, h, w, c };
         let place = "first at image 3, row 2, column 5, channel 17";
-        assert_eq!(bad.to_string(), format!("layer3.0.conv2's output is not finite (2 of 3840 values, {place})"));
+        assert_eq!(
+            bad.to_string(),
+            format!("layer3.0.conv2's output is not finite (2 of 3840 values, {place})")
+        );
         let logits = BadOutput { layer: "fc".into(), count: 1, of: 20, first: 13, h: 1, w: 1, c: 10 };
         assert!(logits.to_string().ends_with("(1 of 20 values, first at image 1, channel 3)"), "{logits}");
     }

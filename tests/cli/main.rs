@@ -4,6 +4,7 @@
 mod common;
 
 mod bad_data;
+mod bugs;
 mod commands;
 mod configuration;
 mod device;

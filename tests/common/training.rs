@@ -28,19 +28,11 @@ pub fn config() -> Config {
 /// Trains in `output`, from the newest checkpoint there.
 pub fn run(config: &Config, output: &Path, backend: &mut dyn Backend) -> Result<()> {
     let dataset = Dataset::open(data())?;
-    let options = TrainOptions {
-        output: output.to_owned(),
-        resume: Resume::Auto,
-        init: None,
-        stop: Stop::default(),
-    };
+    let options =
+        TrainOptions { output: output.to_owned(), resume: Resume::Auto, init: None, stop: Stop::default() };
     let name = |text: &str| text.to_owned();
-    let environment = Environment {
-        engine: name("test"),
-        device: name("test"),
-        isa: name("test"),
-        decoder: name("test"),
-    };
+    let environment =
+        Environment { engine: name("test"), device: name("test"), isa: name("test"), decoder: name("test") };
     train(config, &options, &dataset, backend, environment)
 }
 

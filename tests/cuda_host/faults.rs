@@ -33,7 +33,13 @@ fn images(seed: u64, odd: bool) -> Batch {
     for (index, value) in batch.images.iter_mut().enumerate() {
         let (image, row, column) = (index / 3 / side / side, index / 3 / side % side, index / 3 % side);
         let strong = odd && image == ODD && row < 6 && column < 6;
-        *value = if strong { *value } else if odd { 120 + *value % 2 } else { *value };
+        *value = if strong {
+            *value
+        } else if odd {
+            120 + *value % 2
+        } else {
+            *value
+        };
     }
     batch
 }
@@ -73,7 +79,8 @@ fn numbers(text: &str) -> Vec<usize> {
 
 /// Checks the sentence against the CPU's values, which differ from the card's by roundings.
 fn names_the_place(fault: &str, want: &[f32]) {
-    let place = fault.strip_prefix(&format!("{LAYER}'s output is not finite (")).unwrap_or_else(|| panic!("{fault}"));
+    let place =
+        fault.strip_prefix(&format!("{LAYER}'s output is not finite (")).unwrap_or_else(|| panic!("{fault}"));
     let [count, of, image, row, column, channel] = numbers(place)[..] else { panic!("{fault}") };
     let channels = 32;
     let side = (want.len() / TINY.batch / channels).isqrt();
@@ -126,7 +133,11 @@ fn the_layer_that_overflows_is_named_from_the_batch_at_fault() {
         assert_eq!(number, odd);
         names_the_place(&outcome.fault.unwrap(), &want);
         let weight = format!("{LAYER}.weight");
-        assert_eq!(card.read(&weight).unwrap(), state[&weight], "the weights are those that the pass has read");
+        assert_eq!(
+            card.read(&weight).unwrap(),
+            state[&weight],
+            "the weights are those that the pass has read"
+        );
         while let Some(later) = card.wait().unwrap() {
             assert!(later.fault.is_none_or(|fault| fault.contains("earlier")), "one fault is told once");
         }
@@ -194,7 +205,11 @@ fn the_second_run_takes_no_more_memory_than_training() {
         };
         let activations = |plan: &Plan| plan.arenas[&Arena::Activations];
         let (first, second) = (Plan::new(&training).unwrap(), replay::plan(&training).unwrap());
-        println!("batch {batch}: {} MiB, replay {} MiB", activations(&first) >> 20, activations(&second) >> 20);
+        println!(
+            "batch {batch}: {} MiB, replay {} MiB",
+            activations(&first) >> 20,
+            activations(&second) >> 20
+        );
         assert!(activations(&second) <= activations(&first));
         assert!(second.bytes() <= first.bytes());
     }

@@ -71,7 +71,8 @@ fn a_run_cut_anywhere_ends_in_the_same_bytes() {
         let folder = temporary();
         let machine = Hooked::new(HostMachine::new(host, 2), failing(call, at, fails));
         let dropped = Rc::clone(&machine.dropped);
-        let error = run(&config, folder.path(), &mut backend(&config, machine)).expect_err(&format!("{call:?} {at}"));
+        let error =
+            run(&config, folder.path(), &mut backend(&config, machine)).expect_err(&format!("{call:?} {at}"));
         assert_eq!((error.kind, error.exit_code()), (Kind::Device, 70), "{error}");
         let newest = checkpoints(folder.path()).pop().unwrap();
         let kept = format!("{} is whole, steps lost since: ", newest.display());
@@ -116,7 +117,8 @@ fn overflow_at_the_smallest_scale_stops_with_the_parameters_name() {
     let folder = temporary();
     let machine = HostMachine::new(host, 1);
     let mut card =
-        CudaBackend::new(options(&config, scale), machine, config.micro_batch(), config.micro_steps()).unwrap();
+        CudaBackend::new(options(&config, scale), machine, config.micro_batch(), config.micro_steps())
+            .unwrap();
     let error = run(&config, folder.path(), &mut card).unwrap_err();
     println!("{error}");
     assert_eq!((error.kind, error.exit_code()), (Kind::Failed, 1));

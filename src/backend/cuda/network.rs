@@ -194,7 +194,8 @@ impl<M: Machine> CudaBackend<M> {
             if first_non_finite(&values).is_some() {
                 return Ok(format!("the weights {} are not finite", param.name));
             }
-            let beyond = |value: &f32| self.options.storage == Storage::F16 && f16::from_f32(*value).is_infinite();
+            let beyond =
+                |value: &f32| self.options.storage == Storage::F16 && f16::from_f32(*value).is_infinite();
             if param.shape.len() > 1 && values.iter().any(beyond) {
                 return Ok(format!("the weights {} are beyond fp16's largest number, 65504", param.name));
             }

@@ -20,11 +20,7 @@ pub fn plan(training: &PlanOptions) -> Result<Plan> {
 }
 
 /// Runs the batch of a training slot, `staged` as the slot holds it; the first output that is not finite.
-pub fn first_bad_output(
-    machine: &mut dyn Machine,
-    plan: Plan,
-    staged: &[u8],
-) -> Result<Option<BadOutput>> {
+pub fn first_bad_output(machine: &mut dyn Machine, plan: Plan, staged: &[u8]) -> Result<Option<BadOutput>> {
     let (n, classes) = (plan.options.batch, plan.options.spec.classes);
     let prepared = machine.prepare(plan)?;
     let mut logits = vec![0.0; n * classes];

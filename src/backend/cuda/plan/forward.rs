@@ -210,11 +210,8 @@ impl Builder<'_> {
     fn linear(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
         let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let bytes = 4 * (n * classes) as u64;
-        let logits = if self.trains() {
-            self.buffer("logits", bytes)
-        } else {
-            Region::new(Arena::Logits, 0, bytes)
-        };
+        let logits =
+            if self.trains() { self.buffer("logits", bytes) } else { Region::new(Arena::Logits, 0, bytes) };
         self.activation[y] = Some(logits);
         let (x, w) = (self.activation(x), self.layout.weights(self.options.storage, weight));
         let call = Linear { pass: Pass::Forward, n, features, classes, x, w, y: logits };
