@@ -8,6 +8,7 @@ mod bugs;
 mod commands;
 mod configuration;
 mod device;
+mod libraries;
 mod other_weights;
 mod outputs;
 mod stopping;
