@@ -79,25 +79,27 @@ fn train_on(device: &str, folder: &Path, settings: &[(&str, &str)], more: &[&str
 #[test]
 fn what_does_not_fit_is_said_with_what_to_do() {
     let Some(stubs) = libraries() else { return };
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
-        (&[("STUB_DRIVER", "11040")], &["driver is for CUDA 11.4", "12.1 or later", "driver 530"]),
-        (&[("STUB_CARDS", "0")], &["driver finds no card", "nvidia-smi"]),
-        (&[("STUB_CAPABILITY", "61")], &["compute capability 6.1", "7.0 (V100) or later"]),
-        (&[("STUB_CUDNN", "8907")], &["cuDNN 8.9.7 is too old", "install cuDNN 9"]),
-        (
-            &[("STUB_CAPABILITY", "70"), ("STUB_CUDNN", "91100")],
-            &["cuDNN 9.11.0 has no code for Volta", "9.10.2", "nvidia-cudnn-cu12==9.10.2.21"],
-        ),
-    ];
-    for (settings, words) in cases {
-        train(stubs, settings, &[]).fails(70, words);
-    }
+    let refused =
+        |settings: &[(&str, &str)], words: &[&str]| drop(train(stubs, settings, &[]).fails(70, words));
+    refused(&[("STUB_DRIVER", "11040")], &["driver is for CUDA 11.4", "12.1 or later", "driver 530"]);
+    refused(&[("STUB_CARDS", "0")], &["driver finds no card", "nvidia-smi"]);
+    refused(&[("STUB_CAPABILITY", "61")], &["compute capability 6.1", "7.0 (V100) or later"]);
+    refused(&[("STUB_CUDNN", "8907")], &["cuDNN 8.9.7 is too old", "install cuDNN 9"]);
+    refused(
+        &[("STUB_CAPABILITY", "70"), ("STUB_CUDNN", "91100")],
+        &["cuDNN 9.11.0 has no code for Volta", "9.10.2", "nvidia-cudnn-cu12==9.10.2.21"],
+    );
     train_on("cuda:3", stubs, &[], &[]).fails(70, &["cuda:3", "has 1 cards"]);
     // What the configuration asks for, and this card cannot do, is the configuration's fault.
     let volta = [("STUB_CAPABILITY", "70")];
     train(stubs, &volta, &["--set", "device.precision=bf16"]).fails(2, &["bf16", "7.0", "choose \"fp16\""]);
-    let huge = ["--set", "data.resolution=4096", "--set", "model.arch=resnet152"];
-    train(stubs, &[], &huge).fails(2, &["8 images of 4096 px want", "16", "are free", "at most"]);
+    for (resolution, advice) in
+        [(2048, "at most 2 fit: lower data.micro_batch"), (4096, "not even one image fits")]
+    {
+        let key = format!("data.resolution={resolution}");
+        let done = train(stubs, &[], &["--set", &key, "--set", "model.arch=resnet152"]);
+        done.fails(2, &[&format!("8 images of {resolution} px want "), "15.62 are free", advice]);
+    }
 }
 
 #[test]
