@@ -8,6 +8,7 @@ use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions, Purpose, STAGING_SLOTS, ScalePolicy, StagingLayout};
 use super::replay;
 use super::storage::Storage;
+pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
 use crate::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome, Score, Step, check_batch, find};
 use crate::config::Decay;
@@ -17,7 +18,7 @@ use crate::model::graph::{Graph, lower};
 use crate::model::params::Param;
 use crate::model::spec::ResNetSpec;
 use crate::tensor::{HostTensor, first_non_finite};
-use half::{bf16, f16};
+use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
@@ -495,22 +496,4 @@ fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hy
         bytes.copy_from_slice(bytemuck::bytes_of(&item));
     }
     bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
-}
-
-/// Rounds to the storage type, to nearest, ties to even.
-pub fn to_stored(storage: Storage, values: &[f32]) -> Vec<u8> {
-    match storage {
-        Storage::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        Storage::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
-        Storage::F32 => bytemuck::cast_slice(values).to_vec(),
-    }
-}
-
-pub fn from_stored(storage: Storage, bytes: &[u8]) -> Vec<f32> {
-    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-    match storage {
-        Storage::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
-        Storage::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        Storage::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
-    }
 }
