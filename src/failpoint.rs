@@ -1,8 +1,9 @@
 //! Places where a test kills the process, to prove that nothing is lost there.
 //!
 //! With `ENGINE_FAILPOINT=NAME` in the environment the process aborts the first time it reaches NAME, with `NAME:3`
-//! the third time: no destructor runs and no buffer is flushed, as under SIGKILL. Without the variable a point costs one
-//! atomic load. [`ALL`] is the list of names.
+//! the third time: no destructor runs and no buffer is flushed, as under SIGKILL. With `NAME:3:panic` it panics there
+//! instead, as where the program has a bug. Without the variable a point costs one atomic load. [`ALL`] is the list of
+//! names.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +42,7 @@ struct Armed {
     name: String,
     /// The hit that kills, counted from 1.
     at: u64,
+    panics: bool,
     hits: AtomicU64,
 }
 
@@ -51,17 +53,24 @@ fn armed() -> Option<&'static Armed> {
 
 /// A misspelt point would make a crash test pass without a crash, so it ends the process at once.
 fn parse(text: &str) -> Option<Armed> {
-    let (name, at) = match text.split_once(':') {
+    let (hit, panics) = match text.strip_suffix(":panic") {
+        Some(rest) => (rest, true),
+        None => (text, false),
+    };
+    let (name, at) = match hit.split_once(':') {
         Some((name, at)) => (name, at.parse().ok().filter(|&at| at > 0)),
-        None => (text, Some(1)),
+        None => (hit, Some(1)),
     };
     let stage = name.split_once('.').map_or(name, |(_, stage)| stage);
     match at {
         Some(at) if ALL.contains(&name) || ALL[..4].contains(&stage) => {
-            Some(Armed { name: name.to_owned(), at, hits: AtomicU64::new(0) })
+            Some(Armed { name: name.to_owned(), at, panics, hits: AtomicU64::new(0) })
         }
         _ => {
-            eprintln!("ENGINE_FAILPOINT={text}: want NAME or NAME:N, NAME one of {}", ALL.join(", "));
+            eprintln!(
+                "ENGINE_FAILPOINT={text}: want NAME, NAME:N or NAME:N:panic, NAME one of {}",
+                ALL.join(", ")
+            );
             std::process::exit(2);
         }
     }
@@ -72,6 +81,7 @@ pub fn hit(scope: &str, stage: &str) {
     let Some(armed) = armed() else { return };
     let is_here = armed.name.split_once('.').is_some_and(|(s, t)| s == scope && t == stage);
     if is_here && armed.hits.fetch_add(1, Ordering::Relaxed) + 1 == armed.at {
+        assert!(!armed.panics, "failpoint {scope}.{stage}");
         eprintln!("failpoint {scope}.{stage}: aborting");
         std::process::abort();
     }
@@ -86,6 +96,8 @@ mod tests {
         let one = parse("checkpoint.between_deletes").unwrap();
         assert_eq!((one.name.as_str(), one.at), ("checkpoint.between_deletes", 1));
         let third = parse("curve.tmp_synced:3").unwrap();
-        assert_eq!((third.name.as_str(), third.at), ("curve.tmp_synced", 3));
+        assert_eq!((third.name.as_str(), third.at, third.panics), ("curve.tmp_synced", 3, false));
+        let bug = parse("train.step:2:panic").unwrap();
+        assert_eq!((bug.name.as_str(), bug.at, bug.panics), ("train.step", 2, true));
     }
 }

@@ -3,12 +3,13 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod fault;
 pub mod loss;
 
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::optim::sgd::Sgd;
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, first_non_finite};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -118,7 +119,7 @@ pub fn check_batch(batch: &Batch, classes: usize) -> Result<()> {
     }
 }
 
-/// A tensor of a state, by name and shape.
+/// A tensor of a state, by name and shape; all its values are finite.
 pub fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<&'s [f32]> {
     let tensor = state
         .get(name)
@@ -128,6 +129,10 @@ pub fn find<'s>(state: &'s NamedTensors, name: &str, shape: &[usize]) -> Result<
         return Err(Error::input(format!(
             "{name} is {got:?}, the network wants {shape:?}; trained from another spec?"
         )));
+    }
+    if let Some(index) = first_non_finite(&tensor.data) {
+        let value = tensor.data[index];
+        return Err(Error::input(format!("{name} has {value} at index {index}; take an earlier checkpoint")));
     }
     Ok(&tensor.data)
 }

@@ -18,7 +18,7 @@ impl<M: Machine> Layers<'_, M> {
         let (summed, finishing) = match self.seen.plan.options.purpose {
             Purpose::Accumulate => (true, false),
             Purpose::Finish { sum } => (sum, true),
-            Purpose::Evaluate => unreachable!("an evaluation updates nothing"),
+            Purpose::Evaluate | Purpose::Replay => unreachable!("only training passes update"),
         };
         let gradient = if summed { self.accumulate(sent)? } else { self.pass_gradient()? };
         self.running()?;

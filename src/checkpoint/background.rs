@@ -66,7 +66,7 @@ impl BackgroundWriter {
             Some(thread) => thread
                 .join()
                 .unwrap_or_else(|_| {
-                    Err(Error::failed("the checkpoint thread panicked; see the message above"))
+                    Err(Error::failed("the thread that writes checkpoints panicked: this is a bug in engine; please report it with the lines above"))
                 })
                 .map(Some),
         }

@@ -86,7 +86,7 @@ pub fn open(config: &Config, classes: usize, device: Device) -> Result<(Box<dyn 
 }
 
 /// Whether the PCI bus has a device of NVIDIA's (vendor 10de) that is a display or 3D controller (class 03).
-fn has_nvidia_card() -> bool {
+pub fn has_nvidia_card() -> bool {
     let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return false };
     let reads =
         |path: PathBuf, prefix: &str| fs::read_to_string(path).is_ok_and(|text| text.starts_with(prefix));

@@ -1,6 +1,7 @@
 //! `engine doctor`: what this machine has, what it lacks, and the sentence that mends it.
 
 use super::args::DoctorArgs;
+use super::device::has_nvidia_card;
 use crate::data::JPEG_DECODER;
 use crate::error::Result;
 use crate::simd::isa::Isa;
@@ -11,17 +12,29 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-/// One line of the report.
+/// One line of the report. Scripts read these fields: none is renamed or taken away.
 #[derive(Debug, Serialize)]
 struct Finding {
     what: String,
     /// Whether `engine train` can use it.
     good: bool,
+    /// Nothing that engine does now fails without it.
+    optional: bool,
     found: String,
 }
 
+impl Finding {
+    fn state(&self) -> &'static str {
+        match (self.good, self.optional) {
+            (true, _) => "ok",
+            (false, true) => "optional",
+            (false, false) => "missing",
+        }
+    }
+}
+
 fn finding(what: &str, good: bool, found: impl Into<String>) -> Finding {
-    Finding { what: what.to_owned(), good, found: found.into() }
+    Finding { what: what.to_owned(), good, optional: false, found: found.into() }
 }
 
 #[derive(Serialize)]
@@ -31,6 +44,8 @@ struct Report {
     trains_on: String,
 }
 
+const CPU: &str = "the CPU";
+
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let mut findings = vec![processor(), memory(), decoder(), disk(&args.output)];
     let (gpu, trains_on) = gpu();
@@ -39,10 +54,22 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     if args.json {
         return answer(serde_json::to_string(&report).expect("plain strings"));
     }
-    for Finding { what, good, found } in &report.findings {
-        answer(format!("{} {what:<14} {found}", if *good { "ok     " } else { "missing" }))?;
+    for finding in &report.findings {
+        answer(format!("{:<8} {:<14} {}", finding.state(), finding.what, finding.found))?;
     }
-    answer(format!("engine train would use: {}", report.trains_on))
+    answer(format!("engine train would use: {}{}", report.trains_on, advice(&report)))
+}
+
+/// What a person without a usable card should know.
+fn advice(report: &Report) -> &'static str {
+    match (report.trains_on == CPU, has_nvidia_card()) {
+        (false, _) => "",
+        (true, true) => "; this machine has an NVIDIA card: see to what is missing above, from the top",
+        (true, false) => {
+            "; no NVIDIA card is seen here, and without one nothing above is amiss: small networks train on the CPU, \
+             ResNet-50 on ImageNet wants a card"
+        }
+    }
 }
 
 fn processor() -> Finding {
@@ -56,7 +83,7 @@ fn processor() -> Finding {
     let asked = std::env::var("ENGINE_ISA").ok().filter(|asked| asked != isa);
     let note =
         asked.map_or(String::new(), |asked| format!("; ENGINE_ISA={asked} is not one that this CPU has"));
-    finding("CPU", note.is_empty(), format!("{model}, {cores} cores, {isa}{note}"))
+    finding("CPU", note.is_empty(), format!("{model}, {cores} cores, computing with {isa}{note}"))
 }
 
 fn memory() -> Finding {
@@ -72,7 +99,9 @@ fn memory() -> Finding {
 }
 
 fn decoder() -> Finding {
-    finding("JPEG decoder", true, JPEG_DECODER)
+    let note =
+        if cfg!(feature = "turbojpeg") { "" } else { "; cargo build --features turbojpeg has a faster one" };
+    finding("JPEG decoder", true, format!("{JPEG_DECODER}{note}"))
 }
 
 /// Writes 64 MiB to the output folder, and forgets them.
@@ -102,7 +131,7 @@ fn disk(folder: &Path) -> Finding {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu() -> (Vec<Finding>, String) {
-    (vec![finding("GPU", false, "this engine was built without the feature cuda")], "the CPU".to_owned())
+    (vec![finding("GPU", false, "this engine was built without the feature cuda")], CPU.to_owned())
 }
 
 #[cfg(feature = "cuda")]
@@ -121,7 +150,14 @@ fn gpu() -> (Vec<Finding>, String) {
                 let path = found.path.as_ref().map_or(String::new(), |path| format!(", {}", path.display()));
                 finding(library.name(), true, format!("{}{path}", version(*library, found)))
             }
-            Err(error) => finding(library.name(), false, error.message.clone()),
+            Err(error) => {
+                // The line begins with the name.
+                let advice = error.message.split_once(" is missing: ");
+                let found =
+                    advice.map_or(error.message.clone(), |(_, advice)| format!("not found: {advice}"));
+                let optional = *library == Library::Nccl;
+                Finding { optional, ..finding(library.name(), false, found) }
+            }
         })
         .collect();
     let usable = found.iter().all(|(library, found)| *library == Library::Nccl || found.is_ok());
@@ -155,7 +191,7 @@ fn gpu() -> (Vec<Finding>, String) {
     }
     let trains_on = match first.filter(|_| usable) {
         Some(card) => card,
-        None => "the CPU".to_owned(),
+        None => CPU.to_owned(),
     };
     (findings, trains_on)
 }

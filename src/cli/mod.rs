@@ -15,10 +15,12 @@ mod plot;
 mod predict;
 mod train;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::terminal::message;
 use args::{Cli, Command};
 use clap::Parser;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 /// Parses the process's arguments and runs the command.
@@ -33,13 +35,30 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(cli.command) {
+    // Where the panic was, and what it said, the standard library has printed by then.
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(cli.command))).unwrap_or_else(|_| {
+        Err(Error::failed(
+            "this is a bug in engine, not in what it was given; please report it with the lines above. A run keeps its last \
+             checkpoint: the same command goes on from there",
+        ))
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             message(format!("engine: {error}"));
+            if error.kind == Kind::Device {
+                leave_at_once(error.exit_code());
+            }
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Ends the process without its exit handlers: the libraries of a card that is lost have some that may wait for it.
+fn leave_at_once(code: u8) -> ! {
+    // What cannot be written has no reader any more.
+    let _ = std::io::stdout().flush();
+    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn run(command: Command) -> Result<()> {

@@ -224,11 +224,13 @@ impl Trainer<'_> {
             let submitted = backend.submit(&batch, &self.pass(lr, index, of));
             submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
+            self.state.passes += 1;
+            if index + 1 == of {
+                self.state.step += 1;
+                self.state.total_steps += 1;
+            }
             self.collect(backend, Some(progress), false)?;
         }
-        self.state.step += 1;
-        self.state.total_steps += 1;
-        self.state.passes += of as u64;
         Ok(())
     }
 
@@ -242,7 +244,10 @@ impl Trainer<'_> {
     ) -> Result<()> {
         loop {
             let outcome = if all { backend.wait() } else { backend.poll() };
-            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else { return Ok(()) };
+            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else {
+                assert!(!all || self.underway.is_empty(), "the backend keeps outcomes to itself");
+                return Ok(());
+            };
             let step =
                 self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
             if let Some(fault) = outcome.fault {
@@ -269,9 +274,9 @@ impl Trainer<'_> {
         let kept = match newest {
             Some(found) => {
                 let lost = self.state.total_steps.saturating_sub(found.at.step);
-                format!("{} is whole, {lost} steps since are lost", found.path.display())
+                format!("{} is whole, steps lost since: {lost}", found.path.display())
             }
-            None => format!("there is no checkpoint yet, {} steps are lost", self.state.total_steps),
+            None => format!("there is no checkpoint yet, steps lost: {}", self.state.total_steps),
         };
         Error::device(format!("{}; {kept}; run the same command again to go on from there", error.message))
     }

@@ -53,9 +53,19 @@ fn doctor_names_what_is_there_and_what_is_missing() {
         assert!(done.out.contains(what), "{what}: {}", done.out);
     }
     assert!(done.out.lines().last().unwrap().starts_with("engine train would use: "), "{}", done.out);
+    if !has_card() {
+        assert!(done.out.contains("\noptional NCCL "), "one GPU never needs it: {}", done.out);
+        assert!(done.out.lines().last().unwrap().contains("no NVIDIA card is seen here"), "{}", done.out);
+        assert!(!done.out.contains("cuDNN (libcudnn.so) is missing"), "a name is said once: {}", done.out);
+    }
     let done = run(&["doctor", "--output", output, "--json"]).expect(0);
     let report: Value = serde_json::from_str(&done.out).unwrap();
     assert!(report["findings"].as_array().unwrap().len() >= 8 && report["trains_on"].is_string(), "{report}");
+    for finding in report["findings"].as_array().unwrap() {
+        let keys: Vec<&String> = finding.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["found", "good", "optional", "what"], "scripts read these");
+        assert!(finding["what"].is_string() && finding["good"].is_boolean() && finding["found"].is_string());
+    }
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         0,

@@ -4,9 +4,11 @@
 mod common;
 
 mod bad_data;
+mod bugs;
 mod commands;
 mod configuration;
 mod device;
+mod libraries;
 mod other_weights;
 mod outputs;
 mod stopping;

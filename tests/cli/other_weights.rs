@@ -99,3 +99,20 @@ fn more_classes_than_the_weights() {
     set(&mut command, &["model.arch=resnet-tiny", "data.resolution=32", "data.batch=8", "epochs=1"]);
     finish(command.args(["--init", path(&newest)])).fails(3, &[path(&newest), "fc.", "10", "11"]);
 }
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let (folder, files) = (interrupted(), tempfile::tempdir().unwrap());
+    let weights = files.path().join("weights.safetensors");
+    export(folder.path(), &weights);
+    let mut bytes = fs::read(&weights).unwrap();
+    // Integers come first, so the last four bytes are an f32.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, bytes).unwrap();
+    let fresh = temporary();
+    let words = [path(&weights), " has NaN at index ", "take an earlier checkpoint"];
+    finish(tiny(fresh.path()).args(["--init", path(&weights)])).fails(3, &words);
+    let eval = ["eval", "--checkpoint", path(&weights), "--data", path(data())];
+    finish(&mut engine(eval)).fails(3, &words[1..]);
+}

@@ -5,13 +5,14 @@ use super::memory::{Buffer, Buffers};
 use super::params::Params;
 use super::pooling::{self, PoolShape};
 use super::{Cpu, Engine, input};
+use crate::backend::fault::BadOutput;
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use crate::backend::{Outcome, Step};
 use crate::data::Batch;
-use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
+use crate::model::graph::{ConvShape, Graph, ParamId, TensorId, TensorInfo};
 use crate::model::units::{ConvUnit, Unit, units};
 use crate::simd::conv;
-use crate::tensor::{HostTensor, all_finite};
+use crate::tensor::{HostTensor, all_finite, first_non_finite};
 
 pub struct Walk {
     pub graph: Graph,
@@ -433,13 +434,18 @@ impl Walk {
             if let Some(&param) = reads.iter().find(|&&param| !all_finite(&params.weight[param])) {
                 return format!("the weights {} are not finite", self.graph.params[param].name);
             }
-            let bad = |&&tensor: &&TensorId| {
-                self.memory.activation[tensor].as_deref().is_some_and(|values| !all_finite(values))
-            };
-            if let Some(&tensor) = makes.iter().find(bad) {
-                return format!("the output of {} is not finite", self.graph.tensors[tensor].name);
+            if let Some(bad) = makes.iter().find_map(|&tensor| self.bad_output(tensor)) {
+                return bad.to_string();
             }
         }
         "the loss alone is not finite".to_owned()
+    }
+
+    fn bad_output(&self, tensor: TensorId) -> Option<BadOutput> {
+        let values = self.memory.activation[tensor].as_deref()?;
+        let first = first_non_finite(values)?;
+        let count = values.iter().filter(|value| !value.is_finite()).count();
+        let TensorInfo { name, h, w, c } = self.graph.tensors[tensor].clone();
+        Some(BadOutput { layer: name, count, of: values.len(), first, h, w, c })
     }
 }

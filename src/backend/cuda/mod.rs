@@ -5,20 +5,25 @@
 //! |---|---|
 //! | [`storage`] | f16, bf16 or f32 |
 //! | [`plan`] | a pass as data: calls, memory, streams |
-//! | [`machine`] | what runs plans |
+//! | [`machine`], [`guarded`] | what runs plans; left alone once it has failed |
 //! | [`network`] | the backend: batches in, outcomes and tensors out |
+//! | [`replay`] | which layer a bad loss comes from |
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
 //! | [`bench`] | every call of a step against its floor |
+//! | [`patience`] | waiting, but not for ever |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
 
 pub mod abi;
 pub mod bench;
 pub mod device;
+pub mod guarded;
 pub mod machine;
 pub mod network;
+pub mod patience;
 pub mod plan;
 pub mod ptx;
+pub mod replay;
 pub mod storage;
 
 pub use network::{CudaBackend, CudaOptions};

@@ -3,11 +3,15 @@
 mod state;
 
 use super::abi::{self, Hyper, Item};
+use super::guarded::Guarded;
 use super::machine::{Machine, Prepared, too_large};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout};
+use super::replay;
 use super::storage::Storage;
+pub use super::storage::{from_stored, to_stored};
+use crate::backend::fault::BadOutput;
 use crate::backend::{Backend, NamedTensors, Outcome, Score, Step, check_batch};
 use crate::config::Decay;
 use crate::data::Batch;
@@ -15,10 +19,13 @@ use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
 use crate::tensor::{HostTensor, first_non_finite};
-use half::{bf16, f16};
+use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use state::{EMA_PREFIX, SCALE_STATE, SECOND_MOMENT_PREFIX};
+
+/// The fault of every pass after one that had a fault.
+const HALTED: &str = "an earlier pass stopped the run";
 
 /// What a network on a card is made from.
 #[derive(Debug, Clone)]
@@ -46,16 +53,25 @@ pub struct CudaBackend<M: Machine> {
     /// At the training resolution, for names and shapes.
     graph: Graph,
     layout: ParamLayout,
-    machine: M,
+    machine: Guarded<M>,
     prepared: BTreeMap<(usize, usize, Purpose), Prepared>,
     /// Passes submitted since the state was loaded; also the card's own count.
     passes: u64,
     /// Outcomes that were waited for and not polled yet.
     ready: VecDeque<Outcome>,
-    /// Passes whose outcome has not come.
-    pending: usize,
+    /// Passes whose outcome has not come, oldest first.
+    underway: VecDeque<Underway>,
+    /// A fault has been found: the machine changes nothing any more, and later passes have no news.
+    halted: bool,
     /// The pass whose buffers `read` looks into.
     last: Option<Prepared>,
+}
+
+/// A pass whose batch is still in its slot: `submit` takes in its outcome before the slot is filled again.
+#[derive(Debug, Clone, Copy)]
+struct Underway {
+    prepared: Prepared,
+    slot: usize,
 }
 
 impl<M: Machine> CudaBackend<M> {
@@ -68,11 +84,12 @@ impl<M: Machine> CudaBackend<M> {
             options,
             graph,
             layout,
-            machine,
+            machine: Guarded::new(machine),
             prepared: BTreeMap::new(),
             passes: 0,
             ready: VecDeque::new(),
-            pending: 0,
+            underway: VecDeque::new(),
+            halted: false,
             last: None,
         };
         for purpose in purposes(micro_steps) {
@@ -85,13 +102,13 @@ impl<M: Machine> CudaBackend<M> {
 
     /// What runs the passes, for measuring it.
     pub fn machine(&mut self) -> &mut M {
-        &mut self.machine
+        self.machine.inner_mut()
     }
 
     /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
     pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
         let prepared = self.prepared.get(&(resolution, batch, purpose))?;
-        Some((&self.machine, self.machine.plan(*prepared)))
+        Some((self.machine.inner(), self.machine.plan(*prepared)))
     }
 
     fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
@@ -112,16 +129,16 @@ impl<M: Machine> CudaBackend<M> {
         Ok(prepared)
     }
 
-    /// Waits for one outcome and puts it into the queue.
-    fn take_outcome(&mut self, wait: bool) -> Result<bool> {
-        let Some(outcome) = self.machine.outcome(wait)? else { return Ok(false) };
-        self.pending -= 1;
-        let outcome = self.explain(&outcome)?;
+    /// Puts the next outcome into the queue; with `wait`, waits for it.
+    fn take_outcome(&mut self, wait: bool) -> Result<()> {
+        let Some(outcome) = self.machine.outcome(wait)? else { return Ok(()) };
+        let pass = self.underway.pop_front().expect("the machine has as many outcomes as passes");
+        let outcome = self.explain(&outcome, pass)?;
         self.ready.push_back(outcome);
-        Ok(true)
+        Ok(())
     }
 
-    fn explain(&self, outcome: &abi::Outcome) -> Result<Outcome> {
+    fn explain(&mut self, outcome: &abi::Outcome, pass: Underway) -> Result<Outcome> {
         let score = Score {
             loss: outcome.loss,
             top1: u64::from(outcome.top1),
@@ -130,22 +147,50 @@ impl<M: Machine> CudaBackend<M> {
         };
         let halted = outcome.flags & abi::HALTED != 0;
         let fault = match (outcome.flags & abi::LOSS_NOT_FINITE != 0, halted) {
-            (true, _) => Some(self.bad_loss()?),
-            (false, true) => Some(self.bad_gradient(outcome)),
             (false, false) => None,
+            _ if self.halted => Some(HALTED.to_owned()),
+            (true, _) => Some(self.bad_loss(pass)?),
+            (false, true) => Some(self.bad_gradient(outcome)),
         };
+        self.halted |= halted;
         let skipped = outcome.flags & abi::SKIPPED != 0 && fault.is_none();
         Ok(Outcome { score, fault, skipped, loss_scale: outcome.scale })
     }
 
-    fn bad_loss(&self) -> Result<String> {
+    /// Weights first: what they make follows from them. Then the outputs, of the same batch run forward again.
+    fn bad_loss(&mut self, pass: Underway) -> Result<String> {
         for (index, param) in self.graph.params.iter().enumerate() {
             let values = self.read_f32(self.layout.in_f32(Arena::Master, index))?;
             if first_non_finite(&values).is_some() {
                 return Ok(format!("the weights {} are not finite", param.name));
             }
+            let beyond =
+                |value: &f32| self.options.storage == Storage::F16 && f16::from_f32(*value).is_infinite();
+            if param.shape.len() > 1 && values.iter().any(beyond) {
+                return Ok(format!("the weights {} are beyond fp16's largest number, 65504", param.name));
+            }
         }
-        Ok("all weights are finite: an activation left the range of its type".to_owned())
+        let unknown = "all weights are finite: an activation left the range of its type";
+        Ok(match self.replay(pass) {
+            Ok(Some(bad)) => bad.to_string(),
+            Ok(None) => "all weights are finite, and so are all outputs when the same batch is run again: the card's memory \
+                         or an algorithm that is not deterministic is at fault"
+                .to_owned(),
+            // What is known is worth more than why no more is known.
+            Err(error) => format!("{unknown}; which one, a second run of the batch could not tell: {error}"),
+        })
+    }
+
+    fn replay(&mut self, pass: Underway) -> Result<Option<BadOutput>> {
+        let training = self.machine.plan(pass.prepared);
+        let (plan, bytes) = (replay::plan(&training.options)?, training.staging.slot_bytes);
+        let (wanted, capacity) = (plan.bytes(), self.machine.capacity(&plan)?);
+        if wanted > capacity {
+            return Err(Error::usage(format!("it wants {wanted} bytes on the card, {capacity} are free")));
+        }
+        let mut staged = vec![0; bytes as usize];
+        self.machine.read(Region::new(Arena::Staging, pass.slot as u64 * bytes, bytes), &mut staged)?;
+        replay::first_bad_output(&mut self.machine, plan, &staged)
     }
 
     fn bad_gradient(&self, outcome: &abi::Outcome) -> String {
@@ -155,7 +200,7 @@ impl<M: Machine> CudaBackend<M> {
                 let name = &self.graph.params[param].name;
                 format!("the gradient of {name} is not finite, at the smallest loss scale {}", outcome.scale)
             }
-            None => "an earlier pass stopped the run".to_owned(),
+            None => HALTED.to_owned(),
         }
     }
 
@@ -235,26 +280,34 @@ impl<M: Machine> Backend for CudaBackend<M> {
         // The slot's last pass has to end before the slot is filled; its outcome is there then. Slots of another size
         // overlap in other ways.
         let other_slots = self.last.is_some_and(|last| self.machine.plan(last).staging != staging);
-        while self.pending >= STAGING_SLOTS || (other_slots && self.pending > 0) {
+        while self.underway.len() >= STAGING_SLOTS || (other_slots && !self.underway.is_empty()) {
             self.take_outcome(true)?;
+        }
+        if self.halted {
+            let (score, fault) = (Score::default(), Some(HALTED.to_owned()));
+            self.ready.push_back(Outcome { score, fault, skipped: false, loss_scale: 1.0 });
+            return Ok(());
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
         let hyper = hyper(batch, step, &self.options.recipe);
         let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper);
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
-        self.pending += 1;
+        self.underway.push_back(Underway { prepared, slot });
         self.last = Some(prepared);
         Ok(())
     }
 
     fn poll(&mut self) -> Result<Option<Outcome>> {
-        while self.pending > 0 && self.take_outcome(false)? {}
+        // One at a time: what happens after a fault must not hide it.
+        if self.ready.is_empty() && !self.underway.is_empty() {
+            self.take_outcome(false)?;
+        }
         Ok(self.ready.pop_front())
     }
 
     fn wait(&mut self) -> Result<Option<Outcome>> {
-        if self.ready.is_empty() && self.pending > 0 {
+        if self.ready.is_empty() && !self.underway.is_empty() {
             self.take_outcome(true)?;
         }
         Ok(self.ready.pop_front())
@@ -276,11 +329,12 @@ impl<M: Machine> Backend for CudaBackend<M> {
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        while self.pending > 0 {
+        while !self.underway.is_empty() {
             self.take_outcome(true)?;
         }
         self.load_named_state(state)?;
         self.passes = 0;
+        self.halted = false;
         self.ready.clear();
         Ok(())
     }
@@ -358,22 +412,4 @@ fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hy
         bytes.copy_from_slice(bytemuck::bytes_of(&item));
     }
     bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
-}
-
-/// Rounds to the storage type, to nearest, ties to even.
-pub fn to_stored(storage: Storage, values: &[f32]) -> Vec<u8> {
-    match storage {
-        Storage::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        Storage::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
-        Storage::F32 => bytemuck::cast_slice(values).to_vec(),
-    }
-}
-
-pub fn from_stored(storage: Storage, bytes: &[u8]) -> Vec<f32> {
-    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-    match storage {
-        Storage::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
-        Storage::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        Storage::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
-    }
 }

@@ -8,6 +8,7 @@ use super::libraries::{Library, check_card, dotted};
 use super::trace::{Class, SUBMIT, traced};
 use crate::backend::cuda::abi::Outcome;
 use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
+use crate::backend::cuda::patience::{Patience, SystemClock};
 use crate::backend::cuda::plan::node::{Arg, Call, Launch, Linear, Pass, STREAMS};
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
@@ -17,14 +18,11 @@ use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 /// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
 pub(super) const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
-/// A pass that takes longer has lost its card: exit 70 within a minute.
-const PATIENCE: Duration = Duration::from_secs(50);
 
 /// How a card is used.
 #[derive(Debug, Clone)]
@@ -241,6 +239,21 @@ impl Card {
         self.context.synchronize()
     }
 
+    fn wait_for(&self, event: &Event) -> Result<()> {
+        Patience::PASS.wait(&self.context.name, &mut SystemClock::default(), || event.has_ended())
+    }
+
+    /// Waits for all that was sent off. The driver's own waiting has no end where a card has none.
+    fn drain(&self) -> Result<()> {
+        let streams = self.lanes.iter().map(|lane| &lane.stream).chain([&self.copies]);
+        for stream in streams {
+            let event = Event::new(&self.context)?;
+            event.record(stream)?;
+            self.wait_for(&event)?;
+        }
+        Ok(())
+    }
+
     /// Records a plan as a graph, unless it is one.
     pub(super) fn capture(&mut self, prepared: Prepared) -> Result<()> {
         if self.ready[prepared.0].graph.is_none() {
@@ -357,17 +370,10 @@ impl Machine for Card {
 
     fn outcome(&mut self, wait: bool) -> Result<Option<Outcome>> {
         let Some((slot, event)) = self.underway.front() else { return Ok(None) };
-        let began = Instant::now();
-        while !event.has_ended()? {
-            if !wait {
-                return Ok(None);
-            }
-            if began.elapsed() > PATIENCE {
-                let seconds = PATIENCE.as_secs();
-                return Err(Error::device(format!("{} has not answered for {seconds} s", self.context.name)));
-            }
-            std::thread::sleep(Duration::from_micros(50));
+        if !wait && !event.has_ended()? {
+            return Ok(None);
         }
+        self.wait_for(event)?;
         let at = slot * size_of::<Outcome>();
         let outcome = bytemuck::pod_read_unaligned(&self.outcomes.slice()[at..at + size_of::<Outcome>()]);
         self.underway.pop_front();
@@ -382,16 +388,15 @@ impl Machine for Card {
     ) -> Result<()> {
         let bytes = self.ready[prepared.0].plan.staging.slot_bytes;
         // Training passes that still read a slot have to end first.
-        self.context.synchronize()?;
+        self.drain()?;
         fill(&mut self.staging[0].slice()[..bytes as usize]);
         self.upload(0, bytes as usize, Region::new(Arena::EvalStaging, 0, bytes))?;
         self.start(prepared)?;
-        self.lanes[0].stream.synchronize()?;
         self.read(Region::new(Arena::Logits, 0, 4 * logits.len() as u64), bytemuck::cast_slice_mut(logits))
     }
 
     fn write(&mut self, region: Region, bytes: &[u8]) -> Result<()> {
-        self.context.synchronize()?;
+        self.drain()?;
         if region.arena == Arena::State {
             self.passes = 0;
         }
@@ -399,7 +404,7 @@ impl Machine for Card {
     }
 
     fn read(&self, region: Region, bytes: &mut [u8]) -> Result<()> {
-        self.context.synchronize()?;
+        self.drain()?;
         self.memory[&region.arena].read(region.offset, bytes)
     }
 

@@ -29,6 +29,9 @@ pub struct Found {
 /// Drivers from CUDA 12.1 on take the kernels' PTX (ISA 8.1).
 pub const OLDEST_DRIVER: usize = 12010;
 
+/// cuDNN 9.0.0: the version whose types the calls are declared with.
+pub const OLDEST_CUDNN: usize = 90000;
+
 /// cuDNN from 9.11.0 on has no code for cards before Turing (compute capability 7.5): pytorch issue 162574 cites the
 /// release notes.
 pub const CUDNN_WITHOUT_VOLTA: usize = 91100;
@@ -192,14 +195,27 @@ impl Library {
                 return Err(Error::device(format!("{name} (version {version}) has no {symbol}: {advice}")));
             }
         }
-        if self == Self::Driver && version < OLDEST_DRIVER {
-            return Err(Error::device(format!(
+        self.check_version(version)?;
+        Ok(Found { path: loaded_from(self.file()), version })
+    }
+
+    fn check_version(self, version: usize) -> Result<()> {
+        match self {
+            Self::Driver if version < OLDEST_DRIVER => Err(Error::device(format!(
                 "the NVIDIA driver is for CUDA {}.{}, engine wants 12.1 or later: install driver 530 or newer",
                 version / 1000,
                 version % 1000 / 10
-            )));
+            ))),
+            // Up to 8 a version is 1000 major + 100 minor + patch.
+            Self::Cudnn if version < OLDEST_CUDNN => Err(Error::device(format!(
+                "cuDNN {}.{}.{} is too old, engine wants 9: {}",
+                version / 1000,
+                version / 100 % 10,
+                version % 100,
+                self.advice()
+            ))),
+            _ => Ok(()),
         }
-        Ok(Found { path: loaded_from(self.file()), version })
     }
 
     fn missing(self) -> String {
@@ -225,7 +241,7 @@ impl Library {
                 "install cuDNN 9, or pip install nvidia-cudnn-cu12 (V100: nvidia-cudnn-cu12==9.10.2.21), and put its folder into LD_LIBRARY_PATH"
             }
             Self::Nccl => {
-                "only several GPUs need it: pip install nvidia-nccl-cu12, and link libnccl.so to libnccl.so.2 in its folder"
+                "only several GPUs would use it, one GPU never: pip install nvidia-nccl-cu12, and link libnccl.so to libnccl.so.2 in its folder"
             }
         }
     }
@@ -306,6 +322,19 @@ mod tests {
         assert!(error.message.contains("9.10.2"), "{error}");
         assert!(check_card((7, 0), 91002).is_ok() && check_card((7, 5), 92000).is_ok());
         assert!(check_card((6, 1), 91002).unwrap_err().message.contains("7.0"));
+    }
+
+    #[test]
+    fn old_versions_are_refused() {
+        let refused = |library: Library, version| library.check_version(version).unwrap_err();
+        for (error, part) in [
+            (refused(Library::Driver, 11040), "for CUDA 11.4, engine wants 12.1"),
+            (refused(Library::Driver, 12000), "for CUDA 12.0"),
+            (refused(Library::Cudnn, 8907), "cuDNN 8.9.7 is too old, engine wants 9"),
+        ] {
+            assert!(error.exit_code() == 70 && error.message.contains(part), "{error}");
+        }
+        assert!(Library::Driver.check_version(12010).is_ok() && Library::Cudnn.check_version(90000).is_ok());
     }
 
     #[test]

@@ -7,9 +7,9 @@ use crate::backend::cuda::plan::Rule;
 use crate::backend::cuda::plan::chunks::Chunks;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::{MOMENTUM_PREFIX, NamedTensors, find};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::params::Param;
-use crate::tensor::{HostTensor, first_non_finite};
+use crate::tensor::HostTensor;
 
 /// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
 pub const SCALE_STATE: &str = "optim.loss_scale";
@@ -76,12 +76,6 @@ impl<M: Machine> CudaBackend<M> {
 
     fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
         let master = self.flat(state, "")?;
-        if let Some(index) = first_non_finite(&master) {
-            let name = self.layout.param_at(index).map_or("?", |param| &self.graph.params[param].name);
-            return Err(Error::input(format!(
-                "{name} has a value that is not finite; take an earlier checkpoint"
-            )));
-        }
         self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
         let copy = to_stored(self.options.storage, &master);
         self.machine.write(self.layout.all_weights(self.options.storage), &copy)

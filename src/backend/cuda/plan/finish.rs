@@ -11,7 +11,7 @@ impl Builder<'_> {
         let (sum, finishing) = match self.options.purpose {
             Purpose::Accumulate => (true, false),
             Purpose::Finish { sum } => (sum, true),
-            Purpose::Evaluate => unreachable!("an evaluation has no gradients"),
+            Purpose::Evaluate | Purpose::Replay => unreachable!("neither has gradients"),
         };
         if sum {
             self.accumulate();

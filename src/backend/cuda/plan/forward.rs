@@ -44,6 +44,13 @@ impl Builder<'_> {
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
+    /// Image to logits, bias included, in [`Arena::Logits`], as [`Self::forward`] makes them.
+    pub fn replay(&mut self, units: &[Unit]) {
+        self.input();
+        units.iter().for_each(|unit| self.forward_unit(unit));
+    }
+
+    /// Whether batch norms take the running statistics.
     fn evaluates(&self) -> bool {
         self.options.purpose == Purpose::Evaluate
     }
@@ -71,6 +78,10 @@ impl Builder<'_> {
         }
     }
 
+    fn trains(&self) -> bool {
+        self.options.purpose.trains()
+    }
+
     pub fn storage_kernel(&self, name: &str) -> String {
         format!("{name}_{}", self.options.storage.suffix())
     }
@@ -78,7 +89,7 @@ impl Builder<'_> {
     /// The first arguments of every kernel that reads what the host has sent.
     pub fn staged(&self) -> [Arg; 3] {
         let (arena, slots) =
-            if self.evaluates() { (Arena::EvalStaging, 1) } else { (Arena::Staging, STAGING_SLOTS) };
+            if self.trains() { (Arena::Staging, STAGING_SLOTS) } else { (Arena::EvalStaging, 1) };
         let bytes = self.staging.slot_bytes;
         [read(Region::new(arena, 0, slots as u64 * bytes)), size(slots), Arg::U64(bytes)]
     }
@@ -191,7 +202,7 @@ impl Builder<'_> {
             }
         }
         let y = self.make_activation(unit.y);
-        if unit.residual.is_some() && !self.evaluates() {
+        if unit.residual.is_some() && self.trains() {
             let mask = self.buffer(self.name(unit.y, "mask"), elements.div_ceil(8) as u64);
             self.mask[unit.y] = Some(mask);
         }
@@ -229,20 +240,17 @@ impl Builder<'_> {
         );
     }
 
-    /// Logits without bias; in an evaluation with it.
+    /// Logits without bias; with it where they are the answer.
     fn linear(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) {
         let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let bytes = 4 * (n * classes) as u64;
-        let logits = if self.evaluates() {
-            Region::new(Arena::Logits, 0, bytes)
-        } else {
-            self.buffer("logits", bytes)
-        };
+        let logits =
+            if self.trains() { self.buffer("logits", bytes) } else { Region::new(Arena::Logits, 0, bytes) };
         self.activation[y] = Some(logits);
         let (x, w) = (self.activation(x), self.weights(weight));
         let call = Linear { pass: Pass::Forward, n, features, classes, x, w, y: logits };
         self.push("fc.forward".into(), MAIN, Call::Linear(call));
-        if self.evaluates() {
+        if !self.trains() {
             let args = vec![update(logits), self.parameter(bias), size(n), size(classes)];
             let geometry = geometry::bias_add(n * classes);
             self.launch("fc.bias".into(), Launch { kernel: "bias_add".into(), geometry, args });

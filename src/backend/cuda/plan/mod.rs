@@ -58,6 +58,19 @@ pub enum Purpose {
     },
     /// Forward with the running statistics: logits.
     Evaluate,
+    /// The forward pass of training by itself, with the batch's statistics: logits. It changes nothing that outlives a
+    /// pass, so that what a training pass has read can be looked at again.
+    Replay,
+}
+
+impl Purpose {
+    /// Whether the pass takes its batch from a training slot and leaves an outcome.
+    pub fn trains(self) -> bool {
+        match self {
+            Self::Accumulate | Self::Finish { .. } => true,
+            Self::Evaluate | Self::Replay => false,
+        }
+    }
 }
 
 /// What a plan is made for.
@@ -187,6 +200,7 @@ impl Plan {
         let units = units(&graph);
         match options.purpose {
             Purpose::Evaluate => builder.evaluate(&units),
+            Purpose::Replay => builder.replay(&units),
             Purpose::Accumulate | Purpose::Finish { .. } => {
                 builder.forward(&units);
                 builder.backward(&units);
@@ -257,7 +271,7 @@ fn arenas(
         arenas.insert(Arena::Ema, flat);
         arenas.insert(Arena::RunningEma, 4 * (2 * layout.channels) as u64);
     }
-    if options.purpose == Purpose::Evaluate {
+    if !options.purpose.trains() {
         arenas.insert(Arena::EvalStaging, staging.slot_bytes);
         arenas.insert(Arena::Logits, 4 * (options.batch * options.spec.classes) as u64);
         return arenas;
