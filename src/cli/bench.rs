@@ -80,8 +80,7 @@ fn bench_kernels(
 fn bench_copy(device: Device, threads: usize, json: bool) -> Result<()> {
     let main_memory = || {
         let pool = Pool::new(threads);
-        let rate = (0..5).map(|_| copy::measure(&pool)).fold(0.0, f64::max);
-        (format!("main memory, {} threads", pool.threads()), rate)
+        (format!("main memory, {} threads", pool.threads()), copy::measure(&pool))
     };
     let (device, rate) = match device {
         Device::Cpu => main_memory(),
