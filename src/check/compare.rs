@@ -179,10 +179,13 @@ mod tests {
         let equal = compare("copy", &[], "a", &[1.0], &Want::exactly(&[1.0]));
         let off = compare("copy", &[], "a", &[1.0 + 1e-9], &Want::exactly(&[1.0]));
         assert_eq!([nan.passes(), equal.passes(), off.passes()], [false, true, false]);
-        let lost = compare("copy", &[], "a", &[1.0], &want(&[1.0], Allowed::Same(f64::NAN)));
-        assert!(lost.passes(), "equal is equal");
+        let lost = compare("copy", &[], "a", &[2.0], &want(&[1.0], Allowed::Same(f64::NAN)));
+        assert!(!lost.passes(), "a tolerance that is not a number allows nothing");
         let all = [equal, off, nan];
-        assert_eq!(by_kind(&all).iter().map(|(count, worst)| (*count, worst.apart)).next(), Some((3, 1e-9)));
+        assert_eq!(
+            by_kind(&all).iter().map(|(count, worst)| (*count, worst.got)).next(),
+            Some((3, 1.0 + 1e-9))
+        );
     }
 
     #[test]
