@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "terminal", "failpoint", "files", "tensor", "rng"],
     &["model"],
-    &["config"],
     &["data"],
+    &["config"],
     &["simd"],
     &["optim"],
     &["backend"],
@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["train"],
     &["export"],
     &["infer"],
+    &["classify"],
     &["cli"],
 ];
 
@@ -27,6 +28,8 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("backend/cuda", "backend::cpu", "the backends never meet: what both need goes to backend/mod.rs"),
     ("infer", "train", "the inference program knows nothing of training"),
     ("infer", "optim", "the inference program knows nothing of training"),
+    ("classify", "train", "it is built without the trainer"),
+    ("classify", "backend", "it is built without the trainer"),
     ("infer", "backend", "the inference program runs on simd/, not on a training backend"),
 ];
 
