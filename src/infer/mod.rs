@@ -1,8 +1,32 @@
 //! Inference on a CPU: a program compiled from graph and weights, batch norm folded, epilogues fused, weights packed for
 //! the machine. Knows nothing of training.
 //!
+//! ```ignore
+//! let graph = lower(&RESNET50, 224)?;
+//! let mut program = Program::compile(&graph, &weights, &Options::new(Precision::Fp32, MEAN, STD))?;
+//! let logits = program.run(&pixels)?;                        // u8 RGB [n][224][224][3] -> f32 [n][classes]
+//! for layer in program.profile() { println!("{} {} ns", layer.name, layer.nanoseconds); }
+//! ```
+//!
+//! With [`Keep::All`], or the name of a tensor in [`Keep::Named`], [`Program::tensor`] reads what a layer made.
+//!
 //! | file | gives |
 //! |---|---|
 //! | [`weights`] | folded and quantised weights of a layer, wherever they come from |
+//! | [`options`] | what a program is compiled for |
+//! | [`plan`] | which tensors exist, in which format, and where in the arena |
+//! | [`program`] | graph and weights -> steps with packed weights |
+//! | [`run`] | images -> logits, tensors by name, time by layer |
 
 pub mod weights;
+pub mod options;
+pub mod plan;
+pub mod program;
+pub mod run;
+#[cfg(test)]
+mod tests;
+
+pub use crate::simd::direct::Precision;
+pub use options::{Keep, Options};
+pub use program::{Algorithm, Program};
+pub use run::LayerTime;

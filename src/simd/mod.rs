@@ -3,5 +3,7 @@
 pub(crate) mod dispatch;
 pub mod isa;
 pub mod pool;
+pub mod memory;
 pub mod peak;
 pub mod conv;
+pub mod direct;

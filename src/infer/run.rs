@@ -1,0 +1,249 @@
+//! A compiled program on images.
+
+use super::Precision;
+use super::program::{Algorithm, Program, Step, Work};
+use crate::error::{Error, Result};
+use crate::simd::direct::conv::{Conv, Operands, Part};
+use crate::simd::direct::linear::LANES;
+use crate::simd::direct::map::{Format, View};
+use crate::simd::direct::pools::{average_pool, max_pool};
+use crate::tensor::HostTensor;
+use half::bf16;
+use std::ops::Range;
+use std::time::Instant;
+
+/// What a layer of the last run took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerTime {
+    /// The tensor that it made.
+    pub name: String,
+    /// "direct", "pool", ...
+    pub algorithm: &'static str,
+    /// Multiply-adds of all the run's images.
+    pub macs: usize,
+    pub nanoseconds: u64,
+}
+
+/// Raw access to the arena for the tasks of one step.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: tasks write disjoint parts; see `Program::step`.
+unsafe impl Sync for Shared {}
+
+impl Program {
+    /// `images` u8 RGB [n][resolution][resolution][3], n at most the compiled batch -> logits f32 [n][classes].
+    pub fn run(&mut self, images: &[u8]) -> Result<&[f32]> {
+        let side = self.graph.resolution;
+        let pixels = side * side * 3;
+        let n = images.len() / pixels;
+        if n == 0 || n > self.batch || images.len() % pixels != 0 {
+            return Err(Error::usage(format!(
+                "{} bytes of pixels were given; {side} x {side} RGB images take {pixels} each, and the program 1 to {} images",
+                images.len(),
+                self.batch
+            )));
+        }
+        self.images = n;
+        let start = Instant::now();
+        self.load(images, n);
+        self.nanoseconds[0] = nanoseconds(start);
+        for index in 0..self.steps.len() {
+            let start = Instant::now();
+            self.step(index, n);
+            self.nanoseconds[index + 1] = nanoseconds(start);
+        }
+        let classes = self.graph.tensors[self.graph.logits].c;
+        let padded = classes.next_multiple_of(LANES);
+        for image in 0..n {
+            let from = &self.panels[image * padded..image * padded + classes];
+            self.logits[image * classes..(image + 1) * classes].copy_from_slice(from);
+        }
+        Ok(&self.logits[..n * classes])
+    }
+
+    fn view(&self, tensor: usize) -> View {
+        let placed = self.tensors[tensor].expect("a step's maps are planned");
+        // SAFETY: the plan's offsets lie within the arena.
+        View { map: placed.map, base: unsafe { self.arena.ptr().add(placed.offset) } }
+    }
+
+    fn load(&self, images: &[u8], n: usize) {
+        let view = self.view(self.graph.input);
+        let blocks = blocks(view.map.h, 32);
+        let pixels = images.len() / n;
+        self.pool.run(n * blocks.len(), &|task| {
+            let (image, block) = (task / blocks.len(), task % blocks.len());
+            let from = &images[image * pixels..(image + 1) * pixels];
+            // SAFETY: tasks have rows of their own.
+            unsafe { self.input.run(from, &view, image, blocks[block].clone()) };
+        });
+    }
+
+    fn step(&mut self, index: usize, n: usize) {
+        let (features, panels) = (Shared(self.features.as_mut_ptr()), Shared(self.panels.as_mut_ptr()));
+        let this = &*self;
+        let Step { work, .. } = &this.steps[index];
+        match work {
+            Work::Conv { conv, w, x, y, residual, .. } => {
+                let operands = Operands {
+                    x: this.view(*x),
+                    y: this.view(*y),
+                    residual: residual.map(|r| this.view(r)),
+                    // SAFETY: the layer's place in the packed weights.
+                    w: unsafe { this.weights.ptr().add(*w) },
+                };
+                let parts = parts(conv, &operands.y, n);
+                this.pool.run(parts.len(), &|task| {
+                    // SAFETY: compiling checked the maps and chose kernels that the processor has; parts are disjoint,
+                    // and the plan keeps `y` apart from what the step reads.
+                    unsafe { conv.run(&operands, &parts[task]) };
+                });
+            }
+            Work::MaxPool { x, y } => {
+                let (x, y) = (this.view(*x), this.view(*y));
+                let blocks = blocks(y.map.h, 8);
+                this.pool.run(n * blocks.len(), &|task| {
+                    let (image, rows) = (task / blocks.len(), blocks[task % blocks.len()].clone());
+                    // SAFETY: tasks have rows of their own.
+                    unsafe { max_pool(this.isa, &x, &y, image, rows) };
+                });
+            }
+            Work::AvgPool { x, scale } => {
+                let x = this.view(*x);
+                this.pool.run(n, &|image| {
+                    let features = features;
+                    // SAFETY: `features` has a row of `c` for each image of the batch, each task its own.
+                    unsafe {
+                        let y = std::slice::from_raw_parts_mut(features.0.add(image * x.map.c), x.map.c);
+                        average_pool(&x, image, *scale, y);
+                    }
+                });
+            }
+            Work::Linear(linear) => {
+                let width = this.features.len() / this.batch;
+                let blocks = blocks(linear.panels(), 4);
+                this.pool.run(n * blocks.len(), &|task| {
+                    let (block, image) = (task / n, task % n);
+                    let range = blocks[block].clone();
+                    let x = &this.features[image * width..(image + 1) * width];
+                    let panels = panels;
+                    // SAFETY: `panels` has a row of all classes for each image, and tasks have classes of their own.
+                    let y = unsafe {
+                        let first = image * linear.panels() + range.start;
+                        std::slice::from_raw_parts_mut(panels.0.add(first * LANES), range.len() * LANES)
+                    };
+                    linear.run(this.isa, x, range, y);
+                });
+            }
+        }
+    }
+
+    /// What the last run took, layer by layer.
+    pub fn profile(&self) -> Vec<LayerTime> {
+        let layer = |name: &str, algorithm, macs, nanoseconds| LayerTime {
+            name: name.to_owned(),
+            algorithm,
+            macs,
+            nanoseconds,
+        };
+        let mut layers = vec![layer("input", "input", 0, self.nanoseconds[0])];
+        for (step, &nanoseconds) in self.steps.iter().zip(&self.nanoseconds[1..]) {
+            let algorithm = match &step.work {
+                Work::Conv { algorithm, .. } => Algorithm::name(*algorithm),
+                Work::MaxPool { .. } | Work::AvgPool { .. } => "pool",
+                Work::Linear(_) => "linear",
+            };
+            layers.push(layer(&step.name, algorithm, step.macs * self.images, nanoseconds));
+        }
+        layers
+    }
+
+    /// A tensor of the last run by the graph's name, f32 [n,h,w,c] in real units (the input of int8 in bytes). Fails for
+    /// names that were not kept, and for those that fusion leaves unmade.
+    pub fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let n = self.images;
+        let Some(tensor) = self.graph.tensors.iter().position(|tensor| tensor.name == name) else {
+            return Err(Error::usage(format!("{} has no tensor {name}", self.graph.spec.name)));
+        };
+        let info = &self.graph.tensors[tensor];
+        let shape = vec![n, info.h, info.w, info.c];
+        if tensor == self.graph.logits {
+            return HostTensor::new(name, shape, self.logits[..n * info.c].to_vec());
+        }
+        let Some(placed) = self.tensors[tensor] else {
+            if self.steps.iter().any(|step| step.name == name) {
+                return HostTensor::new(name, shape, self.features[..n * info.c].to_vec());
+            }
+            return Err(Error::usage(format!(
+                "the program makes no {name}: batch norm, sum and ReLU are fused into the convolution before them; \
+                 ask for the output of the block's ReLU or downsample.1"
+            )));
+        };
+        if !self.keep.holds(name) {
+            return Err(Error::usage(format!("{name} was not kept; compile with its name in Options::keep")));
+        }
+        let mut data = Vec::with_capacity(n * info.elements());
+        let map = placed.map;
+        let scale = self.scales[tensor];
+        for image in 0..n {
+            for y in 0..map.h {
+                let at = placed.offset + map.at(image, y, 0);
+                let len = map.w * map.pixel();
+                // SAFETY: a row of the map within the arena, which nobody writes while `self` is borrowed.
+                let row = unsafe { std::slice::from_raw_parts(self.arena.ptr().add(at), len) };
+                data.extend(
+                    row.chunks_exact(map.format.bytes()).map(|bytes| scale * real(map.format, bytes)),
+                );
+            }
+        }
+        HostTensor::new(name, shape, data)
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Of activations, and of packed convolution weights.
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        (self.arena.len(), self.weights.len())
+    }
+}
+
+fn real(format: Format, bytes: &[u8]) -> f32 {
+    match (format, bytes) {
+        (Format::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
+        (Format::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
+        (Format::U8In16, &[a, b]) => f32::from(u16::from_ne_bytes([a, b])),
+        (Format::U8, &[a]) => f32::from(a),
+        _ => unreachable!("chunks have the format's size"),
+    }
+}
+
+fn nanoseconds(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `0..len` in blocks of `block`.
+fn blocks(len: usize, block: usize) -> Vec<Range<usize>> {
+    (0..len).step_by(block).map(|from| from..(from + block).min(len)).collect()
+}
+
+/// How a convolution is divided among tasks: rows where the map is large, panels of channels where the weights are.
+fn parts(conv: &Conv, y: &View, n: usize) -> Vec<Part> {
+    let (h, panels) = (y.map.h, conv.packed.panels.len());
+    let (rows, panel_block) = if h > 14 { (h.div_ceil(14), panels) } else { (h, 1) };
+    let mut parts = vec![];
+    for image in 0..n {
+        for panels in blocks(panels, panel_block) {
+            for rows in blocks(h, rows) {
+                parts.push(Part { image, rows, panels: panels.clone() });
+            }
+        }
+    }
+    parts
+}
