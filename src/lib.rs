@@ -15,8 +15,8 @@
 //! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
-//! | [`export`] | safetensors and .pth for other programs |
 //! | [`infer`] | inference on a CPU: model file -> program -> answer |
+//! | [`export`] | safetensors and .pth for other programs, model files for [`infer`] |
 //! | [`cli`] | flags -> command; exit codes in one place |
 
 pub mod error;
@@ -36,6 +36,6 @@ pub mod check;
 pub mod checkpoint;
 pub mod log;
 pub mod train;
-pub mod export;
 pub mod infer;
+pub mod export;
 pub mod cli;

@@ -16,8 +16,8 @@ const LAYERS: &[&[&str]] = &[
     &["check"],
     &["checkpoint", "log"],
     &["train"],
-    &["export"],
     &["infer"],
+    &["export"],
     &["cli"],
 ];
 
@@ -27,6 +27,7 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("backend/cuda", "backend::cpu", "the backends never meet: what both need goes to backend/mod.rs"),
     ("infer", "train", "the inference program knows nothing of training"),
     ("infer", "optim", "the inference program knows nothing of training"),
+    ("infer", "checkpoint", "the inference program reads model files alone"),
     ("infer", "backend", "the inference program runs on simd/, not on a training backend"),
 ];
 
