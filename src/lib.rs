@@ -15,8 +15,8 @@
 //! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
-//! | [`export`] | safetensors and .pth for other programs |
 //! | [`infer`] | inference on a CPU: model file -> program -> answer |
+//! | [`export`] | safetensors and .pth for other programs, model files for [`infer`] |
 //! | [`classify`] | the standalone binary: pictures -> answers |
 //! | [`cli`] | flags -> command; exit codes in one place |
 //!
@@ -46,9 +46,9 @@ pub mod checkpoint;
 pub mod log;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod infer;
 #[cfg(feature = "train")]
 pub mod export;
-pub mod infer;
 pub mod classify;
 #[cfg(feature = "train")]
 pub mod cli;

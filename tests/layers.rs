@@ -16,8 +16,8 @@ const LAYERS: &[&[&str]] = &[
     &["check"],
     &["checkpoint", "log"],
     &["train"],
-    &["export"],
     &["infer"],
+    &["export"],
     &["classify"],
     &["cli"],
 ];
@@ -30,6 +30,7 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("infer", "optim", "the inference program knows nothing of training"),
     ("classify", "train", "it is built without the trainer"),
     ("classify", "backend", "it is built without the trainer"),
+    ("infer", "checkpoint", "the inference program reads model files alone"),
     ("infer", "backend", "the inference program runs on simd/, not on a training backend"),
 ];
 

@@ -202,6 +202,8 @@ pub enum ExportFormat {
     Safetensors,
     /// The same for torch.load(weights_only=True)
     Pth,
+    /// A model file for `classify`: weights, class names and the preparation of pictures
+    Cpu,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 //! | file | gives |
 //! |---|---|
 //! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
+//! | [`picture`] | a path or standard input -> bytes |
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
@@ -26,6 +27,7 @@ mod jpeg;
 mod listing;
 #[cfg(feature = "train")]
 pub mod loader;
+pub mod picture;
 pub mod preprocess;
 pub mod resize;
 #[cfg(feature = "train")]

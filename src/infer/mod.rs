@@ -16,13 +16,26 @@
 //! | [`options`] | what a program is compiled for |
 //! | [`plan`] | which tensors exist, in which format, and where in the arena |
 //! | [`program`] | graph and weights -> steps with packed weights |
+//! | [`random`] | weights for measuring without a model file |
 //! | [`run`] | images -> logits, tensors by name, time by layer |
+//! | [`profile`], [`top`] | a table of layers beside the machine's peak; logits -> classes |
+//! | [`fold`] | batch norm into the convolution before it; layouts |
+//! | [`file`] | the model file: weights, classes, preparation of pictures, checked and mapped |
+//! | [`reference`] | the graph run unfused, operation by operation: what programs are compared with |
+//! | [`integer`] | the 8-bit network in exact integers: what 8-bit programs are compared with |
 
 pub mod weights;
+pub mod fold;
+pub mod file;
+pub mod random;
+pub mod reference;
+pub mod integer;
 pub mod options;
 pub mod plan;
 pub mod program;
 pub mod run;
+pub mod profile;
+pub mod top;
 #[cfg(test)]
 mod tests;
 

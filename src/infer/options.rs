@@ -1,7 +1,7 @@
 //! What a program is compiled for.
 
 use super::Precision;
-use crate::simd::isa::Isa;
+use crate::simd::isa::{Isa, Set};
 
 /// Which intermediate tensors outlive the layers that read them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,5 +41,21 @@ impl Options {
     /// The machine's best instruction set, all its cores, one image at a time.
     pub fn new(precision: Precision, mean: [f32; 3], std: [f32; 3]) -> Self {
         Self { precision, isa: Isa::current(), threads: 0, batch: 1, mean, std, keep: Keep::None }
+    }
+}
+
+impl Precision {
+    /// The fastest that `isa` has instructions for: int8 where there are 8-bit numbers, then bf16, then fp32. Where bytes
+    /// are multiplied in plain code, fp32 is faster and loses nothing.
+    pub fn fastest(isa: Isa, has_int8: bool) -> Self {
+        match isa.set() {
+            Set::Avx512 | Set::Avx2 if has_int8 => Self::Int8,
+            _ if isa.has_bf16() => Self::Bf16,
+            _ => Self::Fp32,
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|precision| precision.name() == name)
     }
 }

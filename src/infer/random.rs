@@ -45,10 +45,7 @@ impl Weights for RandomWeights<'_> {
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {
-        Ok(Folded {
-            weight: self.weight(weight, 1.0),
-            bias: vec![0.0; self.graph.params[bias].elements()],
-        })
+        Ok(Folded { weight: self.weight(weight, 1.0), bias: vec![0.0; self.graph.params[bias].elements()] })
     }
 
     fn quantised(&self, unit: &ConvUnit) -> Result<Quantised> {

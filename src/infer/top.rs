@@ -18,8 +18,7 @@ pub fn top<'a>(logits: &[f32], label: impl Fn(usize) -> &'a str, count: usize) -
     let sum: f64 = exps.iter().sum();
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| exps[b].total_cmp(&exps[a]));
-    let prediction =
-        |index: usize| Prediction { index, label: label(index), probability: exps[index] / sum };
+    let prediction = |index: usize| Prediction { index, label: label(index), probability: exps[index] / sum };
     order.into_iter().take(count).map(prediction).collect()
 }
 
