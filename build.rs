@@ -1,9 +1,15 @@
-//! Embeds the kernels' PTX: the committed one where it belongs to the source, one compiled anew where it does not and a
+//! Strips `classify`, and embeds the kernels' PTX: the committed one where it belongs to the source, one compiled anew where it does not and a
 //! compiler is found, and no build otherwise.
 
 fn main() {
+    // `engine` keeps its line tables; without them the binary that people copy about is a fifth of the size.
+    if std::env::var_os("CARGO_CFG_UNIX").is_some() {
+        println!("cargo::rustc-link-arg-bin=classify=-Wl,-S");
+    }
     #[cfg(feature = "cuda")]
     ptx::embed();
+    #[cfg(not(feature = "cuda"))]
+    println!("cargo::rerun-if-changed=build.rs");
 }
 
 #[cfg(feature = "cuda")]
