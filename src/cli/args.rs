@@ -3,6 +3,8 @@
 use super::device::Device;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
+use crate::infer::Precision as InferencePrecision;
+use crate::simd::isa::Isa;
 use crate::train::Resume;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -259,8 +261,56 @@ pub struct PlotArgs {
     pub all: bool,
 }
 
+/// Classification on the CPU, as `classify` does it, on synthetic pixels
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct InferArgs {
+    /// A model file, or random weights of a network: random:resnet50
+    #[arg(long, value_name = "FILE|random:ARCH", default_value = "random:resnet50")]
+    pub model: String,
+
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+
+    /// Side of the images; without it, the model's, and 224 for random weights
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<usize>,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// fp32, bf16 or int8; without it, the fastest that model and machine have
+    #[arg(long, value_parser = inference_precision)]
+    pub precision: Option<InferencePrecision>,
+
+    /// auto, avx512, avx2, neon or portable
+    #[arg(long, default_value = "auto", value_parser = Isa::named)]
+    pub isa: Isa,
+
+    /// Seconds of measuring
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
+
+    /// Measure this many runs, instead of for some seconds
+    #[arg(long)]
+    pub iterations: Option<usize>,
+
+    /// Each layer's time and its share of what this machine was measured to be capable of
+    #[arg(long)]
+    pub layers: bool,
+
+    /// One JSON object instead of a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn inference_precision(name: &str) -> std::result::Result<InferencePrecision, String> {
+    InferencePrecision::named(name).ok_or_else(|| "expected fp32, bf16 or int8".to_owned())
+}
+
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
+    Infer(InferArgs),
     /// Training steps on synthetic pixels
     Train {
         #[arg(long, default_value = "resnet50")]
