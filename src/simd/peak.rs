@@ -1,5 +1,6 @@
 //! The multiply-add peak of this machine, which benchmarks give shares of.
 
+use super::direct::Precision;
 use super::isa::{Isa, Set};
 use super::pool::Pool;
 use std::hint::black_box;
@@ -29,6 +30,28 @@ pub fn run(pool: &Pool, isa: Isa) -> f64 {
         Set::Neon | Set::Portable => 4,
     };
     (2 * lanes * CHAINS * STEPS * tasks) as f64
+}
+
+/// As `run`, by the instruction that a precision's products are made of; in f32 where the set has none of its own.
+pub fn dots(pool: &Pool, isa: Isa, precision: Precision) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (products, chains): (usize, unsafe fn()) = match precision {
+            Precision::Bf16 if isa.has_bf16() => (32, bf16),
+            Precision::Int8 if isa.has_vnni() => (64, vnni),
+            Precision::Int8 if isa.set() >= Set::Avx2 => (16, pairs),
+            _ => return run(pool, isa),
+        };
+        let tasks = pool.threads() * 4;
+        // SAFETY: the arms above checked for the instructions.
+        pool.run(tasks, &|_| unsafe { chains() });
+        (2 * products * CHAINS * STEPS * tasks) as f64
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = precision;
+        run(pool, isa)
+    }
 }
 
 fn chains(isa: Isa) {
@@ -72,6 +95,45 @@ chains!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
 use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
 #[cfg(target_arch = "aarch64")]
 chains!(neon, "neon", vdupq_n_f32, vfmaq_f32);
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! dots {
+    ($name:ident, $features:literal, $sum:path, $operand:expr, $dot:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name() {
+            let (a, b) = (black_box($operand), black_box($operand));
+            let mut sums = [$sum(); CHAINS];
+            for _ in 0..STEPS {
+                for sum in &mut sums {
+                    *sum = $dot(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    _mm256_add_epi32, _mm256_madd_epi16, _mm256_set1_epi16, _mm256_setzero_si256, _mm512_cvtne2ps_pbh,
+    _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_set1_epi8, _mm512_setzero_ps, _mm512_setzero_si512,
+};
+#[cfg(target_arch = "x86_64")]
+dots!(
+    bf16,
+    "avx512f,avx512bf16",
+    _mm512_setzero_ps,
+    _mm512_cvtne2ps_pbh(_mm512_set1_ps(1e-3), _mm512_set1_ps(1e-3)),
+    |sum, a, b| _mm512_dpbf16_ps(sum, a, b)
+);
+#[cfg(target_arch = "x86_64")]
+dots!(vnni, "avx512f,avx512vnni", _mm512_setzero_si512, _mm512_set1_epi8(1), |sum, a, b| {
+    _mm512_dpbusd_epi32(sum, a, b)
+});
+#[cfg(target_arch = "x86_64")]
+dots!(pairs, "avx2", _mm256_setzero_si256, _mm256_set1_epi16(1), |sum, a, b| {
+    _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+});
 
 fn portable() {
     let (a, b) = (black_box([0.999f32; 4]), black_box([1e-3f32; 4]));
