@@ -20,15 +20,16 @@ pub fn measure(pool: &Pool, isa: Isa) -> f64 {
 /// The same of the instructions that a precision's kernels multiply with.
 pub fn measure_in(pool: &Pool, isa: Isa, precision: Precision) -> f64 {
     let start = Instant::now();
-    run_in(pool, isa, precision) / start.elapsed().as_secs_f64()
+    dots(pool, isa, precision) / start.elapsed().as_secs_f64()
 }
 
 /// Keeps the pool's multiply-add units busy for some milliseconds, and returns how many operations that were.
 pub fn run(pool: &Pool, isa: Isa) -> f64 {
-    run_in(pool, isa, Precision::Fp32)
+    dots(pool, isa, Precision::Fp32)
 }
 
-fn run_in(pool: &Pool, isa: Isa, precision: Precision) -> f64 {
+/// As `run`, by the instructions that a precision's kernels multiply with.
+pub fn dots(pool: &Pool, isa: Isa, precision: Precision) -> f64 {
     let tasks = pool.threads() * 4;
     let (chains, multiply_adds) = chains(isa, precision);
     // SAFETY: an `Isa` of a set is made only where the machine has its instructions, and `chains` asks for the others.

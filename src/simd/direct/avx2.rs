@@ -30,7 +30,6 @@ fn interleaved(vector: usize, lane: usize) -> usize {
 impl Dot for F32 {
     const LANES: usize = LANES;
     type Weights = __m256;
-    type Unit = __m256;
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -43,34 +42,31 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> __m256 {
-        unsafe { _mm256_set1_ps(from.cast::<f32>().read_unaligned()) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [__m256; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        unsafe {
+            let x = _mm256_set1_ps(x.cast::<f32>().read_unaligned());
+            for j in 0..NV {
+                sums[j].0 = _mm256_fmadd_ps(x, weights[j], sums[j].0);
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: __m256, w: __m256) -> Self {
-        Self(unsafe { _mm256_fmadd_ps(x, w, self.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = floor(strip);
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel).cast::<f32>();
-                let r = r.wrapping_add(m * strip.r_pixel).cast::<f32>();
-                for (j, sum) in sums.iter().enumerate() {
-                    let mut value = sum.0;
-                    if strip.residual != Residual::None {
-                        value = _mm256_add_ps(value, _mm256_loadu_ps(r.add(LANES * j)));
-                    }
-                    _mm256_storeu_ps(y.add(LANES * j), _mm256_max_ps(value, floor));
+            for j in 0..NV {
+                let mut value = sums[j].0;
+                if strip.residual != Residual::None {
+                    value = _mm256_add_ps(value, _mm256_loadu_ps(r.cast::<f32>().add(LANES * j)));
                 }
+                _mm256_storeu_ps(y.cast::<f32>().add(LANES * j), _mm256_max_ps(value, floor));
             }
         }
     }
@@ -85,7 +81,6 @@ unsafe fn floor(strip: &Strip) -> __m256 {
 impl Dot for I32 {
     const LANES: usize = LANES;
     type Weights = __m256i;
-    type Unit = __m256i;
 
     #[inline(always)]
     unsafe fn start(_: *const f32) -> Self {
@@ -98,63 +93,60 @@ impl Dot for I32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> __m256i {
-        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [__m256i; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            for j in 0..NV {
+                sums[j].0 = _mm256_add_epi32(sums[j].0, _mm256_madd_epi16(x, weights[j]));
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: __m256i, w: __m256i) -> Self {
-        Self(unsafe { _mm256_add_epi32(self.0, _mm256_madd_epi16(x, w)) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         const { assert!(NV == 2, "results are packed in pairs") };
         unsafe {
             let r_scale = _mm256_set1_ps(strip.r_scale);
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel);
-                let r = r.wrapping_add(m * strip.r_pixel);
-                let mut values = [r_scale; 2];
+            let mut values = [r_scale; 2];
+            for j in 0..2 {
+                let scale = _mm256_loadu_ps(strip.scale.add(LANES * j));
+                let bias = _mm256_loadu_ps(strip.bias.add(LANES * j));
+                values[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[j].0), scale, bias);
+            }
+            let residual = match strip.residual {
+                Residual::None => None,
+                Residual::Same => {
+                    let zero = _mm256_setzero_si256();
+                    let whole = _mm256_loadu_si256(r.cast());
+                    let low = _mm256_cvtepi32_ps(_mm256_unpacklo_epi16(whole, zero));
+                    Some([low, _mm256_cvtepi32_ps(_mm256_unpackhi_epi16(whole, zero))])
+                }
+                Residual::F32 => {
+                    let r = r.cast::<f32>();
+                    Some(exchange(_mm256_loadu_ps(r), _mm256_loadu_ps(r.add(LANES))))
+                }
+            };
+            if let Some(residual) = residual {
                 for j in 0..2 {
-                    let scale = _mm256_loadu_ps(strip.scale.add(LANES * j));
-                    let bias = _mm256_loadu_ps(strip.bias.add(LANES * j));
-                    values[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[j].0), scale, bias);
+                    values[j] = _mm256_fmadd_ps(residual[j], r_scale, values[j]);
                 }
-                let residual = match strip.residual {
-                    Residual::None => None,
-                    Residual::Same => {
-                        let zero = _mm256_setzero_si256();
-                        let whole = _mm256_loadu_si256(r.cast());
-                        let low = _mm256_cvtepi32_ps(_mm256_unpacklo_epi16(whole, zero));
-                        Some([low, _mm256_cvtepi32_ps(_mm256_unpackhi_epi16(whole, zero))])
-                    }
-                    Residual::F32 => {
-                        let r = r.cast::<f32>();
-                        Some(exchange(_mm256_loadu_ps(r), _mm256_loadu_ps(r.add(LANES))))
-                    }
-                };
-                if let Some(residual) = residual {
-                    for j in 0..2 {
-                        values[j] = _mm256_fmadd_ps(residual[j], r_scale, values[j]);
-                    }
-                }
-                if strip.is_f32 {
-                    let floor = floor(strip);
-                    let values = exchange(_mm256_max_ps(values[0], floor), _mm256_max_ps(values[1], floor));
-                    _mm256_storeu_ps(y.cast(), values[0]);
-                    _mm256_storeu_ps(y.cast::<f32>().add(LANES), values[1]);
-                } else {
-                    // Rounded to the nearest, ties to even; the clamp at 0 is the ReLU.
-                    let [low, high] = values.map(|value| _mm256_cvtps_epi32(value));
-                    let bytes = _mm256_min_epu16(_mm256_packus_epi32(low, high), _mm256_set1_epi16(255));
-                    _mm256_storeu_si256(y.cast(), bytes);
-                }
+            }
+            if strip.is_f32 {
+                let floor = floor(strip);
+                let values = exchange(_mm256_max_ps(values[0], floor), _mm256_max_ps(values[1], floor));
+                _mm256_storeu_ps(y.cast(), values[0]);
+                _mm256_storeu_ps(y.cast::<f32>().add(LANES), values[1]);
+            } else {
+                // Rounded to the nearest, ties to even; the clamp at 0 is the ReLU.
+                let [low, high] = values.map(|value| _mm256_cvtps_epi32(value));
+                let bytes = _mm256_min_epu16(_mm256_packus_epi32(low, high), _mm256_set1_epi16(255));
+                _mm256_storeu_si256(y.cast(), bytes);
             }
         }
     }

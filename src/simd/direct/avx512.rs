@@ -3,6 +3,7 @@
 
 use super::kernel::{Dot, Residual, Strip, in_order, kernels};
 use super::map::Format;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 const LANES: usize = 16;
@@ -31,10 +32,75 @@ fn interleaved(vector: usize, lane: usize) -> usize {
 // SAFETY of every method of this file: the set's features are on, the pointers are the strip's, valid for what `StripFn`
 // names; no access needs alignment.
 
+// The multiplications are spelt out because a full tile has no register to spare: 28 sums and 4 vectors of weights leave
+// none for a pixel's unit, which the compiler would yet load first, and spill sums for it in every step.
+
+/// sum + x w, of the f32 at `x`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn fma_at(mut sum: __m512, x: *const u8, w: __m512) -> __m512 {
+    unsafe {
+        asm!(
+            "vfmadd231ps {sum}, {w}, dword ptr [{x}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(reg) x,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// sum + x w, of the two bf16 at `x`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn dpbf16_at(mut sum: __m512, x: *const u8, w: __m512i) -> __m512 {
+    unsafe {
+        asm!(
+            "vdpbf16ps {sum}, {w}, dword ptr [{x}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(reg) x,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// Four sums + x w, of the four bytes at `x`. The unsigned operand is a register and only the signed one can come from
+/// memory, so that the unit takes the register of the last weights, which are read from `w` in each place.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dpbusd_four(sums: [__m512i; 4], x: *const u8, weights: [__m512i; 3], w: *const u8) -> [__m512i; 4] {
+    let [mut a, mut b, mut c, mut d] = sums;
+    let unit: __m512i;
+    unsafe {
+        asm!(
+            "vpbroadcastd {unit}, dword ptr [{x}]",
+            "vpdpbusd {a}, {unit}, {wa}",
+            "vpdpbusd {b}, {unit}, {wb}",
+            "vpdpbusd {c}, {unit}, {wc}",
+            "vpdpbusd {d}, {unit}, zmmword ptr [{w} + 192]",
+            a = inout(zmm_reg) a,
+            b = inout(zmm_reg) b,
+            c = inout(zmm_reg) c,
+            d = inout(zmm_reg) d,
+            wa = in(zmm_reg) weights[0],
+            wb = in(zmm_reg) weights[1],
+            wc = in(zmm_reg) weights[2],
+            unit = out(zmm_reg) unit,
+            x = in(reg) x,
+            w = in(reg) w,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    let _ = unit;
+    [a, b, c, d]
+}
+
 impl Dot for F32 {
     const LANES: usize = LANES;
     type Weights = __m512;
-    type Unit = __m512;
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -47,34 +113,28 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> __m512 {
-        unsafe { _mm512_set1_ps(from.cast::<f32>().read_unaligned()) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [__m512; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        for j in 0..NV {
+            sums[j].0 = unsafe { fma_at(sums[j].0, x, weights[j]) };
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: __m512, w: __m512) -> Self {
-        Self(unsafe { _mm512_fmadd_ps(x, w, self.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = floor(strip);
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel).cast::<f32>();
-                let r = r.wrapping_add(m * strip.r_pixel).cast::<f32>();
-                for (j, sum) in sums.iter().enumerate() {
-                    let mut value = sum.0;
-                    if strip.residual != Residual::None {
-                        value = _mm512_add_ps(value, _mm512_loadu_ps(r.add(LANES * j)));
-                    }
-                    _mm512_storeu_ps(y.add(LANES * j), _mm512_max_ps(value, floor));
+            for j in 0..NV {
+                let mut value = sums[j].0;
+                if strip.residual != Residual::None {
+                    value = _mm512_add_ps(value, _mm512_loadu_ps(r.cast::<f32>().add(LANES * j)));
                 }
+                _mm512_storeu_ps(y.cast::<f32>().add(LANES * j), _mm512_max_ps(value, floor));
             }
         }
     }
@@ -88,8 +148,7 @@ unsafe fn floor(strip: &Strip) -> __m512 {
 
 impl Dot for Bf16 {
     const LANES: usize = LANES;
-    type Weights = __m512bh;
-    type Unit = __m512bh;
+    type Weights = __m512i;
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -97,57 +156,51 @@ impl Dot for Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> __m512bh {
-        unsafe { std::mem::transmute(_mm512_loadu_si512(from.cast())) }
+    unsafe fn weights(from: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> __m512bh {
-        unsafe { std::mem::transmute(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [__m512i; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        for j in 0..NV {
+            sums[j].0 = unsafe { dpbf16_at(sums[j].0, x, weights[j]) };
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: __m512bh, w: __m512bh) -> Self {
-        Self(unsafe { _mm512_dpbf16_ps(self.0, x, w) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = floor(strip);
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel);
-                let r = r.wrapping_add(m * strip.r_pixel);
-                let mut values = [floor; NV];
-                for (j, sum) in sums.iter().enumerate() {
-                    let value = match strip.residual {
-                        Residual::None => sum.0,
-                        Residual::Same => _mm512_add_ps(sum.0, widen(r.add(2 * LANES * j))),
-                        Residual::F32 => _mm512_add_ps(sum.0, _mm512_loadu_ps(r.add(4 * LANES * j).cast())),
-                    };
-                    values[j] = _mm512_max_ps(value, floor);
+            let mut values = [floor; NV];
+            for j in 0..NV {
+                values[j] = match strip.residual {
+                    Residual::None => sums[j].0,
+                    Residual::Same => _mm512_add_ps(sums[j].0, widen(r.add(2 * LANES * j))),
+                    Residual::F32 => _mm512_add_ps(sums[j].0, _mm512_loadu_ps(r.add(4 * LANES * j).cast())),
+                };
+                values[j] = _mm512_max_ps(values[j], floor);
+            }
+            if strip.is_f32 {
+                for j in 0..NV {
+                    _mm512_storeu_ps(y.cast::<f32>().add(LANES * j), values[j]);
                 }
-                if strip.is_f32 {
-                    for (j, value) in values.iter().enumerate() {
-                        _mm512_storeu_ps(y.cast::<f32>().add(LANES * j), *value);
-                    }
-                    continue;
-                }
-                for j in (0..NV).step_by(2) {
-                    let to = y.add(2 * LANES * j);
-                    if j + 1 < NV {
-                        let pair = _mm512_cvtne2ps_pbh(values[j + 1], values[j]);
-                        _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
-                    } else {
-                        let half = _mm512_cvtneps_pbh(values[j]);
-                        _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(half));
-                    }
-                }
+                return;
+            }
+            for j in 0..NV / 2 {
+                let pair = _mm512_cvtne2ps_pbh(values[2 * j + 1], values[2 * j]);
+                let to = y.add(4 * LANES * j);
+                _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(pair));
+            }
+            if NV % 2 == 1 {
+                let half = _mm512_cvtneps_pbh(values[NV - 1]);
+                let to = y.add(2 * LANES * (NV - 1));
+                _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(half));
             }
         }
     }
@@ -165,7 +218,6 @@ unsafe fn widen(from: *const u8) -> __m512 {
 impl Dot for I32 {
     const LANES: usize = LANES;
     type Weights = __m512i;
-    type Unit = __m512i;
 
     #[inline(always)]
     unsafe fn start(_: *const f32) -> Self {
@@ -178,57 +230,63 @@ impl Dot for I32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> __m512i {
-        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [__m512i; NV],
+        w: *const u8,
+    ) -> [Self; NV] {
+        unsafe {
+            if NV == 4 {
+                let done = dpbusd_four(
+                    [0, 1, 2, 3].map(|j| sums[j % NV].0),
+                    x,
+                    [0, 1, 2].map(|j| weights[j % NV]),
+                    w,
+                );
+                for j in 0..NV {
+                    sums[j].0 = done[j];
+                }
+            } else {
+                let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                for j in 0..NV {
+                    sums[j].0 = _mm512_dpbusd_epi32(sums[j].0, x, weights[j]);
+                }
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: __m512i, w: __m512i) -> Self {
-        Self(unsafe { _mm512_dpbusd_epi32(self.0, x, w) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let r_scale = _mm512_set1_ps(strip.r_scale);
-            let (mut scale, mut bias) = ([r_scale; NV], [r_scale; NV]);
+            let mut values = [r_scale; NV];
             for j in 0..NV {
-                scale[j] = _mm512_loadu_ps(strip.scale.add(LANES * j));
-                bias[j] = _mm512_loadu_ps(strip.bias.add(LANES * j));
+                let scale = _mm512_loadu_ps(strip.scale.add(LANES * j));
+                let bias = _mm512_loadu_ps(strip.bias.add(LANES * j));
+                values[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[j].0), scale, bias);
             }
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel);
-                let r = r.wrapping_add(m * strip.r_pixel);
-                let mut values = [r_scale; NV];
-                for j in 0..NV {
-                    values[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[j].0), scale[j], bias[j]);
-                }
-                match strip.residual {
-                    Residual::None => {}
-                    Residual::Same => {
-                        let bytes = spread::<NV>(r);
-                        for j in 0..NV {
-                            values[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(bytes[j]), r_scale, values[j]);
-                        }
-                    }
-                    Residual::F32 => {
-                        let reals = load_f32::<NV>(r);
-                        for j in 0..NV {
-                            values[j] = _mm512_fmadd_ps(reals[j], r_scale, values[j]);
-                        }
+            match strip.residual {
+                Residual::None => {}
+                Residual::Same => {
+                    let bytes = spread::<NV>(r);
+                    for j in 0..NV {
+                        values[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(bytes[j]), r_scale, values[j]);
                     }
                 }
-                if strip.is_f32 {
-                    let floor = floor(strip);
-                    store_f32(values.map(|value| _mm512_max_ps(value, floor)), y);
-                } else {
-                    store_bytes(values, y);
+                Residual::F32 => {
+                    let reals = load_f32::<NV>(r);
+                    for j in 0..NV {
+                        values[j] = _mm512_fmadd_ps(reals[j], r_scale, values[j]);
+                    }
                 }
+            }
+            if strip.is_f32 {
+                let floor = floor(strip);
+                store_f32(values.map(|value| _mm512_max_ps(value, floor)), y);
+            } else {
+                store_bytes(values, y);
             }
         }
     }

@@ -117,21 +117,19 @@ pub(super) trait Dot: Copy {
     const LANES: usize;
     /// A vector of weights, `4 LANES` bytes.
     type Weights: Copy;
-    /// 4 bytes of a pixel, in all lanes.
-    type Unit: Copy;
 
     /// What a sum starts from: f32 sums from `bias`, integers from 0.
     unsafe fn start(bias: *const f32) -> Self;
     unsafe fn weights(from: *const u8) -> Self::Weights;
-    unsafe fn splat(from: *const u8) -> Self::Unit;
-    unsafe fn dot(self, x: Self::Unit, w: Self::Weights) -> Self;
-    /// Residual, ReLU and rounding of a tile whose first pixel lies at `y`, its residual at `r`.
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    );
+    /// Adds the products of one pixel's 4 bytes at `x` with each vector of weights; these also lie at `w`.
+    unsafe fn dots<const NV: usize>(
+        sums: [Self; NV],
+        x: *const u8,
+        weights: [Self::Weights; NV],
+        w: *const u8,
+    ) -> [Self; NV];
+    /// Residual, ReLU and rounding of a pixel whose results lie at `y`, its residual at `r`.
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8);
 }
 
 // SAFETY: as `StripFn`.
@@ -158,19 +156,26 @@ pub(super) unsafe fn strip<V: Dot, const MR: usize, const NV: usize>(strip: &Str
                     let x = x.add(row * tap_row);
                     for unit in 0..strip.run {
                         let mut weights = [V::weights(w); NV];
-                        for (j, weights) in weights.iter_mut().enumerate().skip(1) {
-                            *weights = V::weights(w.add(4 * V::LANES * j));
+                        for j in 1..NV {
+                            weights[j] = V::weights(w.add(4 * V::LANES * j));
                         }
                         for m in 0..MR {
-                            let x = V::splat(x.add(m * strip.x_pixel + 4 * unit));
-                            for j in 0..NV {
-                                sums[m][j] = sums[m][j].dot(x, weights[j]);
-                            }
+                            sums[m] = V::dots(sums[m], x.add(m * strip.x_pixel + 4 * unit), weights, w);
                         }
                         w = w.add(step);
                     }
                 }
-                V::finish(&sums, strip, r, y);
+                // Spelt out: where the compiler keeps this a loop, sums live in memory from the first step on.
+                macro_rules! finish {
+                    ($($m:literal)*) => {$(
+                        if $m < MR {
+                            let (r, y) = (r.wrapping_add($m * strip.r_pixel), y.add($m * strip.y_pixel));
+                            V::finish(sums[$m % MR], strip, r, y);
+                        }
+                    )*};
+                }
+                const { assert!(MR <= 8, "pixels of a tile") };
+                finish!(0 1 2 3 4 5 6 7);
             }
         }
     }

@@ -94,24 +94,32 @@ macro_rules! dots {
     ($($name:ident $type:ty, $widen:expr);* $(;)?) => {$(
         multiversion! {
             fn $name(x: &[f32], w: &[[$type; LANES]], sums: &mut [f32; LANES]) {
-                // Four chains hide the latency of the additions.
-                let mut parts = [[0.0f32; LANES]; 4];
+                // Four chains hide the latency of the additions. Arrays apart: of one array of arrays the compiler
+                // makes gathers.
+                let (mut a, mut b, mut c, mut d) = ([0.0f32; LANES], [0.0; LANES], [0.0; LANES], [0.0; LANES]);
                 let (groups, rest) = w.as_chunks::<4>();
                 let (xs, x_rest) = x.as_chunks::<4>();
                 for (w, x) in groups.iter().zip(xs) {
-                    for (part, (w, x)) in parts.iter_mut().zip(w.iter().zip(x)) {
-                        for lane in 0..LANES {
-                            part[lane] += $widen(w[lane]) * x;
-                        }
+                    for lane in 0..LANES {
+                        a[lane] += $widen(w[0][lane]) * x[0];
+                    }
+                    for lane in 0..LANES {
+                        b[lane] += $widen(w[1][lane]) * x[1];
+                    }
+                    for lane in 0..LANES {
+                        c[lane] += $widen(w[2][lane]) * x[2];
+                    }
+                    for lane in 0..LANES {
+                        d[lane] += $widen(w[3][lane]) * x[3];
                     }
                 }
                 for (w, x) in rest.iter().zip(x_rest) {
                     for lane in 0..LANES {
-                        parts[0][lane] += $widen(w[lane]) * x;
+                        a[lane] += $widen(w[lane]) * x;
                     }
                 }
                 for lane in 0..LANES {
-                    sums[lane] = (parts[0][lane] + parts[1][lane]) + (parts[2][lane] + parts[3][lane]);
+                    sums[lane] = (a[lane] + b[lane]) + (c[lane] + d[lane]);
                 }
             }
         }

@@ -16,7 +16,6 @@ kernels!(FP32, "neon", F32, Format::F32, [4 in_order::<LANES>: [1 2 3 4 5 6]]);
 impl Dot for F32 {
     const LANES: usize = LANES;
     type Weights = float32x4_t;
-    type Unit = float32x4_t;
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -29,34 +28,31 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> float32x4_t {
-        unsafe { vld1q_dup_f32(from.cast()) }
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [float32x4_t; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        unsafe {
+            let x = vld1q_dup_f32(x.cast());
+            for j in 0..NV {
+                sums[j].0 = vfmaq_f32(sums[j].0, x, weights[j]);
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    unsafe fn dot(self, x: float32x4_t, w: float32x4_t) -> Self {
-        Self(unsafe { vfmaq_f32(self.0, x, w) })
-    }
-
-    #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = vdupq_n_f32(if strip.relu { 0.0 } else { f32::NEG_INFINITY });
-            for (m, sums) in sums.iter().enumerate() {
-                let y = y.add(m * strip.y_pixel).cast::<f32>();
-                let r = r.wrapping_add(m * strip.r_pixel).cast::<f32>();
-                for (j, sum) in sums.iter().enumerate() {
-                    let mut value = sum.0;
-                    if strip.residual != Residual::None {
-                        value = vaddq_f32(value, vld1q_f32(r.add(LANES * j)));
-                    }
-                    vst1q_f32(y.add(LANES * j), vmaxq_f32(value, floor));
+            for j in 0..NV {
+                let mut value = sums[j].0;
+                if strip.residual != Residual::None {
+                    value = vaddq_f32(value, vld1q_f32(r.cast::<f32>().add(LANES * j)));
                 }
+                vst1q_f32(y.cast::<f32>().add(LANES * j), vmaxq_f32(value, floor));
             }
         }
     }

@@ -24,7 +24,6 @@ kernels!(INT8, baseline, I32, Format::U8, [2 in_order::<LANES>: [1 2 3 4]]);
 impl Dot for F32 {
     const LANES: usize = LANES;
     type Weights = [f32; LANES];
-    type Unit = f32;
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -37,34 +36,31 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> f32 {
-        unsafe { from.cast::<f32>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn dot(mut self, x: f32, w: Self::Weights) -> Self {
-        for lane in 0..LANES {
-            self.0[lane] += x * w[lane];
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [Self::Weights; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        let x = unsafe { x.cast::<f32>().read_unaligned() };
+        for (sum, w) in sums.iter_mut().zip(&weights) {
+            for lane in 0..LANES {
+                sum.0[lane] += x * w[lane];
+            }
         }
-        self
+        sums
     }
 
     #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         let read = |at: usize| unsafe { r.add(at).cast::<f32>().read_unaligned() };
-        unsafe { store(sums.map(|row| row.map(|v| v.0)), strip, y, 4, read, &|value| value) }
+        unsafe { store(sums.map(|v| v.0), strip, y, 4, read, &|value| value) }
     }
 }
 
 impl Dot for Bf16 {
     const LANES: usize = LANES;
     type Weights = [[bf16; 2]; LANES];
-    type Unit = [bf16; 2];
 
     #[inline(always)]
     unsafe fn start(bias: *const f32) -> Self {
@@ -77,27 +73,25 @@ impl Dot for Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> Self::Unit {
-        unsafe { from.cast::<[bf16; 2]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn dot(mut self, x: Self::Unit, w: Self::Weights) -> Self {
-        for lane in 0..LANES {
-            for part in 0..2 {
-                self.0[lane] += x[part].to_f32() * w[lane][part].to_f32();
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [Self::Weights; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        let x = unsafe { x.cast::<[bf16; 2]>().read_unaligned() };
+        for (sum, w) in sums.iter_mut().zip(&weights) {
+            for lane in 0..LANES {
+                for part in 0..2 {
+                    sum.0[lane] += x[part].to_f32() * w[lane][part].to_f32();
+                }
             }
         }
-        self
+        sums
     }
 
     #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         let is_f32 = strip.residual == Residual::F32;
         let size = if is_f32 { 4 } else { 2 };
         let read = |at: usize| unsafe {
@@ -107,36 +101,33 @@ impl Dot for Bf16 {
                 r.add(at).cast::<bf16>().read_unaligned().to_f32()
             }
         };
-        unsafe { store(sums.map(|row| row.map(|v| v.0)), strip, y, size, read, &bf16::from_f32) }
+        unsafe { store(sums.map(|v| v.0), strip, y, size, read, &bf16::from_f32) }
     }
 }
 
 /// Adds the residual, elements of `size` bytes, and stores what `round` makes of the results, or f32.
 #[inline(always)]
-unsafe fn store<T, const MR: usize, const NV: usize>(
-    sums: [[[f32; LANES]; NV]; MR],
+unsafe fn store<T, const NV: usize>(
+    sums: [[f32; LANES]; NV],
     strip: &Strip,
     y: *mut u8,
     size: usize,
     read: impl Fn(usize) -> f32,
     round: &impl Fn(f32) -> T,
 ) {
-    for (m, sums) in sums.iter().enumerate() {
-        for (i, &sum) in sums.iter().flatten().enumerate() {
-            let mut value = sum;
-            if strip.residual != Residual::None {
-                value += read(m * strip.r_pixel + size * i);
-            }
-            if strip.relu {
-                value = value.max(0.0);
-            }
-            unsafe {
-                let y = y.add(m * strip.y_pixel);
-                if strip.is_f32 {
-                    y.cast::<f32>().add(i).write_unaligned(value);
-                } else {
-                    y.cast::<T>().add(i).write_unaligned(round(value));
-                }
+    for (i, &sum) in sums.iter().flatten().enumerate() {
+        let mut value = sum;
+        if strip.residual != Residual::None {
+            value += read(size * i);
+        }
+        if strip.relu {
+            value = value.max(0.0);
+        }
+        unsafe {
+            if strip.is_f32 {
+                y.cast::<f32>().add(i).write_unaligned(value);
+            } else {
+                y.cast::<T>().add(i).write_unaligned(round(value));
             }
         }
     }
@@ -145,7 +136,6 @@ unsafe fn store<T, const MR: usize, const NV: usize>(
 impl Dot for I32 {
     const LANES: usize = LANES;
     type Weights = [[i8; 4]; LANES];
-    type Unit = [u8; 4];
 
     #[inline(always)]
     unsafe fn start(_: *const f32) -> Self {
@@ -158,49 +148,43 @@ impl Dot for I32 {
     }
 
     #[inline(always)]
-    unsafe fn splat(from: *const u8) -> Self::Unit {
-        unsafe { from.cast::<[u8; 4]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn dot(mut self, x: Self::Unit, w: Self::Weights) -> Self {
-        for lane in 0..LANES {
-            for part in 0..4 {
-                self.0[lane] += i32::from(x[part]) * i32::from(w[lane][part]);
+    unsafe fn dots<const NV: usize>(
+        mut sums: [Self; NV],
+        x: *const u8,
+        weights: [Self::Weights; NV],
+        _: *const u8,
+    ) -> [Self; NV] {
+        let x = unsafe { x.cast::<[u8; 4]>().read_unaligned() };
+        for (sum, w) in sums.iter_mut().zip(&weights) {
+            for lane in 0..LANES {
+                for part in 0..4 {
+                    sum.0[lane] += i32::from(x[part]) * i32::from(w[lane][part]);
+                }
             }
         }
-        self
+        sums
     }
 
     #[inline(always)]
-    unsafe fn finish<const MR: usize, const NV: usize>(
-        sums: &[[Self; NV]; MR],
-        strip: &Strip,
-        r: *const u8,
-        y: *mut u8,
-    ) {
-        for (m, sums) in sums.iter().enumerate() {
-            for (i, &sum) in sums.iter().flat_map(|sums| &sums.0).enumerate() {
-                unsafe {
-                    let (scale, bias) = (*strip.scale.add(i), *strip.bias.add(i));
-                    let mut value = (sum as f32).mul_add(scale, bias);
-                    let r = r.wrapping_add(m * strip.r_pixel);
-                    match strip.residual {
-                        Residual::None => {}
-                        Residual::Same => value = f32::from(*r.add(i)).mul_add(strip.r_scale, value),
-                        Residual::F32 => {
-                            let r = r.cast::<f32>().add(i).read_unaligned();
-                            value = r.mul_add(strip.r_scale, value);
-                        }
+    unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
+        for (i, &sum) in sums.iter().flat_map(|sums| &sums.0).enumerate() {
+            unsafe {
+                let (scale, bias) = (*strip.scale.add(i), *strip.bias.add(i));
+                let mut value = (sum as f32).mul_add(scale, bias);
+                match strip.residual {
+                    Residual::None => {}
+                    Residual::Same => value = f32::from(*r.add(i)).mul_add(strip.r_scale, value),
+                    Residual::F32 => {
+                        let r = r.cast::<f32>().add(i).read_unaligned();
+                        value = r.mul_add(strip.r_scale, value);
                     }
-                    let y = y.add(m * strip.y_pixel);
-                    if strip.is_f32 {
-                        let value = if strip.relu { value.max(0.0) } else { value };
-                        y.cast::<f32>().add(i).write_unaligned(value);
-                    } else {
-                        // The ReLU is the clamp at 0.
-                        y.add(i).write(value.round_ties_even().clamp(0.0, 255.0) as u8);
-                    }
+                }
+                if strip.is_f32 {
+                    let value = if strip.relu { value.max(0.0) } else { value };
+                    y.cast::<f32>().add(i).write_unaligned(value);
+                } else {
+                    // The ReLU is the clamp at 0.
+                    y.add(i).write(value.round_ties_even().clamp(0.0, 255.0) as u8);
                 }
             }
         }
