@@ -157,7 +157,9 @@ fn model_json(tensors: &Metadata) -> Result<String, String> {
             ));
         }
         _ => {
-            return Err(format!("has no format version that this program knows ({VERSION}); export it again"));
+            return Err(format!(
+                "has no format version that this program knows ({VERSION}); export it again"
+            ));
         }
     }
     let model = text(MODEL_KEY).ok_or_else(|| format!("has no {MODEL_KEY}; export it again"))?;
