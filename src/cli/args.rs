@@ -196,6 +196,34 @@ pub struct ExportArgs {
 
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
+
+    /// With --format cpu: 8-bit weights beside the f32 ones, and a table of what they cost each layer
+    #[arg(long, requires = "calibrate")]
+    pub int8: bool,
+
+    /// Photographs like those that the network will see, for --int8: a folder of images or of class folders, or a tar;
+    /// train/ of a data set
+    #[arg(long, value_name = "DIR|TAR", requires = "int8")]
+    pub calibrate: Option<PathBuf>,
+
+    /// How many of them are used
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    pub calibration_images: u32,
+
+    /// How the range of an activation is chosen
+    #[arg(long, value_enum, default_value_t = Range::Mse)]
+    pub calibration: Range,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Range {
+    /// Least mean square error
+    Mse,
+    /// 99.99 % of all values lie within it
+    Percentile,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,92 +1,95 @@
 //! The 8-bit network in plain integers: the oracle of 8-bit kernels, and the accuracy of a calibration before any of
-//! them runs. Sums of products are exact; the few f32 operations behind them are those of [`Quantised`].
+//! them runs. Sums of products are exact; the few f32 operations behind them are those of [`Quantised`], unfused.
 
 use super::fold::rsck_from_krsc;
 use super::reference::{max_pool, taps};
-use super::weights::{Quantised, SHORTCUT_ZERO, Weights};
+use super::weights::{Quantised, Weights};
 use crate::error::{Error, Result};
 use crate::model::graph::{ConvShape, Graph, TensorId};
 use crate::model::units::{ConvUnit, Unit, units};
+use crate::simd::dispatch::multiversion;
+use crate::simd::isa::Isa;
 
-/// What the sum of products of one layer becomes.
+/// What the sum of products of one layer becomes: scale[k] sum + bias[k] in steps of the output.
 struct Layer {
     /// i8 [r][s][c][k].
     weight: Vec<i8>,
-    /// f32 [k]: real units of one unit of the sum, the input's step included.
+    /// f32 [k].
     scale: Vec<f32>,
     bias: Vec<f32>,
     padding: Vec<u8>,
-}
-
-/// A step and the u8 that stands for 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Grid {
-    pub step: f32,
-    pub zero: u8,
-}
-
-impl Grid {
-    pub fn real(self, value: u8) -> f32 {
-        self.step * (f32::from(value) - f32::from(self.zero))
-    }
-
-    /// Nearest, ties to even.
-    pub fn round(self, real: f32) -> u8 {
-        ((real / self.step).round_ties_even() + f32::from(self.zero)).clamp(0.0, 255.0) as u8
-    }
+    /// Of the residual, in steps of the output.
+    r_scale: f32,
 }
 
 /// A network in 8 bits.
 pub struct IntegerNetwork {
     graph: Graph,
     units: Vec<Unit>,
-    /// By unit; empty for pools.
+    /// By unit; `None` for pools.
     layers: Vec<Option<Layer>>,
-    /// By tensor, where a unit makes it in u8.
-    grids: Vec<Option<Grid>>,
+    /// By tensor: the step of u8 values, 1 for what stays f32.
+    steps: Vec<f32>,
 }
 
-/// Every tensor that a run made: u8 by tensor, empty where none is.
+/// A feature map.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    U8(Vec<u8>),
+    /// A shortcut's, in real units.
+    F32(Vec<f32>),
+}
+
+/// What a run made.
 pub struct IntegerActivations {
-    pub values: Vec<Vec<u8>>,
+    /// By tensor, NHWC; `None` for what the fused units never hold.
+    pub tensors: Vec<Option<Values>>,
     /// f32 [n, features]: the mean over the last feature map.
     pub features: Vec<f32>,
     /// f32 [n, classes].
     pub logits: Vec<f32>,
 }
 
+impl IntegerActivations {
+    fn u8(&self, tensor: TensorId) -> &[u8] {
+        match &self.tensors[tensor] {
+            Some(Values::U8(values)) => values,
+            _ => unreachable!("units read what follows a ReLU, the image or the max-pool: all u8"),
+        }
+    }
+}
+
 impl IntegerNetwork {
     pub fn new(graph: &Graph, weights: &dyn Weights) -> Result<Self> {
         let units = units(graph);
-        let mut grids = vec![None; graph.tensors.len()];
-        grids[graph.input] = Some(Grid { step: weights.scale(graph.input)?, zero: 0 });
+        let mut steps = vec![1.0; graph.tensors.len()];
         let mut layers = vec![];
         for unit in &units {
-            let layer = match unit {
+            layers.push(match unit {
                 Unit::Conv(unit) => {
-                    let zero = if unit.relu { 0 } else { SHORTCUT_ZERO };
-                    grids[unit.y] = Some(Grid { step: weights.scale(unit.y)?, zero });
-                    let x_scale = weights.scale(unit.x)?;
-                    Some(Layer::new(weights.quantised(unit)?, unit.shape.k, x_scale))
+                    steps[unit.y] = if unit.relu { weights.scale(unit.y)? } else { 1.0 };
+                    let layer =
+                        Layer::new(weights.quantised(unit)?, unit.shape.k, steps[unit.x], steps[unit.y]);
+                    let r_scale = unit.residual.map_or(0.0, |residual| steps[residual] / steps[unit.y]);
+                    Some(Layer { r_scale, ..layer })
                 }
                 Unit::MaxPool { x, y } => {
-                    grids[*y] = grids[*x];
+                    steps[*y] = steps[*x];
                     None
                 }
                 Unit::AvgPool { .. } => None,
                 Unit::Linear { y, weight, bias, .. } => {
-                    let classes = graph.tensors[*y].c;
-                    Some(Layer::new(weights.quantised_classifier(*weight, *bias)?, classes, 1.0))
+                    let quantised = weights.quantised_classifier(*weight, *bias)?;
+                    Some(Layer::new(quantised, graph.tensors[*y].c, 1.0, 1.0))
                 }
-            };
-            layers.push(layer);
+            });
         }
-        Ok(Self { graph: graph.clone(), units, layers, grids })
+        Ok(Self { graph: graph.clone(), units, layers, steps })
     }
 
-    /// Step and zero of a tensor that is u8.
-    pub fn grid(&self, tensor: TensorId) -> Option<Grid> {
-        self.grids[tensor]
+    /// The real value of a tensor's 1, as u8; 1 for what stays f32.
+    pub fn step(&self, tensor: TensorId) -> f32 {
+        self.steps[tensor]
     }
 
     /// Runs u8 images [n, resolution, resolution, 3].
@@ -97,52 +100,36 @@ impl IntegerNetwork {
             let (got, side) = (images.len(), graph.resolution);
             return Err(Error::failed(format!("images have {got} bytes, wanted n x {side} x {side} x 3")));
         }
-        let mut values: Vec<Vec<u8>> = vec![vec![]; graph.tensors.len()];
-        values[graph.input] = images.to_vec();
-        let (mut features, mut logits) = (vec![], vec![]);
+        let tensors = vec![None; graph.tensors.len()];
+        let mut made = IntegerActivations { tensors, features: vec![], logits: vec![] };
+        made.tensors[graph.input] = Some(Values::U8(images.to_vec()));
         for (unit, layer) in self.units.iter().zip(&self.layers) {
             match (unit, layer) {
-                (Unit::Conv(unit), Some(layer)) => values[unit.y] = self.convolution(unit, layer, &values),
-                (Unit::Linear { .. }, Some(layer)) => logits = layer.classify(&features),
+                (Unit::Conv(unit), Some(layer)) => {
+                    made.tensors[unit.y] = Some(layer.convolution(unit, &made));
+                }
+                (Unit::Linear { .. }, Some(layer)) => made.logits = layer.classify(&made.features),
                 (Unit::MaxPool { x, y }, _) => {
                     let info = &graph.tensors[*x];
-                    values[*y] = max_pool([info.h, info.w, info.c], &values[*x], 0);
+                    let pooled = max_pool([info.h, info.w, info.c], made.u8(*x), 0);
+                    made.tensors[*y] = Some(Values::U8(pooled));
                 }
-                (Unit::AvgPool { x, .. }, _) => features = self.average(*x, &values[*x]),
+                (Unit::AvgPool { x, .. }, _) => made.features = self.average(*x, made.u8(*x)),
                 (Unit::Conv(_) | Unit::Linear { .. }, None) => unreachable!("such units have a layer"),
             }
         }
-        Ok(IntegerActivations { values, features, logits })
-    }
-
-    fn convolution(&self, unit: &ConvUnit, layer: &Layer, values: &[Vec<u8>]) -> Vec<u8> {
-        let grid = self.grids[unit.y].expect("every convolution's output has a grid");
-        let residual = unit.residual.map(|tensor| {
-            let grid = self.grids[tensor].expect("a residual is a unit's output");
-            (grid, &values[tensor])
-        });
-        let finish = |at: usize, real: f32| {
-            let real = real + residual.map_or(0.0, |(grid, values)| grid.real(values[at]));
-            grid.round(if unit.relu { real.max(0.0) } else { real })
-        };
-        let mut y = vec![];
-        layer.sums(&unit.shape, &values[unit.x], |sums| {
-            for (k, &sum) in sums.iter().enumerate() {
-                y.push(finish(y.len(), layer.real(k, sum)));
-            }
-        });
-        y
+        Ok(made)
     }
 
     /// Real values [n, features].
     fn average(&self, x: TensorId, values: &[u8]) -> Vec<f32> {
-        let (info, grid) = (&self.graph.tensors[x], self.grids[x].expect("the last feature map is u8"));
+        let (info, step) = (&self.graph.tensors[x], self.steps[x]);
         let pixels = (info.h * info.w) as f32;
         let mut features = vec![];
         for values in values.chunks_exact(info.elements()) {
             for c in 0..info.c {
                 let sum: u32 = values[c..].iter().step_by(info.c).map(|&value| u32::from(value)).sum();
-                features.push(sum as f32 * grid.step / pixels);
+                features.push(sum as f32 * step / pixels);
             }
         }
         features
@@ -150,20 +137,35 @@ impl IntegerNetwork {
 }
 
 impl Layer {
-    fn new(quantised: Quantised, k: usize, x_scale: f32) -> Self {
+    fn new(quantised: Quantised, k: usize, x_step: f32, y_step: f32) -> Self {
         let Quantised { weight, scale, bias, padding } = quantised;
-        let scale = scale.into_iter().map(|scale| scale * x_scale).collect();
-        Self { weight: rsck_from_krsc(k, &weight), scale, bias, padding }
+        let scale = scale.into_iter().map(|scale| scale * x_step / y_step).collect();
+        let bias = bias.into_iter().map(|bias| bias / y_step).collect();
+        Self { weight: rsck_from_krsc(k, &weight), scale, bias, padding, r_scale: 0.0 }
     }
 
-    fn real(&self, k: usize, sum: i32) -> f32 {
-        self.scale[k] * sum as f32 + self.bias[k]
+    fn convolution(&self, unit: &ConvUnit, made: &IntegerActivations) -> Values {
+        let residual = |at: usize| match unit.residual.map(|residual| &made.tensors[residual]) {
+            Some(Some(Values::U8(values))) => self.r_scale * f32::from(values[at]),
+            Some(Some(Values::F32(values))) => self.r_scale * values[at],
+            _ => 0.0,
+        };
+        let mut y = vec![];
+        self.sums(&unit.shape, made.u8(unit.x), |sums| {
+            for (k, &sum) in sums.iter().enumerate() {
+                y.push(self.scale[k] * sum as f32 + self.bias[k] + residual(y.len()));
+            }
+        });
+        if !unit.relu {
+            return Values::F32(y);
+        }
+        Values::U8(y.into_iter().map(|y| y.round_ties_even().clamp(0.0, 255.0) as u8).collect())
     }
 
     /// Calls `done` with the sums [k] of each output pixel in order. No sum leaves i32: 255 * 127 * 4608 < 2^28.
     fn sums(&self, shape: &ConvShape, x: &[u8], mut done: impl FnMut(&[i32])) {
         let (c, k) = (shape.c, shape.k);
-        let border = self.border(shape);
+        let (isa, border) = (Isa::current(), self.border(shape));
         let mut sums = vec![0i32; k];
         for x in x.chunks_exact(shape.h * shape.w * c) {
             for (p, q) in (0..shape.p()).flat_map(|p| (0..shape.q()).map(move |q| (p, q))) {
@@ -171,11 +173,8 @@ impl Layer {
                 let mut outside = vec![true; shape.r * shape.s];
                 taps(shape, p, q, |tap, pixel| {
                     outside[tap] = false;
-                    let rows = self.weight[tap * c * k..(tap + 1) * c * k].chunks_exact(k);
-                    for (x, w) in x[pixel * c..(pixel + 1) * c].iter().zip(rows).filter(|(x, _)| **x != 0) {
-                        let x = i32::from(*x);
-                        sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += x * i32::from(*w));
-                    }
+                    let x = &x[pixel * c..(pixel + 1) * c];
+                    add_products(isa, x, &self.weight[tap * c * k..(tap + 1) * c * k], &mut sums);
                 });
                 for tap in (0..outside.len()).filter(|&tap| outside[tap]) {
                     let border = &border[tap * k..(tap + 1) * k];
@@ -213,5 +212,18 @@ impl Layer {
             logits.extend(sums.iter().enumerate().map(real));
         }
         logits
+    }
+}
+
+multiversion! {
+    /// sums [k] += x [c] w [c][k].
+    fn add_products(x: &[u8], w: &[i8], sums: &mut [i32]) {
+        for (x, w) in x.iter().zip(w.chunks_exact(sums.len())) {
+            let x = i32::from(*x);
+            // Half of what follows a ReLU.
+            if x != 0 {
+                sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += x * i32::from(*w));
+            }
+        }
     }
 }

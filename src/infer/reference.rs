@@ -2,11 +2,24 @@
 //! backends are compared with. Slow and clear: f32 between operations, every sum in f64.
 
 use super::fold::{krsc_from_kcrs, rsck_from_krsc};
-use super::weights::Normalisation;
 use crate::error::{Error, Result};
 use crate::model::graph::{ConvShape, EPS, Graph, Op, TensorId};
 use crate::model::params::Role;
+use crate::model::spec::{MEAN, STD};
+use crate::simd::dispatch::multiversion;
+use crate::simd::isa::Isa;
 use crate::tensor::HostTensor;
+
+/// The input is (byte / 255 - mean) / std, by channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalisation {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Normalisation {
+    pub const IMAGENET: Self = Self { mean: MEAN, std: STD };
+}
 
 /// A network with its unfused weights.
 pub struct Reference {
@@ -141,23 +154,30 @@ pub fn taps(shape: &ConvShape, p: usize, q: usize, mut visit: impl FnMut(usize, 
 
 /// x [n,h,w,c], w [r,s,c,k] -> [n,p,q,k].
 fn convolve(shape: &ConvShape, n: usize, x: &[f32], w: &[f32]) -> Vec<f32> {
-    let (c, k) = (shape.c, shape.k);
+    let (isa, c, k) = (Isa::current(), shape.c, shape.k);
     let mut y = Vec::with_capacity(n * shape.p() * shape.q() * k);
     let mut sums = vec![0.0f64; k];
     for x in x.chunks_exact(shape.h * shape.w * c) {
         for (p, q) in (0..shape.p()).flat_map(|p| (0..shape.q()).map(move |q| (p, q))) {
             sums.fill(0.0);
             taps(shape, p, q, |tap, pixel| {
-                let rows = w[tap * c * k..(tap + 1) * c * k].chunks_exact(k);
-                for (x, w) in x[pixel * c..(pixel + 1) * c].iter().zip(rows) {
-                    let x = f64::from(*x);
-                    sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += x * f64::from(*w));
-                }
+                let x = &x[pixel * c..(pixel + 1) * c];
+                add_products(isa, x, &w[tap * c * k..(tap + 1) * c * k], &mut sums);
             });
             y.extend(sums.iter().map(|&sum| sum as f32));
         }
     }
     y
+}
+
+multiversion! {
+    /// sums [k] += x [c] w [c][k].
+    fn add_products(x: &[f32], w: &[f32], sums: &mut [f64]) {
+        for (x, w) in x.iter().zip(w.chunks_exact(sums.len())) {
+            let x = f64::from(*x);
+            sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += x * f64::from(*w));
+        }
+    }
 }
 
 /// gamma (x - mean) / sqrt(var + eps) + beta by channel; `norm` is gamma, beta, mean, var.
@@ -190,8 +210,8 @@ pub fn max_pool<T: PartialOrd + Copy>([h, w, c]: [usize; 3], x: &[T], lowest: T)
     y
 }
 
-/// The mean over the pixels of each image of `elements`.
-fn average_pool(channels: usize, elements: usize, x: &[f32]) -> Vec<f32> {
+/// x [n,h,w,c] of `elements` an image -> [n,c], the mean over the pixels.
+pub fn average_pool(channels: usize, elements: usize, x: &[f32]) -> Vec<f32> {
     let pixels = (elements / channels) as f64;
     let mean = |x: &[f32], c: usize| {
         let sum: f64 = x[c..].iter().step_by(channels).map(|&x| f64::from(x)).sum();

@@ -1,6 +1,6 @@
 //! What a model file says of its network besides numbers.
 
-use super::super::weights::Normalisation;
+use super::super::reference::Normalisation;
 use crate::data::{EvalTransform, Interpolation};
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::model::spec::{ALL, ResNetSpec};
@@ -55,7 +55,7 @@ pub struct Calibration {
     pub method: String,
     /// Images that the activations were taken from.
     pub images: usize,
-    /// The step of each tensor's u8 values, by the graph's name of the tensor.
+    /// The step of each ReLU's u8 values, by the graph's name of the tensor.
     pub scales: BTreeMap<String, f32>,
 }
 

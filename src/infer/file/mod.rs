@@ -24,7 +24,7 @@ mod tests;
 pub use description::{Calibration, Description, Source};
 
 use super::fold::{BatchNorm, fold};
-use super::weights::{Folded, Normalisation, Quantised, Weights};
+use super::weights::{Folded, Quantised, Weights};
 use crate::error::{Error, Result};
 use crate::model::graph::{BufferId, Graph, Op, ParamId, TensorId, lower};
 use crate::model::units::{ConvUnit, Unit, units};
@@ -119,6 +119,10 @@ impl ModelFile {
                     self.expect(&format!("int8.{layer}.padding"), Dtype::U8, &shape[3..])?;
                 }
                 let tensor = &graph.tensors[unit.y].name;
+                // What no ReLU follows stays f32.
+                if !unit.relu {
+                    continue;
+                }
                 match calibration.scales.get(tensor) {
                     Some(scale) if scale.is_finite() && *scale > 0.0 => {}
                     Some(scale) => return Err(format!("{tensor} has the scale {scale}; export it again")),
@@ -252,9 +256,5 @@ impl Weights for ModelFile {
         let name = &self.graph.tensors[pooled.unwrap_or(tensor)].name;
         let scale = self.calibration()?.scales.get(name).copied();
         scale.ok_or_else(|| Error::input_file(&self.path, format!("has no 8-bit scale of {name}")))
-    }
-
-    fn normalisation(&self) -> Normalisation {
-        self.description.normalisation()
     }
 }

@@ -56,7 +56,9 @@ fn int8_entries(graph: &Graph) -> (Vec<Entry<'static>>, Calibration) {
     for (at, unit) in units(graph).into_iter().enumerate() {
         let (layer, shape) = match &unit {
             Unit::Conv(unit) => {
-                scales.insert(graph.tensors[unit.y].name.clone(), 0.01 * (at + 1) as f32);
+                if unit.relu {
+                    scales.insert(graph.tensors[unit.y].name.clone(), 0.01 * (at + 1) as f32);
+                }
                 let s = unit.shape;
                 (layer_name(graph, unit.weight).to_owned(), vec![s.k, s.r, s.s, s.c])
             }
@@ -116,7 +118,9 @@ fn use_all(model: &ModelFile) -> Result<()> {
                 model.convolution(unit)?;
                 if model.has_int8() {
                     model.quantised(unit)?;
-                    model.scale(unit.y)?;
+                    if unit.relu {
+                        model.scale(unit.y)?;
+                    }
                 }
             }
             Unit::Linear { weight, bias, .. } => {
