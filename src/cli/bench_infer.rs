@@ -10,7 +10,7 @@ use crate::infer::weights::Weights;
 use crate::infer::{Options, Precision, Program};
 use crate::model::cost::cost;
 use crate::model::graph::{Graph, lower};
-use crate::model::spec::ResNetSpec;
+use crate::model::spec::{MEAN, ResNetSpec, STD};
 use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
 use crate::simd::peak;
@@ -95,14 +95,16 @@ impl Job {
             let graph = lower(&spec, args.resolution.unwrap_or(224))?;
             let precision = args.precision.unwrap_or_else(|| Precision::fastest(args.isa, true));
             let weights = RandomWeights { graph: &graph, seed: 0 };
-            return Self::compile(args, &graph, &weights, precision, None);
+            return Self::compile(args, &graph, &weights, Options::new(precision, MEAN, STD), None);
         }
         let start = Instant::now();
         let model = ModelFile::open(Path::new(&args.model))?;
         let resolution = args.resolution.unwrap_or(model.graph().resolution);
         let graph = lower(&model.graph().spec, resolution)?;
         let precision = args.precision.unwrap_or_else(|| Precision::fastest(args.isa, model.has_int8()));
-        Self::compile(args, &graph, &model, precision, Some(start))
+        let description = model.description();
+        let options = Options::new(precision, description.mean, description.std);
+        Self::compile(args, &graph, &model, options, Some(start))
     }
 
     /// `start` is when loading a file began.
@@ -110,19 +112,14 @@ impl Job {
         args: &InferArgs,
         graph: &Graph,
         weights: &dyn Weights,
-        precision: Precision,
+        options: Options,
         start: Option<Instant>,
     ) -> Result<Self> {
         let mut rng = Rng::new(0, 0, 0, Purpose::Synth);
         let side = graph.resolution;
         let images: Vec<u8> = (0..args.batch * side * side * 3).map(|_| rng.next_u64() as u8).collect();
-        let normalisation = weights.normalisation();
-        let options = Options {
-            isa: args.isa,
-            threads: args.threads.threads,
-            batch: args.batch,
-            ..Options::new(precision, normalisation.mean, normalisation.std)
-        };
+        let threads = args.threads.threads;
+        let options = Options { isa: args.isa, threads, batch: args.batch, ..options };
         let mut program = Program::compile(graph, weights, &options)?;
         program.run(&images)?;
         Ok(Self {
