@@ -50,8 +50,11 @@ class Models:
     def ours(self):
         model = self.folder / "model.engine"
         if not model.exists():
+            photographs = self.calibrate or self.folder / "synth"
+            if not photographs.exists():
+                run(ENGINE, "data", "synth", photographs, "--train-per-class", "4", "--val-per-class", "1", "--size", "256")
             command = [ENGINE, "export", "--checkpoint", self.weights, "--format", "cpu", "--output", model]
-            run(*command, "--int8", "--calibrate", self.calibrate, "--calibration-images", "32")
+            run(*command, "--int8", "--calibrate", photographs, "--calibration-images", "32")
         return model
 
     def onnx(self, precision, batch):
@@ -197,7 +200,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--weights", type=pathlib.Path, help="a safetensors state dict of resnet50")
-    parser.add_argument("--calibrate", default=ROOT / "../shared/data/imagenet-sample-100.tar", help="photographs for int8")
+    parser.add_argument("--calibrate", type=pathlib.Path, help="photographs for int8; without it, drawn shapes: speed alone")
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target/peers", help="folder for the files made here")
     parser.add_argument("--raw", help="file that gets every figure, a line of JSON a table")
     args = parser.parse_args()

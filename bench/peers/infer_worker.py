@@ -3,7 +3,8 @@
     python bench/peers/infer_worker.py ENGINE PRECISION MODEL BATCH THREADS
 
 ENGINE: onnxruntime, openvino or torch. MODEL: an ONNX file, for torch a safetensors state dict. Speaks lines of JSON: first
-{"load_ms", "version", "kernels"}, what the library chose to run; then {"ms": [...]} for each line "SECONDS" of its input.
+{"load_ms", "version", "kernels"}, what the library chose to run; then {"ms": [...], "cpu_ms"} for each line "SECONDS" of its
+input, where cpu_ms is what a run took of all cores on average.
 At the end of the input: {"peak_memory_mb"}.
 """
 
@@ -130,12 +131,12 @@ def main():
     say(load_ms=load, version=version, kernels=dict(kernels), logits=first)
     for line in sys.stdin:
         seconds, times = float(line), []
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         while time.perf_counter() - begin < seconds or len(times) < 3:
             start = time.perf_counter()
             run(x)
             times.append(1e3 * (time.perf_counter() - start))
-        say(ms=times)
+        say(ms=times, cpu_ms=1e3 * (time.process_time() - cpu) / len(times))
     say(peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -119,7 +119,7 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored)
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
@@ -162,7 +162,7 @@ fn threads(text: &str) -> std::result::Result<usize, String> {
     count.ok_or_else(|| format!("expected a number from 0 to {MAX_THREADS}"))
 }
 
-/// Classify pictures
+/// Classify pictures, seen as a viewer shows them: turned by their EXIF orientation, transparency on white
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct PredictArgs {
