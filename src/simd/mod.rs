@@ -5,3 +5,4 @@ pub mod isa;
 pub mod pool;
 pub mod peak;
 pub mod conv;
+pub mod winograd;
