@@ -1,7 +1,7 @@
 //! How the work is cut into blocks of tiles, and the way of a block through the three steps.
 
 use super::kernel::{DataTile, Kernels, MOST_RESULTS, MOST_TAPS, Product, ResultTile};
-use super::{GROUP, Images, ImagesMut, Layout, Tile, Winograd};
+use super::{GROUP, Images, Layout, Operands, Tile, Winograd};
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Shared;
 use std::ops::Range;
@@ -67,6 +67,7 @@ impl Plan {
 pub(super) struct Job<'a> {
     layer: &'a Winograd,
     plan: &'a Plan,
+    weights: &'a [f32],
     x: Images<'a>,
     residual: Option<Images<'a>>,
     relu: bool,
@@ -82,16 +83,10 @@ struct Place {
 }
 
 impl<'a> Job<'a> {
-    /// The caller has checked that the operands lie within their buffers, and that no rows of `y` overlap.
-    pub fn new(
-        layer: &'a Winograd,
-        plan: &'a Plan,
-        x: Images<'a>,
-        residual: Option<Images<'a>>,
-        relu: bool,
-        y: ImagesMut<'a>,
-    ) -> Self {
-        Self { layer, plan, x, residual, relu, y: Shared::new(y.data), y_layout: y.layout }
+    /// The caller has checked the operands: `Winograd::check`.
+    pub fn new(layer: &'a Winograd, plan: &'a Plan, operands: Operands<'a>) -> Self {
+        let Operands { weights, x, residual, relu, y, .. } = operands;
+        Self { layer, plan, weights, x, residual, relu, y: Shared::new(y.data), y_layout: y.layout }
     }
 
     /// Computes one task's tiles and output channels with a buffer of `Plan::floats`.
@@ -148,7 +143,7 @@ impl<'a> Job<'a> {
     /// All taps of some tiles by one group of output channels.
     fn multiply(&self, tiles: usize, group: usize, data: &[f32], products: &mut [f32]) {
         let plan = self.plan;
-        let Winograd { kernels, shape, weights, .. } = self.layer;
+        let Winograd { kernels, shape, .. } = self.layer;
         let most = kernels.multiply.len();
         let chunks = tiles.div_ceil(most);
         let panel_floats = shape.c * kernels.width;
@@ -156,7 +151,7 @@ impl<'a> Job<'a> {
         for tap in 0..plan.taps {
             let data = &data[tap * plan.data_pitch()..][..plan.data_pitch()];
             let products = &mut products[tap * plan.product_pitch()..][..plan.product_pitch()];
-            let panels = &weights.all()[(group * plan.taps + tap) * shape.c * GROUP..][..shape.c * GROUP];
+            let panels = &self.weights[(group * plan.taps + tap) * shape.c * GROUP..][..shape.c * GROUP];
             for (panel, weights) in panels.chunks_exact(panel_floats).enumerate() {
                 // Chunks of like sizes: a last one of a single row would cost as much as one of several.
                 for chunk in 0..chunks {

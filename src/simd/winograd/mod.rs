@@ -77,13 +77,11 @@ pub fn supports(shape: &ConvShape) -> bool {
         && [shape.h, shape.w, shape.c, shape.k].iter().all(|&size| size > 0)
 }
 
-/// A layer: its transformed weights, packed for an instruction set, and its bias.
+/// A layer. Its packed weights lie where the caller keeps them: a network's are best together, in large pages.
 pub struct Winograd {
     kernels: &'static Kernels,
     shape: ConvShape,
     tile: Tile,
-    /// f32 [k / GROUP][tap][GROUP / width][c][width]
-    weights: Aligned,
     /// f32 [k], zeros up to whole groups.
     bias: Aligned,
     /// f32 [c], what pixels outside of the map have.
@@ -100,6 +98,8 @@ pub struct Scratch {
 pub struct Operands<'a> {
     /// Images, N.
     pub batch: usize,
+    /// What [`Winograd::pack`] made.
+    pub weights: &'a [f32],
     /// [n,h,w,c]
     pub x: Images<'a>,
     /// [n,h,w,k]
@@ -110,57 +110,63 @@ pub struct Operands<'a> {
 }
 
 impl Winograd {
-    /// weight f32 [k][3][3][c], bias f32 [k]. The weights are transformed in f64 and rounded once. Panics where
-    /// `supports` says no, or where a length does not fit the shape.
-    pub fn new(pool: &Pool, isa: Isa, tile: Tile, shape: &ConvShape, weight: &[f32], bias: &[f32]) -> Self {
+    /// bias f32 [k]. Panics where [`supports`] says no, or where the bias does not fit the shape.
+    pub fn new(isa: Isa, tile: Tile, shape: &ConvShape, bias: &[f32]) -> Self {
         assert!(supports(shape), "Winograd is for 3x3 convolutions of stride 1 and padding 1; got {shape:?}");
         assert_eq!(bias.len(), shape.k, "length of the bias of {shape:?}");
-        let kernels = kernels(isa);
-        let columns = shape.k.next_multiple_of(GROUP);
-        let mut weights = Aligned::default();
-        let panels = weights.floats(tile.taps() * shape.c * columns);
-        match tile {
-            Tile::F2 => weights::pack::<F2, 4, 2>(pool, shape, weight, kernels.width, panels),
-            Tile::F4 => weights::pack::<F4, 6, 4>(pool, shape, weight, kernels.width, panels),
-        }
         let (mut padded, mut zeros) = (Aligned::default(), Aligned::default());
-        padded.floats(columns)[..shape.k].copy_from_slice(bias);
+        padded.floats(shape.k.next_multiple_of(GROUP))[..shape.k].copy_from_slice(bias);
         zeros.floats(shape.c);
-        Self { kernels, shape: *shape, tile, weights, bias: padded, zeros }
+        Self { kernels: kernels(isa), shape: *shape, tile, bias: padded, zeros }
+    }
+
+    /// Length of the packed weights, f32 [k / 64][tap][64 / NR][c][NR] with k rounded up to a multiple of 64.
+    pub fn packed_floats(&self) -> usize {
+        self.tile.taps() * self.shape.c * self.shape.k.next_multiple_of(GROUP)
+    }
+
+    /// weight f32 [k][3][3][c] -> `packed`, at best on a cache line's boundary: the weights' transforms, computed in f64
+    /// and rounded once. Panics where a length does not fit the shape.
+    pub fn pack(&self, pool: &Pool, weight: &[f32], packed: &mut [f32]) {
+        let (shape, width) = (&self.shape, self.kernels.width);
+        match self.tile {
+            Tile::F2 => weights::pack::<F2, 4, 2>(pool, shape, weight, width, packed),
+            Tile::F4 => weights::pack::<F4, 6, 4>(pool, shape, weight, width, packed),
+        }
     }
 
     pub fn tile(&self) -> Tile {
         self.tile
     }
 
-    /// Bytes of the packed weights.
-    pub fn weight_bytes(&self) -> usize {
-        size_of_val(self.weights.all())
-    }
-
-    /// Panics where an operand does not lie within its buffer, or where rows of `y` overlap.
+    /// Panics where an operand does not lie within its buffer or has another length, or where rows of `y` overlap.
     pub fn run(&self, pool: &Pool, scratch: &mut Scratch, operands: Operands) {
-        let Operands { batch, x, residual, relu, y } = operands;
-        if batch == 0 {
+        if operands.batch == 0 {
             return;
         }
-        let ConvShape { h, w, c, k, .. } = self.shape;
-        x.check("x", batch, Size { h, w, c });
-        y.check("y", batch, Size { h, w, c: k });
-        if let Some(residual) = &residual {
-            residual.check("residual", batch, Size { h, w, c: k });
-        }
-        let plan = block::Plan::new(&self.shape, self.tile, batch, self.kernels, pool.threads());
+        self.check(&operands);
+        let plan = block::Plan::new(&self.shape, self.tile, operands.batch, self.kernels, pool.threads());
         scratch.buffers.resize_with(pool.threads().max(scratch.buffers.len()), Aligned::default);
         let buffers = scratch.buffers.iter_mut().map(|buffer| buffer.floats(plan.floats())).collect();
         let buffers: Mutex<Vec<&mut [f32]>> = Mutex::new(buffers);
-        let job = block::Job::new(self, &plan, x, residual, relu, y);
+        let job = block::Job::new(self, &plan, operands);
         pool.run(plan.tasks(), &|task| {
             let take = || buffers.lock().expect("nobody panics with the lock held").pop();
             let buffer = take().expect("as many buffers as threads");
             job.run(task, buffer);
             buffers.lock().expect("nobody panics with the lock held").push(buffer);
         });
+    }
+
+    fn check(&self, operands: &Operands) {
+        let Operands { batch, weights, x, residual, y, .. } = operands;
+        let ConvShape { h, w, c, k, .. } = self.shape;
+        assert_eq!(weights.len(), self.packed_floats(), "length of the packed weights of {:?}", self.shape);
+        x.check("x", *batch, Size { h, w, c });
+        y.check("y", *batch, Size { h, w, c: k });
+        if let Some(residual) = residual {
+            residual.check("residual", *batch, Size { h, w, c: k });
+        }
     }
 
     fn transforms(&self) -> &'static Transforms {

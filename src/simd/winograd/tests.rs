@@ -89,8 +89,25 @@ impl Case {
         Self { batch, shape, x, weight, bias, residual, relu, border }
     }
 
+    fn first_image(&self) -> Self {
+        let Self { shape, relu, border, .. } = *self;
+        let first = |values: &[f32]| values[..values.len() / self.batch].to_vec();
+        Self {
+            batch: 1,
+            shape,
+            x: first(&self.x),
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            residual: self.residual.as_deref().map(first),
+            relu,
+            border,
+        }
+    }
+
     /// In buffers whose borders hold NaN.
     fn run(&self, pool: &Pool, layer: &Winograd, scratch: &mut Scratch) -> Vec<f32> {
+        let mut weights = vec![f32::NAN; layer.packed_floats()];
+        layer.pack(pool, &self.weight, &mut weights);
         let ConvShape { h, w, c, k, .. } = self.shape;
         let (x_size, y_size) = (Size { h, w, c }, Size { h, w, c: k });
         let x = bordered(&self.x, self.batch, x_size, self.border);
@@ -100,6 +117,7 @@ impl Case {
         let layout = Layout::bordered(y_size, self.border);
         let operands = Operands {
             batch: self.batch,
+            weights: &weights,
             x: Images { data: &x, layout: Layout::bordered(x_size, self.border) },
             residual: residual.as_ref().map(|data| Images { data, layout }),
             relu: self.relu,
@@ -214,7 +232,7 @@ impl Case {
 
     fn check(&self, pool: &Pool, isa: Isa, scratch: &mut Scratch) {
         for tile in [Tile::F2, Tile::F4] {
-            let layer = Winograd::new(pool, isa, tile, &self.shape, &self.weight, &self.bias);
+            let layer = Winograd::new(isa, tile, &self.shape, &self.bias);
             let got = self.run(pool, &layer, scratch);
             let what = format!("{tile:?} {} batch {} {:?}", isa.name(), self.batch, self.shape);
             self.assert_matches(tile, &got, &what);
@@ -277,31 +295,18 @@ fn neither_threads_nor_the_batch_change_a_bit() {
         for (i, shape) in [shape(28, 28, 24, 72), shape(7, 7, 64, 200)].into_iter().enumerate() {
             let case = Case::new(3, shape, i as u64 * 4 + 2);
             for tile in [Tile::F2, Tile::F4] {
-                let layer = Winograd::new(&pools[1], isa, tile, &shape, &case.weight, &case.bias);
+                let layer = Winograd::new(isa, tile, &shape, &case.bias);
                 let want = bits(case.run(&pools[0], &layer, &mut Scratch::default()));
                 let mut scratch = Scratch::default();
                 for pool in &pools {
                     let got = bits(case.run(pool, &layer, &mut scratch));
                     assert!(got == want, "{} {tile:?} {} threads {shape:?}", isa.name(), pool.threads());
                 }
-                let pixels = shape.h * shape.w;
-                let first = Case {
-                    batch: 1,
-                    x: case.x[..pixels * shape.c].to_vec(),
-                    residual: None,
-                    ..case_parts(&case)
-                };
-                let one = bits(first.run(&pools[0], &layer, &mut scratch));
-                assert!(one == want[..pixels * shape.k], "{} {tile:?} alone {shape:?}", isa.name());
+                let one = bits(case.first_image().run(&pools[0], &layer, &mut scratch));
+                assert!(one == want[..one.len()], "{} {tile:?} alone {shape:?}", isa.name());
             }
         }
     }
-}
-
-/// The same layer without operands.
-fn case_parts(case: &Case) -> Case {
-    let Case { batch, shape, relu, border, .. } = *case;
-    Case { batch, shape, x: vec![], weight: vec![], bias: vec![], residual: None, relu, border }
 }
 
 #[test]
@@ -310,7 +315,7 @@ fn a_nan_comes_out() {
     for isa in Isa::available() {
         let mut case = Case::new(1, shape(4, 4, 16, 16), 2);
         case.x[0] = f32::NAN;
-        let layer = Winograd::new(&pool, isa, Tile::F4, &case.shape, &case.weight, &case.bias);
+        let layer = Winograd::new(isa, Tile::F4, &case.shape, &case.bias);
         assert!(case.relu && case.run(&pool, &layer, &mut scratch)[0].is_nan(), "{}", isa.name());
     }
 }
@@ -334,20 +339,28 @@ fn other_convolutions_are_not_supported() {
 #[should_panic(expected = "x: 1 of Size { h: 4, w: 4, c: 2 }")]
 fn a_map_beyond_its_buffer_is_refused() {
     let (pool, shape) = (Pool::new(1), shape(4, 4, 2, 2));
-    let layer = Winograd::new(&pool, Isa::PORTABLE, Tile::F2, &shape, &[0.0; 36], &[0.0; 2]);
+    let layer = Winograd::new(Isa::PORTABLE, Tile::F2, &shape, &[0.0; 2]);
     let layout = Layout::dense(Size { h: 4, w: 4, c: 2 });
     let x = Images { data: &[0.0; 31], layout };
     let y = ImagesMut { data: &mut [0.0; 32], layout };
-    layer.run(&pool, &mut Scratch::default(), Operands { batch: 1, x, residual: None, relu: true, y });
+    layer.run(
+        &pool,
+        &mut Scratch::default(),
+        Operands { batch: 1, weights: &[0.0; 16 * 2 * 64], x, residual: None, relu: true, y },
+    );
 }
 
 #[test]
 #[should_panic(expected = "overlap")]
 fn overlapping_rows_of_results_are_refused() {
     let (pool, shape) = (Pool::new(1), shape(4, 4, 2, 2));
-    let layer = Winograd::new(&pool, Isa::PORTABLE, Tile::F2, &shape, &[0.0; 36], &[0.0; 2]);
+    let layer = Winograd::new(Isa::PORTABLE, Tile::F2, &shape, &[0.0; 2]);
     let layout = Layout::dense(Size { h: 4, w: 4, c: 2 });
     let x = Images { data: &[0.0; 32], layout };
     let y = ImagesMut { data: &mut [0.0; 32], layout: Layout { row: 7, ..layout } };
-    layer.run(&pool, &mut Scratch::default(), Operands { batch: 1, x, residual: None, relu: true, y });
+    layer.run(
+        &pool,
+        &mut Scratch::default(),
+        Operands { batch: 1, weights: &[0.0; 16 * 2 * 64], x, residual: None, relu: true, y },
+    );
 }
