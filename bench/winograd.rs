@@ -33,7 +33,10 @@ fn main() {
     for batch in batches.split(',') {
         let batch = batch.parse().expect("WINOGRAD_BATCHES is batch,...");
         println!("\nbatch {batch}");
-        println!("{:16} {:>2} {:8} {:>9} {:>6} {:>7} {:>9}", "shape", "x", "", "ms", "share", "speedup", "rms error");
+        println!(
+            "{:16} {:>2} {:8} {:>9} {:>6} {:>7} {:>9}",
+            "shape", "x", "", "ms", "share", "speedup", "rms error"
+        );
         for (shape, count) in shapes() {
             let name = format!("{}x{} {}->{}", shape.h, shape.w, shape.c, shape.k);
             if env("WINOGRAD_SHAPES").is_some_and(|wanted| !name.contains(&wanted)) {
@@ -179,7 +182,7 @@ impl Layer {
         let ConvShape { h, w, c, k, .. } = self.shape;
         let (mut error, mut square) = (0.0, 0.0);
         // A stride without a factor in common with sizes and widths meets all places of a tile and of a panel.
-        for at in (0..self.batch * h * w * k).step_by(y.len() / 4001 | 1) {
+        for at in (0..self.batch * h * w * k).step_by((y.len() / 4001) | 1) {
             let (pixel, out) = (at / k, at % k);
             let (image, p, q) = (pixel / (h * w), pixel / w % h, pixel % w);
             let mut sum = 0.0f64;

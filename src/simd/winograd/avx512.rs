@@ -1,4 +1,4 @@
-//! 16 lanes, 32 registers: 7 x 4 accumulators and four of the panel; the broadcasts are operands in memory.
+//! 16 lanes, 32 registers: 14 x 2 accumulators, two of the panel and one broadcast leave one to spare.
 
 use super::kernel::kernels;
 use super::transform::Vector;
@@ -18,4 +18,4 @@ impl Vector for __m512 {
     }
 }
 
-kernels!(target_feature(enable = "avx512f"), __m512, vectors: 4, rows: [1 2 3 4 5 6 7]);
+kernels!(target_feature(enable = "avx512f"), __m512, vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
