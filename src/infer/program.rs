@@ -16,27 +16,62 @@ use crate::simd::direct::pack::{Filter, Packed, Source};
 use crate::simd::isa::Isa;
 use crate::simd::memory::{LINE, Memory};
 use crate::simd::pool::Pool;
+use crate::simd::winograd::{self, Tile, Winograd};
 use std::sync::Mutex;
 
 /// How a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     Direct,
+    Winograd(Tile),
 }
 
 impl Algorithm {
+    /// Winograd needs f32 and a 3x3 of stride 1. F(4x4) multiplies least; on small maps F(2x2) is as fast, for its tiles fit
+    /// them and its weights, which come from memory, are fewer, and it is as accurate as a direct convolution.
+    fn choose(unit: &ConvUnit, precision: Precision) -> Self {
+        let shape = &unit.shape;
+        if precision != Precision::Fp32 || !winograd::supports(shape) {
+            Self::Direct
+        } else if shape.h.min(shape.w) > 14 {
+            Self::Winograd(Tile::F4)
+        } else {
+            Self::Winograd(Tile::F2)
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Winograd(Tile::F2) => "winograd 2",
+            Self::Winograd(Tile::F4) => "winograd 4",
         }
     }
 }
 
 /// What a step does.
 pub(super) enum Work {
-    Conv { conv: Conv, algorithm: Algorithm, w: usize, x: TensorId, y: TensorId, residual: Option<TensorId> },
-    MaxPool { x: TensorId, y: TensorId },
-    AvgPool { x: TensorId, scale: f32 },
+    /// `w`: bytes from the start of the packed weights.
+    Conv {
+        conv: Conv,
+        w: usize,
+        x: TensorId,
+        y: TensorId,
+        residual: Option<TensorId>,
+    },
+    Winograd {
+        layer: Winograd,
+        w: usize,
+        unit: ConvUnit,
+    },
+    MaxPool {
+        x: TensorId,
+        y: TensorId,
+    },
+    AvgPool {
+        x: TensorId,
+        scale: f32,
+    },
     Linear(Linear),
 }
 
@@ -63,6 +98,7 @@ pub struct Program {
     pub(super) scales: Vec<f32>,
     pub(super) arena: Memory,
     pub(super) weights: Memory,
+    pub(super) scratch: winograd::Scratch,
     /// f32 [n][features], then [n][classes, rounded up to panels], then [n][classes] of the last run.
     pub(super) features: Vec<f32>,
     pub(super) panels: Vec<f32>,
@@ -91,7 +127,8 @@ impl Program {
             tensors: &plan.tensors,
             scales: vec![1.0; graph.tensors.len()],
             pool: Pool::new(threads),
-            memory: Memory::zeroed(packed_bytes(kernels, &units)?)?,
+            memory: Memory::zeroed(packed_bytes(kernels, precision, isa, &units)?)?,
+            isa,
             used: 0,
             padding: [0; 3],
         };
@@ -121,6 +158,7 @@ impl Program {
             tensors: plan.tensors,
             scales,
             weights: memory,
+            scratch: winograd::Scratch::default(),
             features: vec![0.0; batch * features],
             panels: vec![0.0; batch * padded],
             logits: vec![0.0; batch * classes],
@@ -136,11 +174,17 @@ fn filter(unit: &ConvUnit) -> Filter {
 }
 
 /// Of all convolutions, one after the other.
-fn packed_bytes(kernels: &'static Kernels, units: &[Unit]) -> Result<usize> {
+fn packed_bytes(kernels: &'static Kernels, precision: Precision, isa: Isa, units: &[Unit]) -> Result<usize> {
     let mut bytes = 0;
     for unit in units {
         if let Unit::Conv(unit) = unit {
-            bytes += Packed::new(kernels, filter(unit))?.bytes.next_multiple_of(LINE);
+            let layer = match Algorithm::choose(unit, precision) {
+                Algorithm::Direct => Packed::new(kernels, filter(unit))?.bytes,
+                Algorithm::Winograd(tile) => {
+                    4 * Winograd::new(isa, tile, &unit.shape, &vec![0.0; unit.shape.k]).packed_floats()
+                }
+            };
+            bytes += layer.next_multiple_of(LINE);
         }
     }
     Ok(bytes)
@@ -150,6 +194,7 @@ struct Compiler<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
     precision: Precision,
+    isa: Isa,
     kernels: &'static Kernels,
     tensors: &'a [Option<Placed>],
     scales: Vec<f32>,
@@ -194,6 +239,9 @@ impl Compiler<'_> {
     }
 
     fn conv(&mut self, unit: &ConvUnit) -> Result<Work> {
+        if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.precision) {
+            return self.winograd(unit, tile);
+        }
         let packed = Packed::new(self.kernels, filter(unit))?;
         let (w, bytes) = (self.used, packed.bytes);
         let mut conv = Conv {
@@ -218,7 +266,20 @@ impl Compiler<'_> {
         let map = |tensor: TensorId| self.tensors[tensor].expect("a convolution's maps are planned").map;
         conv.check(&map(unit.x), &map(unit.y), unit.residual.map(map).as_ref());
         let ConvUnit { x, y, residual, .. } = *unit;
-        Ok(Work::Conv { conv, algorithm: Algorithm::Direct, w, x, y, residual })
+        Ok(Work::Conv { conv, w, x, y, residual })
+    }
+
+    fn winograd(&mut self, unit: &ConvUnit, tile: Tile) -> Result<Work> {
+        let Folded { weight, bias } = self.weights.convolution(unit)?;
+        let layer = Winograd::new(self.isa, tile, &unit.shape, &bias);
+        let (w, bytes) = (self.used, 4 * layer.packed_floats());
+        let packed = &mut self.memory.bytes_mut()[w..w + bytes];
+        // SAFETY: f32 has no invalid bits; the part starts on a cache line.
+        let (before, packed, after) = unsafe { packed.align_to_mut::<f32>() };
+        assert!(before.is_empty() && after.is_empty(), "packed weights lie on a cache line");
+        layer.pack(&self.pool, &weight, packed);
+        self.used += bytes.next_multiple_of(LINE);
+        Ok(Work::Winograd { layer, w, unit: unit.clone() })
     }
 
     /// y = scale[k] x_scale sum + bias + r_scale r in steps of y's own scale; in real units where y is f32.

@@ -3,10 +3,12 @@
 use super::Precision;
 use super::program::{Algorithm, Program, Step, Work};
 use crate::error::{Error, Result};
+use crate::model::units::ConvUnit;
 use crate::simd::direct::conv::{Conv, Operands, Part};
 use crate::simd::direct::linear::LANES;
 use crate::simd::direct::map::{Format, View};
 use crate::simd::direct::pools::{average_pool, max_pool};
+use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Winograd};
 use crate::tensor::HostTensor;
 use half::bf16;
 use std::ops::Range;
@@ -82,6 +84,8 @@ impl Program {
 
     fn step(&mut self, index: usize, n: usize) {
         let (features, panels) = (Shared(self.features.as_mut_ptr()), Shared(self.panels.as_mut_ptr()));
+        // The scratch of the one step, out of the way of those who read the program.
+        let mut scratch = std::mem::take(&mut self.scratch);
         let this = &*self;
         let Step { work, .. } = &this.steps[index];
         match work {
@@ -100,6 +104,7 @@ impl Program {
                     unsafe { conv.run(&operands, &parts[task]) };
                 });
             }
+            Work::Winograd { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
             Work::MaxPool { x, y } => {
                 let (x, y) = (this.view(*x), this.view(*y));
                 let blocks = blocks(y.map.h, 8);
@@ -137,6 +142,34 @@ impl Program {
                 });
             }
         }
+        self.scratch = scratch;
+    }
+
+    fn winograd(&self, layer: &Winograd, w: usize, unit: &ConvUnit, n: usize, scratch: &mut Scratch) {
+        let (x, y) = (self.view(unit.x), self.view(unit.y));
+        for image in 0..n {
+            // SAFETY: rows of `y` that this thread alone writes before the step's tasks start.
+            unsafe { y.clear_border(image, 0..y.map.h) };
+        }
+        // SAFETY: whole tensors of the arena, f32 on cache lines; the plan keeps `y` apart from what the step reads, and
+        // the layer's packed weights were written when the program was compiled.
+        unsafe {
+            let floats =
+                |view: &View| std::slice::from_raw_parts(view.base.cast::<f32>(), view.map.bytes() / 4);
+            let residual = unit.residual.map(|r| self.view(r));
+            let operands = winograd::Operands {
+                batch: n,
+                weights: std::slice::from_raw_parts(self.weights.ptr().add(w).cast(), layer.packed_floats()),
+                x: Images { data: floats(&x), layout: layout(&x) },
+                residual: residual.map(|r| Images { data: floats(&r), layout: layout(&r) }),
+                relu: unit.relu,
+                y: ImagesMut {
+                    data: std::slice::from_raw_parts_mut(y.base.cast::<f32>(), y.map.bytes() / 4),
+                    layout: layout(&y),
+                },
+            };
+            layer.run(&self.pool, scratch, operands);
+        }
     }
 
     /// What the last run took, layer by layer.
@@ -150,7 +183,8 @@ impl Program {
         let mut layers = vec![layer("input", "input", 0, self.nanoseconds[0])];
         for (step, &nanoseconds) in self.steps.iter().zip(&self.nanoseconds[1..]) {
             let algorithm = match &step.work {
-                Work::Conv { algorithm, .. } => Algorithm::name(*algorithm),
+                Work::Conv { .. } => Algorithm::Direct.name(),
+                Work::Winograd { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
                 Work::MaxPool { .. } | Work::AvgPool { .. } => "pool",
                 Work::Linear(_) => "linear",
             };
@@ -212,6 +246,12 @@ impl Program {
     pub fn memory_bytes(&self) -> (usize, usize) {
         (self.arena.len(), self.weights.len())
     }
+}
+
+/// Where a map's pixels lie within its tensor.
+fn layout(view: &View) -> winograd::Layout {
+    let map = &view.map;
+    winograd::Layout { first: map.at(0, 0, 0) / 4, row: map.row() / 4, image: map.image() / 4 }
 }
 
 fn real(format: Format, bytes: &[u8]) -> f32 {

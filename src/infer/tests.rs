@@ -211,10 +211,11 @@ impl Case {
     }
 }
 
-/// Relative error of a whole network: 24 or 8 bits a value and an unlucky layer's growth of 64.
+/// Relative error of a whole network: 24 bits a value, of which Winograd's F(4x4) loses three a layer, or 8 bits, and an
+/// unlucky layer's growth of 64.
 fn tolerance(precision: Precision) -> f64 {
     match precision {
-        Precision::Fp32 => 64.0 * f64::from(f32::EPSILON),
+        Precision::Fp32 => 512.0 * f64::from(f32::EPSILON),
         Precision::Bf16 => 16.0 / 256.0,
         Precision::Int8 => 32.0 / 255.0,
     }

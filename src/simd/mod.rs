@@ -7,3 +7,4 @@ pub mod memory;
 pub mod peak;
 pub mod conv;
 pub mod direct;
+pub mod winograd;

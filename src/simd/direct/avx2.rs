@@ -27,8 +27,21 @@ fn interleaved(vector: usize, lane: usize) -> usize {
 // SAFETY of every method of this file: the set's features are on, the pointers are the strip's, valid for what `StripFn`
 // names; no access needs alignment.
 
+/// A hint, at any address.
+#[inline(always)]
+pub(super) unsafe fn prefetch(at: *const u8, is_written: bool) {
+    unsafe {
+        if is_written {
+            _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
+    }
+}
+
 impl Dot for F32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 4;
     type Weights = __m256;
 
     #[inline(always)]
@@ -58,6 +71,11 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8, is_written: bool) {
+        unsafe { prefetch(at, is_written) }
+    }
+
+    #[inline(always)]
     unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = floor(strip);
@@ -80,6 +98,7 @@ unsafe fn floor(strip: &Strip) -> __m256 {
 
 impl Dot for I32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 2;
     type Weights = __m256i;
 
     #[inline(always)]
@@ -106,6 +125,11 @@ impl Dot for I32 {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8, is_written: bool) {
+        unsafe { prefetch(at, is_written) }
     }
 
     #[inline(always)]

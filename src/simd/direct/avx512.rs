@@ -1,6 +1,7 @@
 //! 32 registers of 16 lanes: 7 pixels by 4 vectors are 28 sums, beside the 4 vectors of weights; a pixel's unit is
 //! spread by the multiplying instruction itself.
 
+use super::avx2::prefetch;
 use super::kernel::{Dot, Residual, Strip, in_order, kernels};
 use super::map::Format;
 use std::arch::asm;
@@ -100,6 +101,7 @@ unsafe fn dpbusd_four(sums: [__m512i; 4], x: *const u8, weights: [__m512i; 3], w
 
 impl Dot for F32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 4;
     type Weights = __m512;
 
     #[inline(always)]
@@ -126,6 +128,11 @@ impl Dot for F32 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8, is_written: bool) {
+        unsafe { prefetch(at, is_written) }
+    }
+
+    #[inline(always)]
     unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8) {
         unsafe {
             let floor = floor(strip);
@@ -148,6 +155,7 @@ unsafe fn floor(strip: &Strip) -> __m512 {
 
 impl Dot for Bf16 {
     const LANES: usize = LANES;
+    const BYTES: usize = 2;
     type Weights = __m512i;
 
     #[inline(always)]
@@ -171,6 +179,11 @@ impl Dot for Bf16 {
             sums[j].0 = unsafe { dpbf16_at(sums[j].0, x, weights[j]) };
         }
         sums
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8, is_written: bool) {
+        unsafe { prefetch(at, is_written) }
     }
 
     #[inline(always)]
@@ -217,6 +230,7 @@ unsafe fn widen(from: *const u8) -> __m512 {
 
 impl Dot for I32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 1;
     type Weights = __m512i;
 
     #[inline(always)]
@@ -255,6 +269,11 @@ impl Dot for I32 {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8, is_written: bool) {
+        unsafe { prefetch(at, is_written) }
     }
 
     #[inline(always)]

@@ -115,6 +115,8 @@ impl Kernels {
 /// The methods run inside functions that enable the set's features; pointers are the strip's.
 pub(super) trait Dot: Copy {
     const LANES: usize;
+    /// Of an activation.
+    const BYTES: usize;
     /// A vector of weights, `4 LANES` bytes.
     type Weights: Copy;
 
@@ -128,6 +130,9 @@ pub(super) trait Dot: Copy {
         weights: [Self::Weights; NV],
         w: *const u8,
     ) -> [Self; NV];
+    /// Brings the line at `at` near, to be read and to be written.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8, _is_written: bool) {}
     /// Residual, ReLU and rounding of a pixel whose results lie at `y`, its residual at `r`.
     unsafe fn finish<const NV: usize>(sums: [Self; NV], strip: &Strip, r: *const u8, y: *mut u8);
 }
@@ -149,6 +154,19 @@ pub(super) unsafe fn strip<V: Dot, const MR: usize, const NV: usize>(strip: &Str
                     let start = V::start(strip.bias.add(j * V::LANES));
                     for sums in &mut sums {
                         sums[j] = start;
+                    }
+                }
+                // Results and residual are needed in hundreds of cycles, and lie in L2 or beyond.
+                for m in 0..MR {
+                    for line in 0..(NV * V::LANES * V::BYTES).div_ceil(64) {
+                        V::prefetch(y.add(m * strip.y_pixel + 64 * line), true);
+                    }
+                }
+                if strip.residual != Residual::None {
+                    for m in 0..MR {
+                        for line in 0..(NV * V::LANES * V::BYTES).div_ceil(64) {
+                            V::prefetch(r.wrapping_add(m * strip.r_pixel + 64 * line), false);
+                        }
                     }
                 }
                 let mut w = strip.w;

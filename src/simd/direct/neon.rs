@@ -15,6 +15,7 @@ kernels!(FP32, "neon", F32, Format::F32, [4 in_order::<LANES>: [1 2 3 4 5 6]]);
 // alignment.
 impl Dot for F32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 4;
     type Weights = float32x4_t;
 
     #[inline(always)]

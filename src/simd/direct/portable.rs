@@ -23,6 +23,7 @@ kernels!(INT8, baseline, I32, Format::U8, [2 in_order::<LANES>: [1 2 3 4]]);
 
 impl Dot for F32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 4;
     type Weights = [f32; LANES];
 
     #[inline(always)]
@@ -60,6 +61,7 @@ impl Dot for F32 {
 
 impl Dot for Bf16 {
     const LANES: usize = LANES;
+    const BYTES: usize = 2;
     type Weights = [[bf16; 2]; LANES];
 
     #[inline(always)]
@@ -135,6 +137,7 @@ unsafe fn store<T, const NV: usize>(
 
 impl Dot for I32 {
     const LANES: usize = LANES;
+    const BYTES: usize = 1;
     type Weights = [[i8; 4]; LANES];
 
     #[inline(always)]
