@@ -80,11 +80,9 @@ impl Fuzzer {
         let intact = folder.join("intact.engine");
         fs::write(&intact, &model).expect("the temporary folder can be written");
         let file = ModelFile::open(&intact).expect("a whole model opens");
-        let preprocessor = Preprocessor {
-            // A header may ask for half a gigabyte: right, and too slow here.
-            limits: Limits { pixels: 1 << 22 },
-            ..Preprocessor::new(transform, Reading::Photograph)
-        };
+        let mut preprocessor = Preprocessor::new(transform, Reading::Photograph);
+        // A header may ask for half a gigabyte: right, and too slow here.
+        preprocessor.limits = Limits { pixels: 1 << 22 };
         let pictures = pictures();
         let requests = pictures.iter().map(|picture| request(picture)).collect();
         Self {

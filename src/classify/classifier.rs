@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::infer::file::ModelFile;
 use crate::infer::top::{Prediction, top};
 use crate::infer::{Keep, Options, Precision, Program};
+use crate::model::params::Param;
 use crate::simd::isa::Isa;
 use serde::{Serialize, Serializer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,7 +85,29 @@ impl Classifier {
             std: description.std,
             keep: Keep::None,
         };
+        self.check_memory(precision)?;
         Program::compile(self.model.graph(), &self.model, &options)
+    }
+
+    /// Whether there is room for a program: an allocation that fails in the middle of compiling would end the process
+    /// without a sentence.
+    fn check_memory(&self, precision: Precision) -> Result<()> {
+        let bytes = match precision {
+            Precision::Fp32 => 4,
+            Precision::Bf16 => 2,
+            Precision::Int8 => 1,
+        };
+        // One layer at a time is there a second and a third time in f32, beside the activations.
+        let params = self.model.graph().params.iter().map(Param::elements);
+        let (all, largest) = params.fold((0, 0), |(all, largest), n| (all + n, largest.max(n)));
+        let wanted = all * bytes + largest * 8 + (16 << 20);
+        Vec::<u8>::new().try_reserve_exact(wanted).map_err(|_| {
+            let megabytes = wanted >> 20;
+            Error::failed(format!(
+                "there is no memory for the network in {}, about {megabytes} MB: close other programs, or take int8",
+                precision.name()
+            ))
+        })
     }
 
     /// The `count` likeliest classes of a picture file. An error of kind `Input` has no name in front: the caller knows

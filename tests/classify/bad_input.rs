@@ -190,3 +190,22 @@ fn no_memory_is_a_sentence() {
     assert!(message.contains("large.png") && message.contains("no memory for"), "{message}");
     assert_eq!(objects(&done).len(), 1);
 }
+
+/// Where the address space ends before the network is packed.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_memory_for_the_network_is_exit_code_1() {
+    let binary = env!("CARGO_BIN_EXE_classify");
+    for more in [picture(&classes()[0]).as_str(), "--stdio"] {
+        let args = ["--model", model(), "--threads=1", "--precision=fp32", more];
+        // As little as the program itself needs to begin; more until the network is refused in a sentence.
+        let refused = (12..40).map(|megabytes| {
+            let script = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10);
+            Command::new("sh").args(["-c", &script, binary]).args(args).output().unwrap()
+        });
+        let refused = refused.map(|output| (output.status.code(), String::from_utf8(output.stderr).unwrap()));
+        let found = refused.into_iter().find(|(_, message)| message.contains("no memory for the network"));
+        let (code, message) = found.expect("somewhere below 40 MB");
+        assert_eq!((code, message.lines().count()), (Some(1), 1), "{message}");
+    }
+}
