@@ -14,12 +14,14 @@
 //! |---|---|
 //! | [`weights`] | folded and quantised weights of a layer, wherever they come from |
 //! | [`options`] | what a program is compiled for |
+//! | [`algorithm`] | how each convolution is computed |
 //! | [`plan`] | which tensors exist, in which format, and where in the arena |
 //! | [`program`] | graph and weights -> steps with packed weights |
 //! | [`run`] | images -> logits, tensors by name, time by layer |
 
 pub mod weights;
 pub mod options;
+pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
@@ -27,6 +29,7 @@ pub mod run;
 mod tests;
 
 pub use crate::simd::direct::Precision;
+pub use algorithm::Algorithm;
 pub use options::{Keep, Options};
-pub use program::{Algorithm, Program};
+pub use program::Program;
 pub use run::LayerTime;
