@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`weights`] | folded and quantised weights of a layer, wherever they come from |
 //! | [`options`] | what a program is compiled for |
+//! | [`algorithm`] | how each convolution is computed |
 //! | [`plan`] | which tensors exist, in which format, and where in the arena |
 //! | [`program`] | graph and weights -> steps with packed weights |
 //! | [`random`] | weights for measuring without a model file |
@@ -31,6 +32,7 @@ pub mod random;
 pub mod reference;
 pub mod integer;
 pub mod options;
+pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
@@ -40,6 +42,7 @@ pub mod top;
 mod tests;
 
 pub use crate::simd::direct::Precision;
+pub use algorithm::Algorithm;
 pub use options::{Keep, Options};
-pub use program::{Algorithm, Program};
+pub use program::Program;
 pub use run::LayerTime;

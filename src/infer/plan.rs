@@ -2,11 +2,13 @@
 //! that no living tensor holds. Places are used again soon, so that activations stay in cache.
 
 use super::Precision;
+use super::algorithm::Algorithm;
 use super::options::Keep;
 use crate::model::graph::{Graph, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 use crate::simd::direct::map::{Format, Map};
 use crate::simd::memory::LINE;
+use std::ops::Range;
 
 /// A feature map of the program.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,6 +16,47 @@ pub struct Placed {
     pub map: Map,
     /// Bytes from the start of the arena.
     pub offset: usize,
+}
+
+/// Rows of a map above which a layer is divided by rows; below, its weights outweigh its activations, and it is divided by
+/// output channels.
+pub const LARGE_MAP: usize = 14;
+
+/// Bytes of weights that a chain may read over and over, once a block of rows: they stay in L2 beside the rows.
+const CHAIN_WEIGHTS: usize = 640 << 10;
+
+/// Units that run as one step: each task takes a block of rows through all of them while it lies in cache. What a unit
+/// reads of the others in its chain are the same rows that it makes itself.
+pub fn chains(units: &[Unit], precision: Precision, weight: Format) -> Vec<Range<usize>> {
+    let algorithm = |unit: &ConvUnit| Algorithm::choose(unit, precision);
+    let weights = |unit: &Unit| match unit {
+        Unit::Conv(unit) => unit.shape.weights() * weight.bytes(),
+        _ => 0,
+    };
+    let is_direct = |unit: &ConvUnit| algorithm(unit) == Algorithm::Direct;
+    let mut chains: Vec<Range<usize>> = vec![];
+    for (index, unit) in units.iter().enumerate() {
+        let joins = chains.last().is_some_and(|chain| {
+            let made: Vec<TensorId> = units[chain.clone()].iter().map(output).collect();
+            match (&units[chain.start], unit) {
+                (Unit::Conv(first), Unit::Conv(unit)) => {
+                    let is_large = first.shape.p() > LARGE_MAP && unit.shape.p() == first.shape.p();
+                    let is_aligned = unit.shape.r == 1 && (unit.shape.stride == 1 || !made.contains(&unit.x));
+                    let bytes: usize = units[chain.start..=index].iter().map(weights).sum();
+                    is_large && is_aligned && bytes <= CHAIN_WEIGHTS && is_direct(first) && is_direct(unit)
+                }
+                (Unit::MaxPool { .. }, Unit::Conv(unit)) => {
+                    unit.shape.h > LARGE_MAP && (unit.shape.r, unit.shape.stride) == (1, 1) && is_direct(unit)
+                }
+                _ => false,
+            }
+        });
+        match chains.last_mut() {
+            Some(chain) if joins => chain.end = index + 1,
+            _ => chains.push(index..index + 1),
+        }
+    }
+    chains
 }
 
 /// By tensor; `None` for what fusion leaves unmade and for what lies outside the arena (features, logits).
@@ -36,9 +79,11 @@ fn format(unit: &ConvUnit, precision: Precision, activations: Format) -> Format 
 }
 
 impl Plan {
+    /// `chains` of `units`: within one, every tensor lives to its end, for tasks are at different units.
     pub fn new(
         graph: &Graph,
         units: &[Unit],
+        chains: &[Range<usize>],
         precision: Precision,
         activations: Format,
         batch: usize,
@@ -47,15 +92,17 @@ impl Plan {
         let maps = maps(graph, units, precision, activations, batch);
         let mut tensors: Vec<Option<Placed>> = vec![None; maps.len()];
         let mut bytes = 0;
+        let time = |unit: usize| chains.iter().position(|chain| chain.contains(&unit));
         let last_use = |tensor: TensorId| {
             let readers = units.iter().rposition(|unit| unit.inputs().contains(&tensor));
-            if keep.holds(&graph.tensors[tensor].name) { units.len() } else { readers.unwrap_or(0) }
+            // What no unit reads lives as long as its own chain does.
+            let makers = units.iter().position(|unit| output(unit) == tensor);
+            let is_kept = keep.holds(&graph.tensors[tensor].name);
+            if is_kept { Some(chains.len()) } else { readers.or(makers).and_then(time) }
         };
-        let makers = std::iter::once(graph.input).chain(units.iter().map(output));
-        for (time, tensor) in makers.enumerate() {
+        let makers = std::iter::once((graph.input, Some(0)));
+        for (tensor, now) in makers.chain(units.iter().enumerate().map(|(i, unit)| (output(unit), time(i)))) {
             let Some(map) = maps[tensor] else { continue };
-            // The maker of tensor number `time` is unit `time - 1`, which still reads its inputs.
-            let now = time.saturating_sub(1);
             let mut living: Vec<&Placed> = tensors
                 .iter()
                 .enumerate()

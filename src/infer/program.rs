@@ -1,7 +1,8 @@
 //! The compiler: each unit of the graph becomes a step with its weights packed for the machine.
 
+use super::algorithm::Algorithm;
 use super::options::Options;
-use super::plan::{Placed, Plan};
+use super::plan::{Placed, Plan, chains};
 use super::weights::{Folded, Quantised, Weights};
 use super::{Keep, Precision};
 use crate::error::{Error, Result};
@@ -17,37 +18,8 @@ use crate::simd::isa::Isa;
 use crate::simd::memory::{LINE, Memory};
 use crate::simd::pool::Pool;
 use crate::simd::winograd::{self, Tile, Winograd};
+use std::ops::Range;
 use std::sync::Mutex;
-
-/// How a convolution is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithm {
-    Direct,
-    Winograd(Tile),
-}
-
-impl Algorithm {
-    /// Winograd needs f32 and a 3x3 of stride 1. F(4x4) multiplies least; on small maps F(2x2) is as fast, for its tiles fit
-    /// them and its weights, which come from memory, are fewer, and it is as accurate as a direct convolution.
-    fn choose(unit: &ConvUnit, precision: Precision) -> Self {
-        let shape = &unit.shape;
-        if precision != Precision::Fp32 || !winograd::supports(shape) {
-            Self::Direct
-        } else if shape.h.min(shape.w) > 14 {
-            Self::Winograd(Tile::F4)
-        } else {
-            Self::Winograd(Tile::F2)
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Winograd(Tile::F2) => "winograd 2",
-            Self::Winograd(Tile::F4) => "winograd 4",
-        }
-    }
-}
 
 /// What a step does.
 pub(super) enum Work {
@@ -93,6 +65,8 @@ pub struct Program {
     pub(super) pool: Pool,
     pub(super) input: Input,
     pub(super) steps: Vec<Step>,
+    /// Steps whose tasks go through all of them in turn.
+    pub(super) chains: Vec<Range<usize>>,
     pub(super) tensors: Vec<Option<Placed>>,
     /// The step of 8-bit values, by tensor; 1 elsewhere.
     pub(super) scales: Vec<f32>,
@@ -118,7 +92,8 @@ impl Program {
         }
         let kernels = Kernels::of(precision, isa)?;
         let units = units(graph);
-        let plan = Plan::new(graph, &units, precision, kernels.format, batch, keep);
+        let chains = chains(&units, precision, kernels.format);
+        let plan = Plan::new(graph, &units, &chains, precision, kernels.format, batch, keep);
         let mut compiler = Compiler {
             graph,
             weights,
@@ -154,6 +129,7 @@ impl Program {
             input,
             nanoseconds: vec![0; steps.len() + 1],
             steps,
+            chains,
             arena: Memory::zeroed(plan.bytes)?,
             tensors: plan.tensors,
             scales,

@@ -1,7 +1,9 @@
 //! A compiled program on images.
 
 use super::Precision;
-use super::program::{Algorithm, Program, Step, Work};
+use super::algorithm::Algorithm;
+use super::plan::LARGE_MAP;
+use super::program::{Program, Step, Work};
 use crate::error::{Error, Result};
 use crate::model::units::ConvUnit;
 use crate::simd::direct::conv::{Conv, Operands, Part};
@@ -12,7 +14,12 @@ use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Winograd};
 use crate::tensor::HostTensor;
 use half::bf16;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+/// Blocks of rows that a large map is divided into: few enough that weights are read seldom, many enough that a thread
+/// which is held up holds a small part, and a number that 2 and 7 divide, as ResNet's maps at 224 pixels.
+const ROW_BLOCKS: usize = 14;
 
 /// What a layer of the last run took.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +57,20 @@ impl Program {
         let start = Instant::now();
         self.load(images, n);
         self.nanoseconds[0] = nanoseconds(start);
-        for index in 0..self.steps.len() {
+        for index in 0..self.chains.len() {
+            let chain = self.chains[index].clone();
             let start = Instant::now();
-            self.step(index, n);
-            self.nanoseconds[index + 1] = nanoseconds(start);
+            if chain.len() == 1 {
+                self.step(chain.start, n);
+                self.nanoseconds[chain.end] = nanoseconds(start);
+            } else {
+                let spent = self.chain(chain.clone(), n);
+                // The time that passed, in the proportion of what the tasks spent in each step.
+                let share = nanoseconds(start) as f64 / spent.iter().sum::<u64>().max(1) as f64;
+                for (step, spent) in chain.zip(spent) {
+                    self.nanoseconds[step + 1] = (share * spent as f64) as u64;
+                }
+            }
         }
         let classes = self.graph.tensors[self.graph.logits].c;
         let padded = classes.next_multiple_of(LANES);
@@ -90,13 +107,7 @@ impl Program {
         let Step { work, .. } = &this.steps[index];
         match work {
             Work::Conv { conv, w, x, y, residual, .. } => {
-                let operands = Operands {
-                    x: this.view(*x),
-                    y: this.view(*y),
-                    residual: residual.map(|r| this.view(r)),
-                    // SAFETY: the layer's place in the packed weights.
-                    w: unsafe { this.weights.ptr().add(*w) },
-                };
+                let operands = this.operands(*w, *x, *y, *residual);
                 let parts = parts(conv, &operands.y, n);
                 this.pool.run(parts.len(), &|task| {
                     // SAFETY: compiling checked the maps and chose kernels that the processor has; parts are disjoint,
@@ -143,6 +154,45 @@ impl Program {
             }
         }
         self.scratch = scratch;
+    }
+
+    fn operands(&self, w: usize, x: usize, y: usize, residual: Option<usize>) -> Operands {
+        // SAFETY: the layer's place in the packed weights.
+        let w = unsafe { self.weights.ptr().add(w) };
+        Operands { x: self.view(x), y: self.view(y), residual: residual.map(|r| self.view(r)), w }
+    }
+
+    /// Takes blocks of rows through several steps; what each step took of all threads' time.
+    fn chain(&self, chain: Range<usize>, n: usize) -> Vec<u64> {
+        let steps = &self.steps[chain];
+        let h = match steps[0].work {
+            Work::Conv { y, .. } | Work::MaxPool { y, .. } => self.view(y).map.h,
+            _ => unreachable!("chains start with a convolution or a max-pool"),
+        };
+        let blocks = blocks(h, h.div_ceil(ROW_BLOCKS));
+        let spent: Vec<AtomicU64> = steps.iter().map(|_| AtomicU64::new(0)).collect();
+        self.pool.run(n * blocks.len(), &|task| {
+            let (image, rows) = (task / blocks.len(), &blocks[task % blocks.len()]);
+            for (step, spent) in steps.iter().zip(&spent) {
+                let start = Instant::now();
+                match &step.work {
+                    Work::Conv { conv, w, x, y, residual } => {
+                        let part = Part { image, rows: rows.clone(), panels: 0..conv.packed.panels.len() };
+                        // SAFETY: as in `step`; what the chain itself makes is read in the rows of this task alone.
+                        unsafe { conv.run(&self.operands(*w, *x, *y, *residual), &part) };
+                    }
+                    Work::MaxPool { x, y } => {
+                        // SAFETY: tasks have rows of their own.
+                        unsafe { max_pool(self.isa, &self.view(*x), &self.view(*y), image, rows.clone()) };
+                    }
+                    _ => unreachable!(
+                        "chains are made of direct convolutions after a convolution or a max-pool"
+                    ),
+                }
+                spent.fetch_add(nanoseconds(start), Ordering::Relaxed);
+            }
+        });
+        spent.into_iter().map(AtomicU64::into_inner).collect()
     }
 
     fn winograd(&self, layer: &Winograd, w: usize, unit: &ConvUnit, n: usize, scratch: &mut Scratch) {
@@ -276,7 +326,7 @@ fn blocks(len: usize, block: usize) -> Vec<Range<usize>> {
 /// How a convolution is divided among tasks: rows where the map is large, panels of channels where the weights are.
 fn parts(conv: &Conv, y: &View, n: usize) -> Vec<Part> {
     let (h, panels) = (y.map.h, conv.packed.panels.len());
-    let (rows, panel_block) = if h > 14 { (h.div_ceil(14), panels) } else { (h, 1) };
+    let (rows, panel_block) = if h > LARGE_MAP { (h.div_ceil(ROW_BLOCKS), panels) } else { (h, 1) };
     let mut parts = vec![];
     for image in 0..n {
         for panels in blocks(panels, panel_block) {

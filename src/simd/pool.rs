@@ -87,9 +87,8 @@ impl Shared {
         let is_new = |gate: u64, seen: u64| gate & OPEN != 0 && gate >> 32 != seen;
         loop {
             let last = *seen;
-            let is_due = || {
-                is_new(self.gate.load(Ordering::SeqCst), last) || self.closed.load(Ordering::SeqCst)
-            };
+            let is_due =
+                || is_new(self.gate.load(Ordering::SeqCst), last) || self.closed.load(Ordering::SeqCst);
             if !spin(is_due) {
                 let mut guard = self.guard();
                 // The caller opens the gate and then looks for sleepers; one of both sees the other.
