@@ -24,7 +24,7 @@ mod tests;
 pub use description::{Calibration, Description, Source};
 
 use super::fold::{BatchNorm, fold};
-use super::weights::{Folded, Quantised, Weights};
+use super::weights::{Folded, Normalisation, Quantised, Weights};
 use crate::error::{Error, Result};
 use crate::model::graph::{BufferId, Graph, Op, ParamId, TensorId, lower};
 use crate::model::units::{ConvUnit, Unit, units};
@@ -256,5 +256,9 @@ impl Weights for ModelFile {
         let name = &self.graph.tensors[pooled.unwrap_or(tensor)].name;
         let scale = self.calibration()?.scales.get(name).copied();
         scale.ok_or_else(|| Error::input_file(&self.path, format!("has no 8-bit scale of {name}")))
+    }
+
+    fn normalisation(&self) -> Normalisation {
+        self.description.normalisation()
     }
 }
