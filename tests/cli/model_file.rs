@@ -27,7 +27,7 @@ fn a_calibrated_model() {
     assert_eq!((description.resolution, description.classes.len()), (32, 10));
     let source = &description.source;
     assert_eq!((source.sha256.len(), source.epoch), (64, Some(4)));
-    assert_eq!(source.recipe.get("model.arch").map(String::as_str), Some("resnet-tiny"), "{source:?}");
+    assert_eq!(source.recipe.get("model.arch").map(String::as_str), Some("\"resnet-tiny\""), "{source:?}");
     assert!((0.0..=100.0).contains(&source.scores["val_top1"]), "{source:?}");
     // The f32 weights come back as they were.
     let json = |checkpoint: &Path| {
