@@ -2,24 +2,13 @@
 //! backends are compared with. Slow and clear: f32 between operations, every sum in f64.
 
 use super::fold::{krsc_from_kcrs, rsck_from_krsc};
+use super::weights::Normalisation;
 use crate::error::{Error, Result};
 use crate::model::graph::{ConvShape, EPS, Graph, Op, TensorId};
 use crate::model::params::Role;
-use crate::model::spec::{MEAN, STD};
 use crate::simd::dispatch::multiversion;
 use crate::simd::isa::Isa;
 use crate::tensor::HostTensor;
-
-/// The input is (byte / 255 - mean) / std, by channel.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Normalisation {
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-}
-
-impl Normalisation {
-    pub const IMAGENET: Self = Self { mean: MEAN, std: STD };
-}
 
 /// A network with its unfused weights.
 pub struct Reference {

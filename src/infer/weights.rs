@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::model::graph::{ParamId, TensorId};
+use crate::model::spec::{MEAN, STD};
 use crate::model::units::ConvUnit;
 
 /// A convolution or the classifier in f32, batch norm folded in: y = conv(x, weight) + bias.
@@ -33,6 +34,17 @@ pub struct Quantised {
     pub padding: Vec<u8>,
 }
 
+/// The f32 input is (byte / 255 - mean) / std, by channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalisation {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Normalisation {
+    pub const IMAGENET: Self = Self { mean: MEAN, std: STD };
+}
+
 /// Where numbers come from: a model file, or a test.
 pub trait Weights {
     fn convolution(&self, unit: &ConvUnit) -> Result<Folded>;
@@ -48,4 +60,9 @@ pub trait Weights {
     /// The step of a tensor's u8 values: real = scale u8; of outputs of a ReLU and of the max-pool, which has its input's.
     /// The image's is 1: see [`Quantised`].
     fn scale(&self, tensor: TensorId) -> Result<f32>;
+
+    /// How bytes become the f32 network's input.
+    fn normalisation(&self) -> Normalisation {
+        Normalisation::IMAGENET
+    }
 }

@@ -7,6 +7,7 @@ mod bad_data;
 mod commands;
 mod configuration;
 mod device;
+mod model_file;
 mod other_weights;
 mod outputs;
 mod stopping;

@@ -1,7 +1,6 @@
 //! Weights to 8 bits.
 
-use crate::infer::reference::Normalisation;
-use crate::infer::weights::{Folded, Quantised};
+use crate::infer::weights::{Folded, Normalisation, Quantised};
 use crate::simd::pool::Pool;
 
 /// The largest magnitude of a weight.

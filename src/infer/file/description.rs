@@ -1,6 +1,6 @@
 //! What a model file says of its network besides numbers.
 
-use super::super::reference::Normalisation;
+use super::super::weights::Normalisation;
 use crate::data::{EvalTransform, Interpolation};
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::model::spec::{ALL, ResNetSpec};

@@ -24,7 +24,7 @@ mod tests;
 pub use description::{Calibration, Description, Source};
 
 use super::fold::{BatchNorm, fold};
-use super::weights::{Folded, Quantised, Weights};
+use super::weights::{Folded, Normalisation, Quantised, Weights};
 use crate::error::{Error, Result};
 use crate::model::graph::{BufferId, Graph, Op, ParamId, TensorId, lower};
 use crate::model::units::{ConvUnit, Unit, units};
@@ -41,6 +41,9 @@ pub fn head(entries: &mut [Entry], description: &Description) -> Vec<u8> {
     let description = Description { crc32c, ..description.clone() };
     layout::encode(entries, &serde_json::to_string(&description).expect("plain fields"))
 }
+
+#[cfg(target_endian = "big")]
+compile_error!("model files are little-endian and are used where they lie");
 
 /// A model file, open and checked as far as its header goes.
 pub struct ModelFile {
@@ -179,8 +182,18 @@ impl ModelFile {
 
     /// An f32 tensor by its name: a parameter or running statistic of the unfused network.
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.tensor(name, Dtype::F32, |bytes| {
-            bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        self.with_f32(name, <[f32]>::to_vec)
+    }
+
+    /// The same, where it lies.
+    fn with_f32<T>(&self, name: &str, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
+        self.tensor(name, Dtype::F32, |bytes| match bytemuck::try_cast_slice(bytes) {
+            Ok(values) => read(values),
+            // `export` aligns tensors; safetensors does not ask for it.
+            Err(_) => {
+                let elements = bytes.as_chunks::<4>().0.iter();
+                read(&elements.map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>())
+            }
         })
     }
 
@@ -229,7 +242,7 @@ impl Weights for ModelFile {
         let (gamma, beta) = (self.param(unit.gamma)?, self.param(unit.beta)?);
         let (mean, var) = (self.buffer(unit.mean)?, self.buffer(unit.var)?);
         let norm = BatchNorm { gamma: &gamma, beta: &beta, mean: &mean, var: &var };
-        Ok(fold(&unit.shape, &self.param(unit.weight)?, &norm))
+        self.with_f32(&self.graph.params[unit.weight].name, |weight| fold(&unit.shape, weight, &norm))
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {
@@ -256,5 +269,9 @@ impl Weights for ModelFile {
         let name = &self.graph.tensors[pooled.unwrap_or(tensor)].name;
         let scale = self.calibration()?.scales.get(name).copied();
         scale.ok_or_else(|| Error::input_file(&self.path, format!("has no 8-bit scale of {name}")))
+    }
+
+    fn normalisation(&self) -> Normalisation {
+        self.description.normalisation()
     }
 }
