@@ -10,7 +10,7 @@ run, minimum and median of all rounds; on one thread also what a run takes of th
 ratios to ours (above 1: ours is faster); peak memory; first answer; what the peer chose to run.
 
 --isa avx2 gives ours `--isa avx2` and the peers ONEDNN_MAX_CPU_ISA=AVX2; the kernels printed are the proof. Needs
-bench/peers/requirements.txt; a peer that is not installed is left out by name. tract and rten: bench/peers/rust.
+bench/peers/requirements.txt; a peer that is not installed is left out by name. tract and rten: bench/peers/rust, whose binary INFER_PEER may name.
 """
 
 import argparse
@@ -25,8 +25,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-ENGINE = ROOT / "target/release/engine"
-RUST_PEERS = HERE / "rust/target/release/infer-peer"
+RUST_PEERS = pathlib.Path(os.environ.get("INFER_PEER", HERE / "rust/target/release/infer-peer"))
 # Which precisions a peer has a network for.
 PRECISIONS = {
     "onnxruntime": ("fp32", "int8"),
@@ -40,8 +39,8 @@ PRECISIONS = {
 class Models:
     """Files of one network, made when they are first wanted."""
 
-    def __init__(self, folder, weights, calibrate):
-        self.folder, self.calibrate = folder, calibrate
+    def __init__(self, engine, folder, weights, calibrate):
+        self.engine, self.folder, self.calibrate = engine, folder, calibrate
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = weights or folder / "random.safetensors"
         if not self.weights.exists():
@@ -52,8 +51,8 @@ class Models:
         if not model.exists():
             photographs = self.calibrate or self.folder / "synth"
             if not photographs.exists():
-                run(ENGINE, "data", "synth", photographs, "--train-per-class", "4", "--val-per-class", "1", "--size", "256")
-            command = [ENGINE, "export", "--checkpoint", self.weights, "--format", "cpu", "--output", model]
+                run(self.engine, "data", "synth", photographs, "--train-per-class", "4", "--val-per-class", "1", "--size", "256")
+            command = [self.engine, "export", "--checkpoint", self.weights, "--format", "cpu", "--output", model]
             run(*command, "--int8", "--calibrate", photographs, "--calibration-images", "32")
         return model
 
@@ -66,7 +65,9 @@ class Models:
 
 
 def run(*command):
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
 
 
 class Peer:
@@ -124,8 +125,8 @@ class Peer:
 
 
 class Ours:
-    def __init__(self, precision, model, batch, threads, isa):
-        self.command = [str(ENGINE), "bench", "infer", "--json", "--model", str(model), "--batch", str(batch)]
+    def __init__(self, engine, precision, model, batch, threads, isa):
+        self.command = [str(engine), "bench", "infer", "--json", "--model", str(model), "--batch", str(batch)]
         self.command += ["--threads", str(threads), "--precision", precision, "--isa", isa]
         self.answers = []
 
@@ -155,7 +156,7 @@ def is_there(name):
 
 def compare(models, precision, batch, threads, args):
     """One table: everybody in this precision, batch and number of threads."""
-    players = [Ours(precision, models.ours(), batch, threads, args.isa)]
+    players = [Ours(args.engine, precision, models.ours(), batch, threads, args.isa)]
     for name in args.peers:
         if precision not in PRECISIONS[name] or not is_there(name):
             continue
@@ -202,12 +203,14 @@ def main():
     parser.add_argument("--weights", type=pathlib.Path, help="a safetensors state dict of resnet50")
     parser.add_argument("--calibrate", type=pathlib.Path, help="photographs for int8; without it, drawn shapes: speed alone")
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target/peers", help="folder for the files made here")
+    parser.add_argument("--engine", type=pathlib.Path, default=ROOT / "target/release/engine")
     parser.add_argument("--raw", help="file that gets every figure, a line of JSON a table")
     args = parser.parse_args()
     missing = [name for name in args.peers if not is_there(name)]
     if missing:
         print(f"not installed, left out: {', '.join(missing)}")
-    models = Models(args.models, args.weights, args.calibrate)
+    args.engine = args.engine.resolve()
+    models = Models(args.engine, args.models, args.weights, args.calibrate)
     for precision in args.precision:
         if args.isa == "avx2" and precision == "bf16":
             continue
