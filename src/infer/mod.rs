@@ -25,6 +25,7 @@ pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
+mod bf16;
 #[cfg(test)]
 mod tests;
 
