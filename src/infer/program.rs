@@ -1,6 +1,7 @@
 //! The compiler: each unit of the graph becomes a step with its weights packed for the machine.
 
 use super::algorithm::Algorithm;
+use super::bf16::Buffers;
 use super::options::Options;
 use super::plan::{Placed, Plan, chains};
 use super::weights::{Folded, Quantised, Weights};
@@ -14,6 +15,7 @@ use crate::simd::direct::kernel::Kernels;
 use crate::simd::direct::linear::Linear;
 use crate::simd::direct::map::Format;
 use crate::simd::direct::pack::{Filter, Packed, Source};
+use crate::simd::direct::winograd as bf16;
 use crate::simd::isa::Isa;
 use crate::simd::memory::{LINE, Memory};
 use crate::simd::pool::Pool;
@@ -35,6 +37,13 @@ pub(super) enum Work {
         layer: Winograd,
         w: usize,
         unit: ConvUnit,
+    },
+    /// The same in bf16.
+    WinogradBf16 {
+        layer: bf16::Winograd,
+        w: usize,
+        x: TensorId,
+        y: TensorId,
     },
     MaxPool {
         x: TensorId,
@@ -73,6 +82,7 @@ pub struct Program {
     pub(super) arena: Memory,
     pub(super) weights: Memory,
     pub(super) scratch: winograd::Scratch,
+    pub(super) buffers: Buffers,
     /// f32 [n][features], then [n][classes, rounded up to panels], then [n][classes] of the last run.
     pub(super) features: Vec<f32>,
     pub(super) panels: Vec<f32>,
@@ -113,6 +123,7 @@ impl Program {
             Precision::Int8 => Input::Bytes { padding },
             Precision::Fp32 | Precision::Bf16 => Input::normalised(options.mean, options.std),
         };
+        let buffers = Buffers::new(&steps, &plan.tensors, pool.threads())?;
         let features = graph.ops.iter().find_map(|op| match op {
             crate::model::graph::Op::GlobalAvgPool { y, .. } => Some(graph.tensors[*y].c),
             _ => None,
@@ -135,6 +146,7 @@ impl Program {
             scales,
             weights: memory,
             scratch: winograd::Scratch::default(),
+            buffers,
             features: vec![0.0; batch * features],
             panels: vec![0.0; batch * padded],
             logits: vec![0.0; batch * classes],
@@ -156,6 +168,10 @@ fn packed_bytes(kernels: &'static Kernels, precision: Precision, isa: Isa, units
         if let Unit::Conv(unit) = unit {
             let layer = match Algorithm::choose(unit, precision) {
                 Algorithm::Direct => Packed::new(kernels, filter(unit))?.bytes,
+                Algorithm::Winograd(_) if precision == Precision::Bf16 => {
+                    let zeros = vec![0.0; unit.shape.k];
+                    bf16::Winograd::new(isa, &unit.shape, &zeros, unit.relu)?.packed_bytes()
+                }
                 Algorithm::Winograd(tile) => {
                     4 * Winograd::new(isa, tile, &unit.shape, &vec![0.0; unit.shape.k]).packed_floats()
                 }
@@ -216,7 +232,11 @@ impl Compiler<'_> {
 
     fn conv(&mut self, unit: &ConvUnit) -> Result<Work> {
         if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.precision) {
-            return self.winograd(unit, tile);
+            return if self.precision == Precision::Bf16 {
+                self.bf16(unit)
+            } else {
+                self.winograd(unit, tile)
+            };
         }
         let packed = Packed::new(self.kernels, filter(unit))?;
         let (w, bytes) = (self.used, packed.bytes);
@@ -256,6 +276,15 @@ impl Compiler<'_> {
         layer.pack(&self.pool, &weight, packed);
         self.used += bytes.next_multiple_of(LINE);
         Ok(Work::Winograd { layer, w, unit: unit.clone() })
+    }
+
+    fn bf16(&mut self, unit: &ConvUnit) -> Result<Work> {
+        let Folded { weight, bias } = self.weights.convolution(unit)?;
+        let layer = bf16::Winograd::new(self.isa, &unit.shape, &bias, unit.relu)?;
+        let (w, bytes) = (self.used, layer.packed_bytes());
+        layer.pack(&self.pool, &weight, &mut self.memory.bytes_mut()[w..w + bytes]);
+        self.used += bytes.next_multiple_of(LINE);
+        Ok(Work::WinogradBf16 { layer, w, x: unit.x, y: unit.y })
     }
 
     /// y = scale[k] x_scale sum + bias + r_scale r in steps of y's own scale; in real units where y is f32.

@@ -10,7 +10,7 @@ use crate::simd::direct::conv::{Conv, Operands, Part};
 use crate::simd::direct::linear::LANES;
 use crate::simd::direct::map::{Format, View};
 use crate::simd::direct::pools::{average_pool, max_pool};
-use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Winograd};
+use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Tile, Winograd};
 use crate::tensor::HostTensor;
 use half::bf16;
 use std::ops::Range;
@@ -116,6 +116,11 @@ impl Program {
                 });
             }
             Work::Winograd { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
+            Work::WinogradBf16 { layer, w, x, y } => {
+                // SAFETY: the layer's place in the packed weights.
+                let w = unsafe { this.weights.ptr().add(*w) };
+                this.winograd_bf16(layer, w, &this.view(*x), &this.view(*y), n);
+            }
             Work::MaxPool { x, y } => {
                 let (x, y) = (this.view(*x), this.view(*y));
                 let blocks = blocks(y.map.h, 8);
@@ -235,6 +240,7 @@ impl Program {
             let algorithm = match &step.work {
                 Work::Conv { .. } => Algorithm::Direct.name(),
                 Work::Winograd { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
+                Work::WinogradBf16 { .. } => Algorithm::Winograd(Tile::F2).name(),
                 Work::MaxPool { .. } | Work::AvgPool { .. } => "pool",
                 Work::Linear(_) => "linear",
             };
