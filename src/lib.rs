@@ -7,17 +7,21 @@
 //! |---|---|
 //! | [`error`], [`terminal`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
-//! | [`config`] | TOML, environment and flags -> one validated struct |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
+//! | [`config`] | TOML, environment and flags -> one validated struct |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`optim`] | update rules on slices, schedules: the oracle for fused kernels |
 //! | [`backend`] | a training step on a device |
 //! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
 //! | [`train`] | trainer, evaluation, metrics |
-//! | [`export`] | safetensors and .pth for other programs |
 //! | [`infer`] | inference on a CPU: model file -> program -> answer |
+//! | [`export`] | safetensors and .pth for other programs, model files for [`infer`] |
+//! | [`classify`] | the standalone binary: pictures -> answers |
 //! | [`cli`] | flags -> command; exit codes in one place |
+//!
+//! Without the feature `train` there is only what the standalone binary `classify` needs: no data sets, no trainer, no
+//! checkpoints and exports, no `engine` command.
 
 pub mod error;
 pub mod terminal;
@@ -26,16 +30,25 @@ pub mod files;
 pub mod tensor;
 pub mod rng;
 pub mod model;
-pub mod config;
 pub mod data;
+#[cfg(feature = "train")]
+pub mod config;
 pub mod simd;
+#[cfg(feature = "train")]
 pub mod optim;
+#[cfg(feature = "train")]
 pub mod backend;
 #[cfg(feature = "cuda")]
 pub mod check;
+#[cfg(feature = "train")]
 pub mod checkpoint;
+#[cfg(feature = "train")]
 pub mod log;
+#[cfg(feature = "train")]
 pub mod train;
-pub mod export;
 pub mod infer;
+#[cfg(feature = "train")]
+pub mod export;
+pub mod classify;
+#[cfg(feature = "train")]
 pub mod cli;

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "terminal", "failpoint", "files", "tensor", "rng"],
     &["model"],
-    &["config"],
     &["data"],
+    &["config"],
     &["simd"],
     &["optim"],
     &["backend"],
     &["check"],
     &["checkpoint", "log"],
     &["train"],
-    &["export"],
     &["infer"],
+    &["export"],
+    &["classify"],
     &["cli"],
 ];
 
@@ -27,6 +28,9 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("backend/cuda", "backend::cpu", "the backends never meet: what both need goes to backend/mod.rs"),
     ("infer", "train", "the inference program knows nothing of training"),
     ("infer", "optim", "the inference program knows nothing of training"),
+    ("classify", "train", "it is built without the trainer"),
+    ("classify", "backend", "it is built without the trainer"),
+    ("infer", "checkpoint", "the inference program reads model files alone"),
     ("infer", "backend", "the inference program runs on simd/, not on a training backend"),
 ];
 

@@ -6,6 +6,9 @@ pub mod cuda;
 pub mod fault;
 pub mod loss;
 
+pub use crate::model::graph::EPS;
+pub use crate::model::spec::{MEAN, STD};
+
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::optim::sgd::Sgd;
@@ -16,12 +19,7 @@ use std::collections::BTreeMap;
 /// Tensors by torchvision's names; convolution weights KCRS.
 pub type NamedTensors = BTreeMap<String, HostTensor>;
 
-/// Per channel, of ImageNet's training set in [0, 1] (torchvision's presets).
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
-
-/// Batch norm: PyTorch's defaults, which torchvision keeps.
-pub const EPS: f64 = 1e-5;
+/// Batch norm: PyTorch's default, which torchvision keeps.
 pub const RUNNING_MOMENTUM: f64 = 0.1;
 
 /// Prefix of the optimiser's velocities in a state.

@@ -3,6 +3,8 @@
 use super::device::Device;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
+use crate::infer::Precision as InferencePrecision;
+use crate::simd::isa::Isa;
 use crate::train::Resume;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -142,7 +144,7 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored)
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
@@ -185,7 +187,7 @@ fn threads(text: &str) -> std::result::Result<usize, String> {
     count.ok_or_else(|| format!("expected a number from 0 to {MAX_THREADS}"))
 }
 
-/// Classify pictures
+/// Classify pictures, seen as a viewer shows them: turned by their EXIF orientation, transparency on white
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct PredictArgs {
@@ -219,6 +221,34 @@ pub struct ExportArgs {
 
     #[arg(long, value_name = "PATH")]
     pub output: PathBuf,
+
+    /// With --format cpu: 8-bit weights beside the f32 ones, and a table of what they cost each layer
+    #[arg(long, requires = "calibrate")]
+    pub int8: bool,
+
+    /// Photographs like those that the network will see, for --int8: a folder of images or of class folders, or a tar;
+    /// train/ of a data set
+    #[arg(long, value_name = "DIR|TAR", requires = "int8")]
+    pub calibrate: Option<PathBuf>,
+
+    /// How many of them are used
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    pub calibration_images: u32,
+
+    /// How the range of an activation is chosen
+    #[arg(long, value_enum, default_value_t = Range::Mse)]
+    pub calibration: Range,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Range {
+    /// Least mean square error
+    Mse,
+    /// 99.99 % of all values lie within it
+    Percentile,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -227,6 +257,8 @@ pub enum ExportFormat {
     Safetensors,
     /// The same for torch.load(weights_only=True)
     Pth,
+    /// A model file for `classify`: weights, class names and the preparation of pictures
+    Cpu,
 }
 
 #[derive(Debug, Subcommand)]
@@ -282,8 +314,56 @@ pub struct PlotArgs {
     pub all: bool,
 }
 
+/// Classification on the CPU, as `classify` does it, on synthetic pixels
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct InferArgs {
+    /// A model file, or random weights of a network: random:resnet50
+    #[arg(long, value_name = "FILE|random:ARCH", default_value = "random:resnet50")]
+    pub model: String,
+
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+
+    /// Side of the images; without it, the model's, and 224 for random weights
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<usize>,
+
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// fp32, bf16 or int8; without it, the fastest that model and machine have
+    #[arg(long, value_parser = inference_precision)]
+    pub precision: Option<InferencePrecision>,
+
+    /// auto, avx512, avx2, neon or portable
+    #[arg(long, default_value = "auto", value_parser = Isa::named)]
+    pub isa: Isa,
+
+    /// Seconds of measuring
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
+
+    /// Measure this many runs, instead of for some seconds
+    #[arg(long)]
+    pub iterations: Option<usize>,
+
+    /// Each layer's time and its share of what this machine was measured to be capable of
+    #[arg(long)]
+    pub layers: bool,
+
+    /// One JSON object instead of a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn inference_precision(name: &str) -> std::result::Result<InferencePrecision, String> {
+    InferencePrecision::named(name).ok_or_else(|| "expected fp32, bf16 or int8".to_owned())
+}
+
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
+    Infer(InferArgs),
     /// Training steps on synthetic pixels
     Train {
         #[arg(long, default_value = "resnet50")]

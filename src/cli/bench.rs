@@ -22,6 +22,7 @@ use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
+        BenchCommand::Infer(args) => super::bench_infer::run(args)?,
         BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, trace, json } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
@@ -143,10 +144,10 @@ struct Report {
 }
 
 #[derive(serde::Serialize)]
-struct Latency {
-    median: f64,
-    p95: f64,
-    min: f64,
+pub struct Latency {
+    pub median: f64,
+    pub p95: f64,
+    pub min: f64,
 }
 
 struct TrainJob {
@@ -265,14 +266,15 @@ fn fma_peak(pool: &Pool, isa: Isa) -> f64 {
     (0..10).map(|_| peak::measure(pool, isa)).fold(0.0, f64::max)
 }
 
-fn latency(mut seconds: Vec<f64>) -> Latency {
+/// In milliseconds.
+pub fn latency(mut seconds: Vec<f64>) -> Latency {
     seconds.sort_by(f64::total_cmp);
     let at = |share: f64| 1e3 * seconds[((seconds.len() - 1) as f64 * share).round() as usize];
     Latency { median: at(0.5), p95: at(0.95), min: at(0.0) }
 }
 
 /// Largest resident size so far, from Linux's /proc; 0 where there is none.
-fn peak_memory_mb() -> f64 {
+pub fn peak_memory_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_infer;
 #[cfg(feature = "cuda")]
 mod check;
 mod data;

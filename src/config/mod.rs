@@ -7,6 +7,7 @@ mod validate;
 pub use merge::{Overrides, load};
 pub use recipe::{differing_keys, recipe_keys};
 
+pub use crate::data::Interpolation;
 use crate::model::params::Role;
 use serde::{Deserialize, Serialize};
 
@@ -95,14 +96,6 @@ pub struct Augment {
     /// Probability of a horizontal flip.
     pub flip: f64,
     pub interpolation: Interpolation,
-}
-
-/// Pillow's BILINEAR (triangle, support 1) or BICUBIC (Catmull-Rom, a = -0.5, support 2), widened by the scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Interpolation {
-    Bilinear,
-    Bicubic,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

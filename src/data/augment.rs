@@ -1,7 +1,8 @@
-//! torchvision's geometry, to the letter, as functions of the image's size and of the draws.
+//! torchvision's random geometry, to the letter, as functions of the image's size and of the draws.
 
-use super::decode::{Decoder, Header, Limits, Rect, Region, read_header};
-use super::resize::{Interpolation, Resizer};
+use super::decode::{Header, Rect};
+use super::preprocess::{Workshop, round};
+use super::resize::Interpolation;
 use crate::rng::{Purpose, Rng};
 
 /// RandomResizedCrop's ranges: share of the area, and width over height.
@@ -32,27 +33,6 @@ impl TrainTransform {
     pub fn new(resolution: usize) -> Self {
         Self { resolution, crop: Crop::default(), flip: 0.5, interpolation: Interpolation::Bilinear }
     }
-}
-
-/// Resize(resize) of the shorter side, then CenterCrop(crop).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EvalTransform {
-    pub resize: usize,
-    pub crop: usize,
-    pub interpolation: Interpolation,
-}
-
-impl EvalTransform {
-    /// At `resolution` pixels: the crop is `crop_ratio` of the resized shorter side, rounded (224 of 256 at 0.875).
-    pub fn new(resolution: usize, crop_ratio: f64, interpolation: Interpolation) -> Self {
-        let resize = (resolution as f64 / crop_ratio).round() as usize;
-        Self { resize, crop: resolution, interpolation }
-    }
-}
-
-/// Python's `int(round(x))`: ties go to the even number.
-fn round(x: f64) -> i64 {
-    x.round_ties_even() as i64
 }
 
 /// torchvision's `RandomResizedCrop.get_params`. `uniform` gives draws in [0, 1), used in this order: for each of ten
@@ -98,43 +78,6 @@ fn central_fallback(height: usize, width: usize, ratio: (f64, f64)) -> Rect {
     Rect { top: (height - h) / 2, left: (width - w) / 2, height: h, width: w }
 }
 
-/// torchvision's `Resize(size)` with one number: the shorter side becomes `size`, the longer one
-/// `int(size * long / short)`. (height, width) -> (height, width).
-pub fn resized_size(height: usize, width: usize, size: usize) -> (usize, usize) {
-    let (short, long) = (height.min(width), height.max(width));
-    let new_long = (size * long / short).max(1);
-    if width <= height { (new_long, size) } else { (size, new_long) }
-}
-
-/// One axis of torchvision's `CenterCrop`: where the crop begins in the image, negative where the image is padded
-/// with zeros because it is smaller.
-pub(crate) fn center_offset(len: usize, crop: usize) -> i64 {
-    if crop > len {
-        // The padding before is (crop - len) // 2, and what remains of it goes after.
-        return -(((crop - len) / 2) as i64);
-    }
-    round((len - crop) as f64 / 2.0)
-}
-
-impl EvalTransform {
-    /// A file's bytes -> u8 [crop, crop, 3]; `name` is for messages.
-    pub fn apply(&self, bytes: &[u8], name: &str, limits: Limits) -> crate::error::Result<Vec<u8>> {
-        let mut out = vec![0; self.crop * self.crop * 3];
-        read_header(bytes, limits)
-            .and_then(|header| Workshop::default().eval(&mut bytes.to_vec(), &header, self, &mut out))
-            .map_err(|reason| crate::error::Error::input_file(name, reason))?;
-        Ok(out)
-    }
-}
-
-/// Everything that a worker needs to turn bytes into pixels.
-#[derive(Default)]
-pub(crate) struct Workshop {
-    decoder: Decoder,
-    resizer: Resizer,
-    resized: Vec<u8>,
-}
-
 impl Workshop {
     /// The training image of (seed, epoch, sample), into `out` [resolution, resolution, 3].
     pub fn train(
@@ -157,18 +100,6 @@ impl Workshop {
         }
         Ok(())
     }
-
-    /// The evaluation image, into `out` [crop, crop, 3].
-    pub fn eval(
-        &mut self,
-        bytes: &mut [u8],
-        header: &Header,
-        transform: &EvalTransform,
-        out: &mut [u8],
-    ) -> Result<(), String> {
-        let region = self.decoder.decode(bytes, header, Rect::whole(header.height, header.width))?;
-        eval_pixels(region, transform, &mut self.resizer, &mut self.resized, out)
-    }
 }
 
 /// Mirrors each row of `pixels` [_, width, 3].
@@ -177,35 +108,4 @@ pub(crate) fn flip_rows(pixels: &mut [u8], width: usize) {
         let row: &mut [[u8; 3]] = bytemuck::cast_slice_mut(row);
         row.reverse();
     }
-}
-
-fn eval_pixels(
-    region: Region<'_>,
-    transform: &EvalTransform,
-    resizer: &mut Resizer,
-    resized: &mut Vec<u8>,
-    out: &mut [u8],
-) -> Result<(), String> {
-    let crop = transform.crop;
-    let (height, width) = resized_size(region.rect.height, region.rect.width, transform.resize);
-    // A strip of an image within the limit may be beyond it once its short side has grown.
-    if (height * width) as u64 > Limits::default().pixels {
-        let Rect { height: h, width: w, .. } = region.rect;
-        return Err(format!("{w} x {h} would become {width} x {height} for evaluation: crop it"));
-    }
-    let len = height * width * 3;
-    resized.resize(len.max(resized.len()), 0);
-    resizer.resize(region, transform.interpolation, height, width, &mut resized[..len])?;
-    let (top, left) = (center_offset(height, crop), center_offset(width, crop));
-    let (from, to) = ((left.max(0)) as usize, (-left).max(0) as usize);
-    let count = crop.min(width);
-    out.fill(0);
-    for (y, row) in out.chunks_exact_mut(crop * 3).enumerate() {
-        let source = y as i64 + top;
-        if (0..height as i64).contains(&source) {
-            let at = (source as usize * width + from) * 3;
-            row[to * 3..(to + count) * 3].copy_from_slice(&resized[at..at + count * 3]);
-        }
-    }
-    Ok(())
 }

@@ -1,11 +1,11 @@
 //! From the bytes of an image file to RGB pixels, by what the bytes are and not by what the file is called.
 //!
-//! JPEG, PNG and WebP come out as Pillow's `convert("RGB")` has them: alpha is dropped, palettes are looked up, EXIF
-//! orientation is ignored (torchvision does so too). Every failure is one sentence; whoever knows the file's name
-//! puts it in front.
+//! JPEG, PNG and WebP come out as Pillow's `convert("RGB")` has them, or as a person sees them: see [`Reading`]. Every
+//! failure is one sentence; whoever knows the file's name puts it in front.
 
 use std::io::Cursor;
 
+use super::exif::{self, Orientation};
 use super::jpeg::{self, JpegHeader};
 use crate::error::{Error, Result};
 
@@ -20,6 +20,18 @@ impl Default for Limits {
     fn default() -> Self {
         Self { pixels: 178_956_970 }
     }
+}
+
+/// What a file's numbers mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reading {
+    /// As Pillow's `convert("RGB")` and so torchvision's `ImageFolder` have them: alpha is dropped, 16-bit grey is clipped,
+    /// EXIF orientation is ignored. Training and evaluation on a data set read so.
+    #[default]
+    DataSet,
+    /// As a viewer shows it: turned by EXIF orientation, alpha laid over white, 16-bit grey by its high byte. People's
+    /// own pictures are read so.
+    Photograph,
 }
 
 /// RGB u8, row by row, [height, width, 3].
@@ -72,14 +84,18 @@ pub struct Header {
     pub channels: u8,
     pub bits: u8,
     pub progressive: bool,
-    /// EXIF orientation of a JPEG, 1 to 8.
+    /// EXIF orientation, 1 to 8.
     pub orientation: Option<u16>,
     jpeg: Option<JpegHeader>,
 }
 
 /// Beginnings of files that are often met in an image folder and are not decoded here.
-const OTHERS: [(&[u8], &str); 10] = [
+const OTHERS: [(&[u8], &str); 14] = [
     (b"GIF8", "a GIF image"),
+    (b"<svg", "an SVG drawing"),
+    (b"%PDF", "a PDF document"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (b"BM", "a BMP image"),
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
@@ -90,6 +106,34 @@ const OTHERS: [(&[u8], &str); 10] = [
     (b"PK\x03\x04", "a zip archive"),
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
 ];
+
+/// Brands of the ISO media container (ISO 14496-12, 4.3) that hold still pictures.
+const BRANDS: [(&[u8], &str); 7] = [
+    (b"heic", "a HEIC photograph"),
+    (b"heix", "a HEIC photograph"),
+    (b"hevc", "a HEIC photograph"),
+    (b"mif1", "a HEIF photograph"),
+    (b"msf1", "a HEIF photograph"),
+    (b"avif", "an AVIF image"),
+    (b"avis", "an AVIF image"),
+];
+
+/// What a file that is not decoded here is, as far as its beginning tells.
+fn other_kind(bytes: &[u8]) -> Option<&'static str> {
+    let text = bytes.trim_ascii_start();
+    let begins =
+        |text: &[u8]| OTHERS.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, name)| *name);
+    if bytes.get(4..8) == Some(b"ftyp") {
+        let brand = BRANDS.iter().find(|(brand, _)| bytes.get(8..12) == Some(brand));
+        return Some(brand.map_or("a video or another ISO media file", |(_, name)| name));
+    }
+    if text.starts_with(b"<?xml") || text.starts_with(b"<!--") {
+        let head = &text[..text.len().min(4096)];
+        let is_svg = head.windows(4).any(|part| part == b"<svg");
+        return Some(if is_svg { "an SVG drawing" } else { "an XML document" });
+    }
+    begins(bytes).or_else(|| begins(text))
+}
 
 fn sniff(bytes: &[u8]) -> Result<Format, String> {
     if bytes.is_empty() {
@@ -104,9 +148,9 @@ fn sniff(bytes: &[u8]) -> Result<Format, String> {
     if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
         return Ok(Format::WebP);
     }
-    let what = OTHERS.iter().find(|(magic, _)| bytes.starts_with(magic)).map_or_else(
+    let what = other_kind(bytes).map_or_else(
         || format!("not an image (it begins with {:02x?})", &bytes[..bytes.len().min(8)]),
-        |(_, name)| (*name).into(),
+        Into::into,
     );
     Err(format!("{what}; JPEG, PNG and WebP are read"))
 }
@@ -127,12 +171,13 @@ pub fn read_header(bytes: &[u8], limits: Limits) -> Result<Header, String> {
                 jpeg: Some(jpeg),
             }
         }
-        Format::Png => png_header(bytes)?,
+        Format::Png => Header { orientation: exif::of_png(bytes), ..png_header(bytes)? },
         Format::WebP => {
             let decoder = webp_decoder(bytes)?;
             let (width, height) = decoder.dimensions();
             let channels = if decoder.has_alpha() { 4 } else { 3 };
-            plain_header(Format::WebP, width, height, channels, 8)
+            let header = plain_header(Format::WebP, width, height, channels, 8);
+            Header { orientation: exif::of_webp(bytes), ..header }
         }
     };
     let pixels = header.width as u64 * header.height as u64;
@@ -154,6 +199,7 @@ fn plain_header(format: Format, width: u32, height: u32, channels: u8, bits: u8)
 /// A decoder with its buffer: one per worker.
 #[derive(Default)]
 pub struct Decoder {
+    pub reading: Reading,
     pixels: Vec<u8>,
     scratch: Vec<u8>,
     #[cfg(feature = "turbojpeg")]
@@ -184,7 +230,25 @@ impl Region<'_> {
 pub const JPEG_DECODER: &str =
     if cfg!(feature = "turbojpeg") { "libjpeg-turbo (region)" } else { "zune-jpeg (pure Rust)" };
 
+/// Makes room for `len` bytes, or says that the machine has none.
+pub(super) fn grow(buffer: &mut Vec<u8>, len: usize) -> Result<(), String> {
+    let more = len.saturating_sub(buffer.len());
+    buffer
+        .try_reserve_exact(more)
+        .map_err(|_| format!("there is no memory for {} MB of pixels: make it smaller", len >> 20))?;
+    buffer.resize(len.max(buffer.len()), 0);
+    Ok(())
+}
+
 impl Decoder {
+    /// How what [`Self::decode`] gives has to be turned.
+    pub fn orientation(&self, header: &Header) -> Orientation {
+        match self.reading {
+            Reading::DataSet => Orientation::default(),
+            Reading::Photograph => header.orientation.map_or(Orientation::default(), Orientation::from_exif),
+        }
+    }
+
     /// Decodes at least `rect`, which lies inside the image. `bytes` are changed while this runs, and are as they
     /// were when it returns.
     ///
@@ -217,25 +281,29 @@ impl Decoder {
         decoder.set_transformations(png::Transformations::EXPAND);
         let mut reader = decoder.read_info().map_err(damaged)?;
         let len = reader.output_buffer_size().ok_or("the PNG is too large for this machine")?;
-        self.scratch.resize(len, 0);
-        let frame = reader.next_frame(&mut self.scratch).map_err(damaged)?;
+        grow(&mut self.scratch, len)?;
+        let frame = reader.next_frame(&mut self.scratch[..len]).map_err(damaged)?;
         let channels = frame.color_type.samples();
         let wide = frame.bit_depth == png::BitDepth::Sixteen;
         let count = header.width * header.height;
         if (frame.width as usize, frame.height as usize) != (header.width, header.height) {
             return Err("the PNG's first frame does not have the size of the image".into());
         }
-        self.pixels.resize((count * 3).max(self.pixels.len()), 0);
-        let step = channels * if wide { 2 } else { 1 };
-        for (to, from) in self.pixels.chunks_exact_mut(3).zip(self.scratch.chunks_exact(step)).take(count) {
-            let rgb = match (channels, wide) {
+        grow(&mut self.pixels, count * 3)?;
+        let width = if wide { 2 } else { 1 };
+        let as_seen = self.reading == Reading::Photograph;
+        let samples = self.scratch.chunks_exact(channels * width);
+        for (to, from) in self.pixels.chunks_exact_mut(3).zip(samples).take(count) {
+            // The high byte of a 16-bit sample stands first.
+            let sample = |i: usize| from[i * width];
+            let mut rgb = if channels <= 2 { [sample(0); 3] } else { [sample(0), sample(1), sample(2)] };
+            match channels {
                 // Pillow keeps 16-bit grey as it is and clips it on the way to RGB; it takes the high byte of every
                 // other 16-bit layout (Pillow 13.0, `I;16` and `RGB;16B`).
-                (1, true) => [if from[0] == 0 { from[1] } else { 255 }; 3],
-                (1 | 2, _) => [from[0]; 3],
-                (_, true) => [from[0], from[2], from[4]],
-                (_, false) => [from[0], from[1], from[2]],
-            };
+                1 if wide && !as_seen => rgb = [if from[0] == 0 { from[1] } else { 255 }; 3],
+                2 | 4 if as_seen => rgb = over_white(rgb, sample(channels - 1)),
+                _ => {}
+            }
             to.copy_from_slice(&rgb);
         }
         Ok(())
@@ -244,19 +312,27 @@ impl Decoder {
     fn decode_webp(&mut self, bytes: &[u8], header: &Header) -> Result<(), String> {
         let mut decoder = webp_decoder(bytes)?;
         let len = decoder.output_buffer_size().ok_or("the WebP is too large for this machine")?;
-        self.scratch.resize(len, 0);
+        grow(&mut self.scratch, len)?;
         decoder
-            .read_image(&mut self.scratch)
+            .read_image(&mut self.scratch[..len])
             .map_err(|e| format!("the WebP is damaged or cut short: {e}"))?;
         let count = header.width * header.height;
-        self.pixels.resize((count * 3).max(self.pixels.len()), 0);
+        grow(&mut self.pixels, count * 3)?;
         let channels = if decoder.has_alpha() { 4 } else { 3 };
-        for (to, from) in self.pixels.chunks_exact_mut(3).zip(self.scratch.chunks_exact(channels)).take(count)
-        {
-            to.copy_from_slice(&from[..3]);
+        let as_seen = self.reading == Reading::Photograph;
+        let samples = self.scratch.chunks_exact(channels);
+        for (to, from) in self.pixels.chunks_exact_mut(3).zip(samples).take(count) {
+            let rgb = [from[0], from[1], from[2]];
+            to.copy_from_slice(&if channels == 4 && as_seen { over_white(rgb, from[3]) } else { rgb });
         }
         Ok(())
     }
+}
+
+/// `rgb` of opacity `alpha` / 255 on white, rounded to the nearest; neither PNG nor WebP has premultiplied colours.
+fn over_white(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
+    let alpha = u32::from(alpha);
+    rgb.map(|c| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8)
 }
 
 fn png_header(bytes: &[u8]) -> Result<Header, String> {

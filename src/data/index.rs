@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::listing::{Entry, Listing, list_folder, list_shards, list_tar_part};
+use super::listing::{Entry, Listing, list_folder, list_shards, list_tar_part, loose_images};
 use super::shard::Shard;
 use super::split::Split;
 use crate::error::{Error, Result};
@@ -85,6 +85,21 @@ impl Splits {
             .collect::<Result<_>>()?;
         Ok(Self { splits, classes })
     }
+}
+
+/// Images for a tool that asks for no labels: the training half of what [`Splits::open`] takes, all of it where it is not
+/// divided, or the images that lie in the folder itself.
+pub fn unlabelled(path: &Path) -> Result<Arc<Split>> {
+    if path.is_dir() {
+        let loose = loose_images(path)?;
+        if !loose.is_empty() {
+            return Ok(Arc::new(Split::from_files(loose.into_iter().map(|file| (file, 0)))));
+        }
+    }
+    let splits = Splits::open(path)?.splits.into_iter();
+    // "train" comes first where it is there.
+    let first = splits.map(|(_, split)| split).next();
+    first.ok_or_else(|| Error::input_file(path, "has no images"))
 }
 
 /// Train and val as far as they are there, and the text of `classes.txt`.

@@ -3,6 +3,8 @@
 //! The headers are read here and not by the decoder, because the pixel cap, the crop and the check for truncation
 //! come before or after decoding and are the same for every decoder.
 
+use super::decode::grow;
+use super::exif;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -34,26 +36,6 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(*bytes.get(at)?) << 8 | usize::from(*bytes.get(at + 1)?))
 }
 
-/// The orientation tag (0x0112) of the first IFD of an `Exif\0\0` segment (TIFF 6.0, section 2).
-fn exif_orientation(segment: &[u8]) -> Option<u16> {
-    let tiff = segment.strip_prefix(b"Exif\0\0")?;
-    let little = match tiff.get(..2)? {
-        b"II" => true,
-        b"MM" => false,
-        _ => return None,
-    };
-    let number = |at: usize, len: usize| -> Option<usize> {
-        let bytes = tiff.get(at..at.checked_add(len)?)?;
-        let fold = |n: usize, b: &u8| n << 8 | usize::from(*b);
-        Some(if little { bytes.iter().rev().fold(0, fold) } else { bytes.iter().fold(0, fold) })
-    };
-    let ifd = number(4, 4)?;
-    let entries = number(ifd, 2)?;
-    let at = (0..entries).map(|i| ifd + 2 + 12 * i).find(|&at| number(at, 2) == Some(0x0112))?;
-    let value = number(at + 8, 2)? as u16;
-    (1..=8).contains(&value).then_some(value)
-}
-
 /// Reads the markers up to the first scan (ITU-T T.81, annex B). `bytes` begin with FF D8.
 pub(crate) fn read_header(bytes: &[u8]) -> Result<JpegHeader, String> {
     let cut = || format!("the JPEG is cut short in its headers ({} bytes)", bytes.len());
@@ -76,7 +58,9 @@ pub(crate) fn read_header(bytes: &[u8]) -> Result<JpegHeader, String> {
             0xc0..=0xcf if !matches!(code, 0xc4 | 0xc8 | 0xcc) => {
                 header = Some(frame(code, segment, at + 4).ok_or_else(cut)??);
             }
-            0xe1 if orientation.is_none() => orientation = exif_orientation(segment),
+            0xe1 if orientation.is_none() && segment.starts_with(b"Exif\0\0") => {
+                orientation = exif::orientation(segment);
+            }
             0xda => {
                 let mut header = header.ok_or("the JPEG has no frame header before its first scan")?;
                 header.single_scan &= segment.first() == Some(&header.components);
@@ -188,9 +172,7 @@ fn decode(bytes: &[u8], width: usize, height: usize, pixels: &mut Vec<u8>) -> Re
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     let len = width * height * 3;
-    if pixels.len() < len {
-        pixels.resize(len, 0);
-    }
+    grow(pixels, len)?;
     decoder.decode_headers().map_err(|e| format!("the JPEG's headers are damaged: {e:?}"))?;
     if decoder.dimensions() != Some((width, height)) {
         return Err(format!("the JPEG has more than one frame header: {:?}", decoder.dimensions()));

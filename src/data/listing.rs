@@ -52,6 +52,12 @@ pub(crate) fn list_folder(root: &Path) -> Result<Listing> {
     Ok(listing)
 }
 
+/// Images that lie in `folder` itself, sorted.
+pub(crate) fn loose_images(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (_, files) = read_folder(folder)?;
+    Ok(files.into_iter().filter(|file| is_image(file)).map(|file| folder.join(file)).collect())
+}
+
 /// Adds (folder, file) of each image at or below `root/folder`.
 fn walk(root: &Path, folder: &str, found: &mut Vec<(String, String)>) -> Result<()> {
     let (folders, files) = read_folder(&root.join(folder))?;

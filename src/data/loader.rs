@@ -18,7 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::augment::{EvalTransform, TrainTransform};
+use super::augment::TrainTransform;
+use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::worker::{self, Job, Recipe, Slots};
 use crate::error::{Error, Result};

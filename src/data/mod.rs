@@ -3,35 +3,55 @@
 //! | file | gives |
 //! |---|---|
 //! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
-//! | [`decode`], `jpeg`, `turbo` | bytes -> RGB |
-//! | [`resize`], [`augment`] | RGB -> the training or evaluation image, by torchvision's definitions |
+//! | [`picture`] | a path or standard input -> bytes |
+//! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
+//! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
 //! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
 
+#[cfg(feature = "train")]
 pub mod augment;
+#[cfg(feature = "train")]
 pub mod batches;
+#[cfg(feature = "train")]
 pub mod bench;
+#[cfg(feature = "train")]
 pub mod check;
 pub mod decode;
+pub mod exif;
+#[cfg(feature = "train")]
 pub mod index;
 mod jpeg;
+#[cfg(feature = "train")]
 mod listing;
+#[cfg(feature = "train")]
 pub mod loader;
+pub mod picture;
+pub mod preprocess;
 pub mod resize;
+#[cfg(feature = "train")]
 mod shard;
+#[cfg(feature = "train")]
 pub mod split;
+#[cfg(feature = "train")]
 pub mod synth;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+#[cfg(feature = "train")]
 mod worker;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests;
 
-pub use augment::{Crop, EvalTransform, TrainTransform};
-pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Rect, decode, decode_region};
+#[cfg(feature = "train")]
+pub use augment::{Crop, TrainTransform};
+pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Reading, Rect, decode, decode_region};
+#[cfg(feature = "train")]
 pub use index::{Class, Dataset, Splits};
+#[cfg(feature = "train")]
 pub use loader::{BadFile, Batch, EvalOptions, Loader, TrainOptions, available_workers};
+pub use preprocess::{EvalTransform, Preprocessor};
 pub use resize::Interpolation;
+#[cfg(feature = "train")]
 pub use split::Split;

@@ -7,7 +7,15 @@ use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fir::pixels::U8x3;
 
 use super::decode::Region;
-pub use crate::config::Interpolation;
+use serde::{Deserialize, Serialize};
+
+/// Pillow's BILINEAR (triangle, support 1) or BICUBIC (Catmull-Rom, a = -0.5, support 2), widened by the scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    Bilinear,
+    Bicubic,
+}
 
 /// Resizing with its buffers: one per worker.
 #[derive(Default)]

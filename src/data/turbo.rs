@@ -9,7 +9,7 @@ use std::ffi::CStr;
 
 use turbojpeg_sys as tj;
 
-use super::decode::Rect;
+use super::decode::{Rect, grow};
 use super::jpeg::{self, JpegHeader};
 
 /// A scan takes about as long as a baseline image; files of a few bytes can hold thousands.
@@ -115,9 +115,7 @@ fn decode_part(
 
 /// Decompresses what has been set up, `len` bytes of RGB.
 fn decompress(handle: tj::tjhandle, bytes: &[u8], len: usize, pixels: &mut Vec<u8>) -> Result<(), String> {
-    if pixels.len() < len {
-        pixels.resize(len, 0);
-    }
+    grow(pixels, len)?;
     // SAFETY: `pixels` has room for the region's height times its width times 3 bytes, which is what a pitch of 0
     // means; the size of the frame was compared with the header's.
     let result = unsafe {

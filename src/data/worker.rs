@@ -1,7 +1,8 @@
 //! One image: read, decode, transform, into its place of the batch.
 
-use super::augment::{EvalTransform, TrainTransform, Workshop};
+use super::augment::TrainTransform;
 use super::decode::{Limits, read_header};
+use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
 
 /// What is done to each image.

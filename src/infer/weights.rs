@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::model::graph::{ParamId, TensorId};
+use crate::model::spec::{MEAN, STD};
 use crate::model::units::ConvUnit;
 
 /// A convolution or the classifier in f32, batch norm folded in: y = conv(x, weight) + bias.
@@ -17,6 +18,10 @@ pub struct Folded {
 /// The same for 8-bit products: y = scale[k] x_scale sum(weight x) + bias, where x is u8 with real value x_scale x, zero
 /// at 0. The stem's x is the image's own bytes, with the normalisation folded into weight, scale and bias; what lies
 /// outside the image has the byte `padding[c]`.
+///
+/// What becomes of y: the residual's real value is added, then ReLU, and the result is rounded once to the output's
+/// u8, `round(y / y_scale)` within 0..=255. A shortcut's output has no ReLU and stays f32. These f32 operations may be
+/// ordered and fused in any way: two right programs differ by one level where y / y_scale is within rounding of a half.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantised {
     /// i8 [k][r][s][c], symmetric: within -127..=127.
@@ -27,6 +32,17 @@ pub struct Quantised {
     pub bias: Vec<f32>,
     /// Bytes outside the feature map, by input channel; zeros everywhere but in the stem.
     pub padding: Vec<u8>,
+}
+
+/// The f32 input is (byte / 255 - mean) / std, by channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalisation {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Normalisation {
+    pub const IMAGENET: Self = Self { mean: MEAN, std: STD };
 }
 
 /// Where numbers come from: a model file, or a test.
@@ -41,6 +57,12 @@ pub trait Weights {
     /// Only its weights are 8-bit: the features stay f32, x_scale is 1.
     fn quantised_classifier(&self, weight: ParamId, bias: ParamId) -> Result<Quantised>;
 
-    /// The step of a tensor's u8 values: real = scale u8. The image's is 1: see [`Quantised`].
+    /// The step of a tensor's u8 values: real = scale u8; of outputs of a ReLU and of the max-pool, which has its input's.
+    /// The image's is 1: see [`Quantised`].
     fn scale(&self, tensor: TensorId) -> Result<f32>;
+
+    /// How bytes become the f32 network's input.
+    fn normalisation(&self) -> Normalisation {
+        Normalisation::IMAGENET
+    }
 }

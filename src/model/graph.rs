@@ -75,7 +75,7 @@ pub enum Op {
         weight: ParamId,
         shape: ConvShape,
     },
-    /// eps 1e-5; running statistics with momentum 0.1 and the unbiased variance, as PyTorch.
+    /// [`EPS`]; running statistics with momentum 0.1 and the unbiased variance, as PyTorch.
     BatchNorm {
         x: TensorId,
         y: TensorId,
@@ -126,6 +126,9 @@ pub struct Graph {
     pub input: TensorId,
     pub logits: TensorId,
 }
+
+/// Batch norm's addition to the variance: PyTorch's default, which torchvision keeps.
+pub const EPS: f64 = 1e-5;
 
 /// Smallest side of a square input: the deepest stage still has one pixel, and every stage something to stride over.
 pub const MIN_RESOLUTION: usize = 8;

@@ -1,5 +1,9 @@
 //! The networks, as constants.
 
+/// An input is (byte / 255 - mean) / std, by channel. Of ImageNet's training set (torchvision's presets).
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
 /// One stage: `blocks` bottlenecks of inner width `width`; the first block has `stride` on its 3x3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {

@@ -3,6 +3,9 @@
 pub(crate) mod dispatch;
 pub mod isa;
 pub mod pool;
+pub mod memory;
 pub mod peak;
 pub mod copy;
 pub mod conv;
+pub mod direct;
+pub mod winograd;

@@ -1,31 +1,44 @@
 //! A fixed set of threads that run numbered tasks. Which thread runs a task is left to chance, so a task writes only
 //! what is its own, and the number of tasks never depends on the number of threads: then neither does any result.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// `threads - 1` workers and the calling thread.
+/// `threads - 1` workers and the calling thread. A worker that the system holds up joins late or not at all: the caller
+/// waits only for those that have begun a task. Both sides spin for some microseconds before they sleep, which is longer
+/// than the steps between two layers take.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<std::thread::JoinHandle<()>>,
 }
 
 struct Shared {
-    state: Mutex<State>,
+    /// The current job's number in the upper half, then [`OPEN`], then how many workers are inside.
+    gate: AtomicU64,
+    /// Written by the caller while the gate is shut and nobody is inside.
+    job: UnsafeCell<Option<Job>>,
+    /// A caller is in `run`.
+    is_busy: AtomicBool,
+    panicked: AtomicBool,
+    closed: AtomicBool,
+    /// Workers that sleep or are about to, and whether the caller does.
+    sleepers: AtomicUsize,
+    is_waiting: AtomicBool,
+    lock: Mutex<()>,
     start: Condvar,
     done: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    job: Option<Job>,
-    /// Counts jobs, so that a worker takes each one once.
-    generation: u64,
-    /// Workers that have not yet finished the current job.
-    running: usize,
-    panicked: bool,
-    closed: bool,
-}
+// SAFETY: `job` is written only while no worker may read it: see `gate`.
+unsafe impl Sync for Shared {}
+
+/// Workers may still enter.
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+
+/// Pauses before a thread sleeps: 30 to 80 microseconds.
+const SPINS: usize = 2000;
 
 /// A borrowed closure with its lifetime erased; `run` outlives every use of it.
 #[derive(Clone, Copy)]
@@ -35,8 +48,8 @@ struct Job {
     tasks: usize,
 }
 
-// SAFETY: both pointers refer to values on the stack of `Pool::run`, which returns only after every worker has
-// reported that it no longer uses them; the closure is Sync and the counter atomic.
+// SAFETY: both pointers refer to values on the stack of `Pool::run`, which returns only after every worker that entered
+// has left; the closure is Sync and the counter atomic.
 unsafe impl Send for Job {}
 
 impl Job {
@@ -53,13 +66,93 @@ impl Job {
     }
 }
 
+/// Spins until `is_done`, or for a while; whether it was done.
+fn spin(is_done: impl Fn() -> bool) -> bool {
+    for _ in 0..SPINS {
+        if is_done() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    is_done()
+}
+
+impl Shared {
+    fn guard(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.lock.lock().expect("no pool thread panics with the lock held")
+    }
+
+    /// Waits for a job later than `seen`, and enters; `None` when the pool closes.
+    fn enter(&self, seen: &mut u64) -> Option<Job> {
+        let is_new = |gate: u64, seen: u64| gate & OPEN != 0 && gate >> 32 != seen;
+        loop {
+            let last = *seen;
+            let is_due =
+                || is_new(self.gate.load(Ordering::SeqCst), last) || self.closed.load(Ordering::SeqCst);
+            if !spin(is_due) {
+                let mut guard = self.guard();
+                // The caller opens the gate and then looks for sleepers; one of both sees the other.
+                self.sleepers.fetch_add(1, Ordering::SeqCst);
+                while !is_due() {
+                    guard = self.start.wait(guard).expect("no pool thread panics with the lock held");
+                }
+                self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            }
+            if self.closed.load(Ordering::SeqCst) {
+                return None;
+            }
+            let gate = self.gate.load(Ordering::SeqCst);
+            let enter = |gate| self.gate.compare_exchange(gate, gate + 1, Ordering::SeqCst, Ordering::SeqCst);
+            if is_new(gate, last) && enter(gate).is_ok() {
+                *seen = gate >> 32;
+                // SAFETY: the gate was open: the caller wrote the job before that, and writes none before this
+                // worker leaves.
+                return unsafe { *self.job.get() };
+            }
+        }
+    }
+
+    fn leave(&self) {
+        let before = self.gate.fetch_sub(1, Ordering::SeqCst);
+        if before & (INSIDE | OPEN) == 1 && self.is_waiting.load(Ordering::SeqCst) {
+            drop(self.guard());
+            self.done.notify_one();
+        }
+    }
+
+    /// Shuts the gate, and waits for those inside.
+    fn finish(&self) {
+        self.gate.fetch_and(!OPEN, Ordering::SeqCst);
+        let is_empty = || self.gate.load(Ordering::SeqCst) & INSIDE == 0;
+        if spin(is_empty) {
+            return;
+        }
+        let mut guard = self.guard();
+        self.is_waiting.store(true, Ordering::SeqCst);
+        while !is_empty() {
+            guard = self.done.wait(guard).expect("no pool thread panics with the lock held");
+        }
+        self.is_waiting.store(false, Ordering::SeqCst);
+    }
+}
+
 impl Pool {
     /// `threads` of 0 means one a core. Where the system refuses a thread, those before it do the work.
     pub fn new(threads: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores() } else { threads };
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), start: Condvar::new(), done: Condvar::new() });
+        let shared = Arc::new(Shared {
+            gate: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            is_busy: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            is_waiting: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            start: Condvar::new(),
+            done: Condvar::new(),
+        });
         let spawn = |i| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("engine-pool-{i}"));
@@ -84,22 +177,19 @@ impl Pool {
         let body: *const (dyn Fn(usize) + Sync + 'static) =
             unsafe { std::mem::transmute(std::ptr::from_ref(body)) };
         let job = Job { body, next: &raw const next, tasks };
-        {
-            let mut state = self.shared.state.lock().expect("no pool thread panics with the lock held");
-            assert!(state.job.is_none(), "Pool::run is not reentrant");
-            state.job = Some(job);
-            state.generation += 1;
-            state.running = self.workers.len();
+        assert!(!self.shared.is_busy.swap(true, Ordering::SeqCst), "Pool::run is not reentrant");
+        // SAFETY: this is the only caller, the gate is shut and nobody is inside: the last caller saw to that.
+        unsafe { *self.shared.job.get() = Some(job) };
+        let number = (self.shared.gate.load(Ordering::SeqCst) >> 32) + 1;
+        self.shared.gate.store(number << 32 | OPEN, Ordering::SeqCst);
+        if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(self.shared.guard());
             self.shared.start.notify_all();
         }
         let own = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.work()));
-        let mut state = self.shared.state.lock().expect("no pool thread panics with the lock held");
-        while state.running > 0 {
-            state = self.shared.done.wait(state).expect("no pool thread panics with the lock held");
-        }
-        state.job = None;
-        let panicked = std::mem::take(&mut state.panicked);
-        drop(state);
+        self.shared.finish();
+        let panicked = self.shared.panicked.swap(false, Ordering::SeqCst);
+        self.shared.is_busy.store(false, Ordering::SeqCst);
         if let Err(panic) = own {
             std::panic::resume_unwind(panic);
         }
@@ -127,37 +217,19 @@ impl Pool {
 
 fn worker(shared: &Shared) {
     let mut seen = 0;
-    loop {
-        let job = {
-            let mut state = shared.state.lock().expect("no pool thread panics with the lock held");
-            loop {
-                if state.closed {
-                    return;
-                }
-                match state.job {
-                    Some(job) if state.generation != seen => {
-                        seen = state.generation;
-                        break job;
-                    }
-                    _ => state = shared.start.wait(state).expect("no pool thread panics with the lock held"),
-                }
-            }
-        };
+    while let Some(job) = shared.enter(&mut seen) {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job.work()));
-        let mut state = shared.state.lock().expect("no pool thread panics with the lock held");
-        state.panicked |= outcome.is_err();
-        state.running -= 1;
-        if state.running == 0 {
-            shared.done.notify_one();
+        if outcome.is_err() {
+            shared.panicked.store(true, Ordering::SeqCst);
         }
+        shared.leave();
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if let Ok(mut state) = self.shared.state.lock() {
-            state.closed = true;
-        }
+        self.shared.closed.store(true, Ordering::SeqCst);
+        drop(self.shared.guard());
         self.shared.start.notify_all();
         for worker in self.workers.drain(..) {
             // A worker that panicked outside a task has already printed why.

@@ -9,6 +9,7 @@ mod commands;
 mod configuration;
 mod device;
 mod libraries;
+mod model_file;
 mod other_weights;
 mod outputs;
 mod stopping;

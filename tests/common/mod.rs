@@ -132,6 +132,16 @@ pub fn tiny_whole() -> &'static BTreeMap<String, Vec<u8>> {
     })
 }
 
+/// The last checkpoint of an undisturbed [`tiny`] run, made once a test program.
+pub fn tiny_last() -> &'static Path {
+    static LAST: OnceLock<PathBuf> = OnceLock::new();
+    LAST.get_or_init(|| {
+        let folder = lasting("tiny");
+        finish(&mut tiny(&folder)).expect(0);
+        checkpoints(&folder).pop().expect("a finished run leaves a checkpoint")
+    })
+}
+
 /// What a run left, by name: checkpoints to the byte, the rest without clocks and the run's name. Files set aside and
 /// TensorBoard's are left out.
 pub fn contents(output: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -2,8 +2,9 @@
 
 use super::formula;
 use super::record;
-use engine::data::augment::{random_resized_crop, resized_size};
+use engine::data::augment::random_resized_crop;
 use engine::data::decode::Region;
+use engine::data::preprocess::resized_size;
 use engine::data::resize::Resizer;
 use engine::data::{Crop, EvalTransform, Interpolation, Limits, Rect};
 use engine::rng::{Purpose, Rng};

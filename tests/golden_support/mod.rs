@@ -8,6 +8,7 @@ mod invariance;
 mod networks;
 mod ops;
 mod record;
+mod reference;
 mod report;
 mod schedules;
 mod sgd;

@@ -13,18 +13,18 @@ use engine::simd::isa::Isa;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-struct TrainingPass {
-    arch: String,
-    case: String,
-    resolution: usize,
-    batch: usize,
-    label_smoothing: f32,
+pub struct TrainingPass {
+    pub arch: String,
+    pub case: String,
+    pub resolution: usize,
+    pub batch: usize,
+    pub label_smoothing: f32,
     labels: Vec<u32>,
     loss: f64,
     loss_f32: f64,
     logits: Vec<f64>,
     logits_f32: f64,
-    eval_logits: Vec<f64>,
+    pub eval_logits: Vec<f64>,
     eval_logits_f32: f64,
     gradients: Summaries,
     buffers: Summaries,

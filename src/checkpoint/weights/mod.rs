@@ -22,7 +22,7 @@ const MAX_PICKLE: u64 = 256 << 20;
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_ema"];
 
 /// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
-/// `ema.*`), or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
+/// `ema.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
 pub fn read_weights(path: &Path) -> Result<Checkpoint> {
     let Checkpoint { tensors: state, metadata } =
         read(path).map_err(|reason| Error::input_file(path, reason))?;
@@ -78,7 +78,8 @@ fn read_safetensors(path: &Path, bytes: &[u8]) -> Result<Checkpoint, String> {
     let metadata = found.map(|(key, value)| (key.clone(), value.clone())).collect();
     let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut state = StateDict::new();
-    for (name, view) in tensors.tensors() {
+    // A model file for the CPU has 8-bit numbers beside the state dict.
+    for (name, view) in tensors.tensors().into_iter().filter(|(name, _)| !name.starts_with("int8.")) {
         let kind = match view.dtype() {
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,

@@ -1,5 +1,6 @@
-use super::super::augment::{center_offset, crop_size, random_resized_crop, resized_size};
+use super::super::augment::{crop_size, random_resized_crop};
 use super::super::decode::Region;
+use super::super::preprocess::{center_offset, resized_size};
 use super::super::resize::Resizer;
 use super::super::*;
 use super::picture;

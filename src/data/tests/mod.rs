@@ -4,6 +4,7 @@ mod augment;
 mod decode;
 mod index;
 mod loader;
+mod photograph;
 mod real;
 mod tools;
 

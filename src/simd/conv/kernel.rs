@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "see above")]
 
 /// A register of f32 lanes. Methods are only called, and always inlined, inside functions that enable the instructions.
-pub(super) trait Lanes: Copy {
+pub(in crate::simd) trait Lanes: Copy {
     const LANES: usize;
 
     unsafe fn zero() -> Self;
@@ -23,7 +23,7 @@ pub(super) trait Lanes: Copy {
 }
 
 /// Floats of a cache line.
-pub(super) const LINE: usize = 16;
+pub(in crate::simd) const LINE: usize = 16;
 
 /// One tile of `rows` output pixels by one panel of output channels:
 /// `out[m][j] (+)= sum over taps t and channels i of sources[t][m][first + i] * panel[slices[t]][first + i][j]`.

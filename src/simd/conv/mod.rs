@@ -14,8 +14,8 @@
 //! Work is cut into tasks by shape alone and every sum has a fixed order: results are the same bits for any number of
 //! threads. They may differ between instruction sets.
 
-mod kernel;
-mod pack;
+pub(super) mod kernel;
+pub(super) mod pack;
 mod gather;
 mod forward;
 mod dgrad;
@@ -27,7 +27,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod portable;
+pub(super) mod portable;
 #[cfg(test)]
 mod tests;
 

@@ -12,7 +12,7 @@ struct Line([f32; 16]);
 
 /// Floats at a cache line's boundary; grows, never shrinks.
 #[derive(Default)]
-pub(super) struct Aligned(Vec<Line>);
+pub(in crate::simd) struct Aligned(Vec<Line>);
 
 impl Aligned {
     /// `len` floats of unspecified value.
@@ -23,11 +23,16 @@ impl Aligned {
         }
         &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
+
+    /// All floats that there are.
+    pub fn all(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
 }
 
 /// A mutable slice that the tasks of one pool job write at disjoint places.
 #[derive(Clone, Copy)]
-pub(super) struct Shared<'a> {
+pub(in crate::simd) struct Shared<'a> {
     start: *mut f32,
     len: usize,
     slice: PhantomData<&'a mut [f32]>,

@@ -3,7 +3,7 @@
 use super::kernel::{GatherTile, Kernels, Lanes, Outer, OuterTile, collect, gather, outer};
 
 #[derive(Clone, Copy)]
-struct Four([f32; 4]);
+pub(in crate::simd) struct Four(pub [f32; 4]);
 
 impl Lanes for Four {
     const LANES: usize = 4;

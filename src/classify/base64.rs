@@ -1,0 +1,68 @@
+//! Base64 (RFC 4648, section 4).
+
+/// The bytes that `text` stands for; padding at its end may be left out. The error is a reason.
+pub fn decode(text: &str) -> Result<Vec<u8>, String> {
+    let digits = text.trim_end_matches('=').as_bytes();
+    if text.len() - digits.len() > 2 || digits.len() % 4 == 1 {
+        return Err(format!("is cut short: {} characters of base64", text.len()));
+    }
+    let mut bytes = Vec::new();
+    let room = bytes.try_reserve_exact(digits.len() / 4 * 3 + 2);
+    room.map_err(|_| "does not fit into this machine's memory".to_owned())?;
+    for (group, quad) in digits.chunks(4).enumerate() {
+        let mut bits = 0u32;
+        for (place, &digit) in quad.iter().enumerate() {
+            let value = value(digit).ok_or_else(|| {
+                let at = 4 * group + place;
+                format!("is no base64: character {at} is {:?}", char::from(digit))
+            })?;
+            bits |= value << (18 - 6 * place);
+        }
+        let [_, a, b, c] = bits.to_be_bytes();
+        bytes.extend_from_slice(&[a, b, c][..quad.len() - 1]);
+    }
+    Ok(bytes)
+}
+
+fn value(digit: u8) -> Option<u32> {
+    let value = match digit {
+        b'A'..=b'Z' => digit - b'A',
+        b'a'..=b'z' => digit - b'a' + 26,
+        b'0'..=b'9' => digit - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    };
+    Some(u32::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decode;
+
+    #[test]
+    fn the_rfcs_vectors() {
+        for (text, bytes) in [
+            ("", ""),
+            ("Zg==", "f"),
+            ("Zm8=", "fo"),
+            ("Zm9v", "foo"),
+            ("Zm9vYg==", "foob"),
+            ("Zm9vYmE=", "fooba"),
+            ("Zm9vYmFy", "foobar"),
+            ("Zm9vYmE", "fooba"),
+        ] {
+            assert_eq!(decode(text).as_deref(), Ok(bytes.as_bytes()), "{text}");
+        }
+        assert_eq!(decode("+/+/").unwrap(), [0xfb, 0xff, 0xbf]);
+    }
+
+    #[test]
+    fn what_is_no_base64_says_where() {
+        assert!(decode("Zm9*").unwrap_err().contains("character 3 is '*'"));
+        assert!(decode("Zm9v Zg==").unwrap_err().contains("character 4 is ' '"));
+        for text in ["Z", "Zm9vY", "Zg===", "===="] {
+            assert!(decode(text).unwrap_err().contains("cut short"), "{text}");
+        }
+    }
+}

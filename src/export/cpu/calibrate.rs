@@ -1,0 +1,299 @@
+//! From a trained network and photographs to its 8-bit numbers.
+//!
+//! 1. The folded f32 network runs on all images; a histogram behind each ReLU gives the step of its u8 values.
+//! 2. Weights are rounded channel by channel.
+//! 3. The rounded network runs beside the f32 one on a part of the images, layer by layer. The mean by which a channel is
+//!    off, given what the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2
+//!    and appendix D), and the noise is measured.
+
+use super::histogram::{Histogram, Method};
+use super::network::{Layer, Live, Machine, folded, values};
+use super::quantise::{quantise, quantise_stem};
+use crate::checkpoint::StateDict;
+use crate::data::{EvalOptions, EvalTransform, Loader, Split};
+use crate::error::{Error, Result};
+use crate::infer::file::{Calibration, layer_name};
+use crate::infer::reference::normalise;
+use crate::infer::weights::{Folded, Normalisation, Quantised};
+use crate::model::graph::{Graph, TensorId};
+use crate::model::units::{ConvUnit, Unit, units};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Images in one pass of step 1.
+const BATCH: usize = 16;
+/// Pixels of the images that step 3 holds in memory at once: 32 images of 224 x 224, some 600 MB.
+const PIXELS: usize = 32 * 224 * 224;
+/// Above this many images the means of step 3 do not move any more.
+const IMAGES: usize = 512;
+
+/// What calibration looks at.
+pub struct Photographs {
+    pub split: Arc<Split>,
+    pub transform: EvalTransform,
+    pub normalisation: Normalisation,
+    /// How many images are used, of a fixed shuffle.
+    pub count: usize,
+}
+
+/// The 8-bit numbers of a network.
+pub struct Quantisation {
+    /// By layer name: `layer1.0.conv2`.
+    pub layers: BTreeMap<String, Quantised>,
+    pub calibration: Calibration,
+    pub report: Vec<Noise>,
+}
+
+/// What rounding does to one layer's output. Decibels of 10 log10(signal / noise), squares summed over the images of
+/// step 3.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Noise {
+    pub layer: String,
+    /// The step of its output; none where that is f32.
+    pub step: Option<f32>,
+    /// Where the layer alone is rounded: its input, weights and output.
+    pub own: f64,
+    /// Where the whole network up to it is.
+    pub accumulated: f64,
+}
+
+struct Calibrator<'a> {
+    graph: &'a Graph,
+    units: Vec<Unit>,
+    machine: Machine,
+    /// By unit; batch norm folded.
+    folded: Vec<Option<Folded>>,
+    normalisation: Normalisation,
+    /// By tensor: of u8 values.
+    steps: Vec<Option<f32>>,
+}
+
+/// `state` fits `graph`.
+pub fn calibrate(
+    state: &StateDict,
+    graph: &Graph,
+    photographs: &Photographs,
+    method: Method,
+    threads: usize,
+) -> Result<Quantisation> {
+    let units = units(graph);
+    let folded = units.iter().map(|unit| fold_unit(state, graph, unit)).collect::<Result<_>>()?;
+    let mut calibrator = Calibrator {
+        graph,
+        units,
+        machine: Machine::new(threads),
+        folded,
+        normalisation: photographs.normalisation,
+        steps: vec![None; graph.tensors.len()],
+    };
+    let images = calibrator.choose_steps(photographs, method)?;
+    let side = graph.resolution;
+    let count = photographs.count.min(IMAGES).min((PIXELS / (side * side)).max(1));
+    let part = load(photographs, count, count)?.next().transpose()?.ok_or_else(no_images)?;
+    let (layers, report) = calibrator.round(&part.images);
+    let name = |tensor: TensorId| graph.tensors[tensor].name.clone();
+    let made_by_relu = |tensor: TensorId| {
+        calibrator.units.iter().any(|unit| matches!(unit, Unit::Conv(unit) if unit.y == tensor && unit.relu))
+    };
+    let scales = (0..graph.tensors.len()).filter(|&tensor| made_by_relu(tensor));
+    let scales = scales.filter_map(|tensor| Some((name(tensor), calibrator.steps[tensor]?))).collect();
+    let method = match method {
+        Method::Mse => "mse".to_owned(),
+        Method::Percentile(share) => format!("percentile {}", 100.0 * share),
+    };
+    Ok(Quantisation { layers, calibration: Calibration { method, images, scales }, report })
+}
+
+fn no_images() -> Error {
+    Error::input("there is no image to calibrate with")
+}
+
+fn load(photographs: &Photographs, count: usize, batch: usize) -> Result<Loader> {
+    let options = EvalOptions::new(photographs.transform, batch);
+    Loader::eval(Arc::clone(&photographs.split), EvalOptions { limit: count, ..options })
+}
+
+fn fold_unit(state: &StateDict, graph: &Graph, unit: &Unit) -> Result<Option<Folded>> {
+    match unit {
+        Unit::Conv(unit) => folded(state, graph, unit).map(Some),
+        Unit::Linear { weight, bias, .. } => Ok(Some(Folded {
+            weight: values(state, &graph.params[*weight].name)?.to_vec(),
+            bias: values(state, &graph.params[*bias].name)?.to_vec(),
+        })),
+        Unit::MaxPool { .. } | Unit::AvgPool { .. } => Ok(None),
+    }
+}
+
+impl Calibrator<'_> {
+    /// Step 1; the number of images that there were.
+    fn choose_steps(&mut self, photographs: &Photographs, method: Method) -> Result<usize> {
+        let layers: Vec<Option<Layer>> =
+            self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect();
+        let mut histograms = vec![Histogram::default(); self.graph.tensors.len()];
+        let mut images = 0;
+        for batch in load(photographs, photographs.count, BATCH)? {
+            let batch = batch?;
+            let n = batch.labels.len();
+            images += n;
+            let input = normalise(&batch.images, &self.normalisation);
+            let mut live = Live::new(self.graph, &self.units, input);
+            for (index, (unit, layer)) in self.units.iter().zip(&layers).enumerate() {
+                let (tensor, y) = match (unit, layer) {
+                    (Unit::Conv(unit), Some(layer)) => {
+                        let mut y = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
+                        self.machine.finish(unit, unit.residual.map(|r| live.get(r)), &mut y);
+                        if unit.relu {
+                            histograms[unit.y].add(&y);
+                        }
+                        (unit.y, y)
+                    }
+                    (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => {
+                        (*y, live.pool(self.graph, unit))
+                    }
+                    // Nothing behind the classifier is rounded.
+                    (Unit::Linear { .. } | Unit::Conv(_), _) => continue,
+                };
+                live.put(index, tensor, y);
+            }
+        }
+        if images == 0 {
+            return Err(no_images());
+        }
+        for unit in &self.units {
+            match unit {
+                Unit::Conv(unit) if unit.relu => self.steps[unit.y] = Some(histograms[unit.y].step(method)),
+                Unit::MaxPool { x, y } => self.steps[*y] = self.steps[*x],
+                _ => {}
+            }
+        }
+        Ok(images)
+    }
+
+    /// Steps 2 and 3 on `images` u8 [n, resolution, resolution, 3].
+    fn round(&mut self, images: &[u8]) -> (BTreeMap<String, Quantised>, Vec<Noise>) {
+        let n = images.len() / self.graph.tensors[self.graph.input].elements();
+        let (mut layers, mut report) = (BTreeMap::new(), vec![]);
+        let stem = quantised_input(images, &self.normalisation);
+        let mut plain = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
+        let mut rounded = Live::new(self.graph, &self.units, stem);
+        for index in 0..self.units.len() {
+            let unit = self.units[index].clone();
+            let tensor = match &unit {
+                Unit::Conv(unit) => unit.y,
+                Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. } | Unit::Linear { y, .. } => *y,
+            };
+            let Some(folded) = self.folded[index].take() else {
+                plain.put(index, tensor, plain.pool(self.graph, &unit));
+                rounded.put(index, tensor, rounded.pool(self.graph, &unit));
+                continue;
+            };
+            let layer = self.round_layer(&unit, n, &folded, [&plain, &rounded]);
+            report.push(layer.noise);
+            layers.insert(report[report.len() - 1].layer.clone(), layer.quantised);
+            plain.put(index, tensor, layer.plain);
+            rounded.put(index, tensor, layer.rounded);
+        }
+        (layers, report)
+    }
+
+    fn round_layer(
+        &mut self,
+        unit: &Unit,
+        n: usize,
+        folded: &Folded,
+        [plain, rounded]: [&Live; 2],
+    ) -> Rounded {
+        let (x, weight) = match unit {
+            Unit::Conv(unit) => (unit.x, unit.weight),
+            Unit::Linear { x, weight, .. } => (*x, *weight),
+            Unit::MaxPool { .. } | Unit::AvgPool { .. } => unreachable!("pools have no weights"),
+        };
+        let is_stem = x == self.graph.input;
+        let mut quantised = if is_stem {
+            quantise_stem(&self.machine.pool, folded, &self.normalisation)
+        } else {
+            quantise(&self.machine.pool, folded, self.graph.tensors[x].c)
+        };
+        let layer = Layer::dequantised(&quantised);
+        let mut want = self.product(unit, n, plain.get(x), &Layer::new(folded));
+        let mut got = self.product(unit, n, rounded.get(x), &layer);
+        // The layer alone sees the f32 network's activations, rounded as its input is.
+        let mut alone = if is_stem { rounded.get(x).to_vec() } else { plain.get(x).to_vec() };
+        if let Some(step) = self.steps[x] {
+            self.machine.round(step, &mut alone);
+        }
+        let mut own = self.product(unit, n, &alone, &layer);
+        drop(alone);
+
+        let error = channel_means(&got, &want, quantised.bias.len());
+        quantised.bias.iter_mut().zip(&error).for_each(|(bias, error)| *bias -= error);
+        let correction: Vec<f32> = error.iter().map(|error| -error).collect();
+        self.machine.add_channels(&correction, &mut got);
+        if let Unit::Conv(unit) = unit {
+            let residual = |live| unit.residual.map(|tensor| Live::get(live, tensor));
+            self.machine.finish(unit, residual(plain), &mut want);
+            self.finish_rounded(unit, residual(plain), &mut own);
+            self.finish_rounded(unit, residual(rounded), &mut got);
+        }
+        let noise = Noise {
+            layer: layer_name(self.graph, weight).to_owned(),
+            step: match unit {
+                Unit::Conv(unit) => self.steps[unit.y],
+                _ => None,
+            },
+            own: decibels(&own, &want),
+            accumulated: decibels(&got, &want),
+        };
+        Rounded { quantised, noise, plain: want, rounded: got }
+    }
+
+    fn finish_rounded(&self, unit: &ConvUnit, residual: Option<&[f32]>, y: &mut [f32]) {
+        self.machine.finish(unit, residual, y);
+        if let Some(step) = self.steps[unit.y] {
+            self.machine.round(step, y);
+        }
+    }
+
+    fn product(&mut self, unit: &Unit, n: usize, x: &[f32], layer: &Layer) -> Vec<f32> {
+        match unit {
+            Unit::Conv(unit) => self.machine.convolve(&unit.shape, n, x, layer),
+            _ => self.machine.classify(n, x, layer),
+        }
+    }
+}
+
+/// One layer of both networks.
+struct Rounded {
+    quantised: Quantised,
+    noise: Noise,
+    plain: Vec<f32>,
+    rounded: Vec<f32>,
+}
+
+/// The stem's input in the rounded network: byte - padding (see [`Layer::dequantised`]).
+fn quantised_input(images: &[u8], normalisation: &Normalisation) -> Vec<f32> {
+    let padding = normalisation.mean.map(|mean| (255.0 * mean).round());
+    images.iter().enumerate().map(|(at, byte)| f32::from(*byte) - padding[at % 3]).collect()
+}
+
+/// The mean of got - want by channel.
+fn channel_means(got: &[f32], want: &[f32], channels: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; channels];
+    for (got, want) in got.chunks_exact(channels).zip(want.chunks_exact(channels)) {
+        for ((sum, got), want) in sums.iter_mut().zip(got).zip(want) {
+            *sum += f64::from(got - want);
+        }
+    }
+    let rows = (got.len() / channels) as f64;
+    sums.into_iter().map(|sum| (sum / rows) as f32).collect()
+}
+
+/// 10 log10(signal / noise); infinite without noise.
+pub(super) fn decibels(got: &[f32], want: &[f32]) -> f64 {
+    let (mut signal, mut noise) = (0.0f64, 0.0f64);
+    for (got, want) in got.iter().zip(want) {
+        signal += f64::from(*want).powi(2);
+        noise += f64::from(got - want).powi(2);
+    }
+    if noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() }
+}

@@ -1,0 +1,59 @@
+//! Convolutions and pools of an inference program, on NHWC feature maps with a border of zeros.
+//!
+//! Output pixels of a row have inputs at equal distances, and the border stands in for padding, so a tile of pixels reads
+//! its taps at fixed offsets: no im2col, no table of pointers, no test for edges. A tile of `MR` pixels by 64 channels
+//! stays in registers from the first tap to the bias, residual, ReLU and rounding of its results.
+//!
+//! All three arithmetics walk memory in units of 4 bytes: one f32, two bf16 or four u8 channels of a pixel, against
+//! [`Packed`] weights of as many channels for each output channel.
+//!
+//! | file | gives |
+//! |---|---|
+//! | [`map`] | where a feature map lies, in which format |
+//! | [`kernel`] | the register tile, written once over the vectors of an instruction set |
+//! | `portable`, `avx512`, `avx2`, `neon` | those vectors |
+//! | [`pack`] | weights in the order in which tiles read them |
+//! | [`conv`] | a convolution over rows and channels of a map |
+//! | [`winograd`], `transform` | 3x3 convolutions of stride 1 in bf16 with fewer multiplications |
+//! | [`pools`], [`linear`], [`input`] | what a network has besides |
+
+pub mod map;
+pub mod kernel;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+pub mod pack;
+pub mod conv;
+mod transform;
+pub mod winograd;
+pub mod pools;
+pub mod linear;
+pub mod input;
+#[cfg(test)]
+mod tests;
+
+/// What a program computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    Fp32,
+    /// Weights and activations rounded to bfloat16, sums in f32.
+    Bf16,
+    /// 8-bit weights and activations, sums in i32.
+    Int8,
+}
+
+impl Precision {
+    pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Int8];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}

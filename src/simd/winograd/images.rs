@@ -1,0 +1,70 @@
+//! Feature maps inside larger buffers: an arena's tensors, with or without a border.
+
+/// Where a batch of NHWC f32 maps lies in a buffer: pixel (y, x) of image i starts at float
+/// `first + i * image + y * row + x * c`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub first: usize,
+    /// Floats from one row of pixels to the next.
+    pub row: usize,
+    /// Floats from one image to the next.
+    pub image: usize,
+}
+
+/// Height, width and channels of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+}
+
+impl Layout {
+    /// [n,h,w,c] without gaps.
+    pub fn dense(size: Size) -> Self {
+        Self::bordered(size, 0)
+    }
+
+    /// The middle of [n,h + 2 border,w + 2 border,c].
+    pub fn bordered(Size { h, w, c }: Size, border: usize) -> Self {
+        let row = (w + 2 * border) * c;
+        Self { first: border * (row + c), row, image: (h + 2 * border) * row }
+    }
+
+    /// Panics unless a batch of maps lies within `len` floats and, with `is_apart`, no two rows of it overlap.
+    fn check(&self, name: &str, batch: usize, size: Size, len: usize, is_apart: bool) {
+        let Size { h, w, c } = size;
+        let image = (h - 1) * self.row + w * c;
+        let end = self.first + (batch - 1) * self.image + image;
+        assert!(end <= len, "{name}: {batch} of {size:?} at {self:?} end at float {end} of {len}");
+        let rows = h == 1 || self.row >= w * c;
+        let images = batch == 1 || self.image >= image;
+        assert!(!is_apart || (rows && images), "{name}: rows or images of {size:?} overlap at {self:?}");
+    }
+}
+
+/// Maps that are read. What lies around them is not: pixels outside of a map count as zero.
+#[derive(Debug, Clone, Copy)]
+pub struct Images<'a> {
+    pub data: &'a [f32],
+    pub layout: Layout,
+}
+
+/// Maps that are written, and nothing around them.
+#[derive(Debug)]
+pub struct ImagesMut<'a> {
+    pub data: &'a mut [f32],
+    pub layout: Layout,
+}
+
+impl Images<'_> {
+    pub(super) fn check(&self, name: &str, batch: usize, size: Size) {
+        self.layout.check(name, batch, size, self.data.len(), false);
+    }
+}
+
+impl ImagesMut<'_> {
+    pub(super) fn check(&self, name: &str, batch: usize, size: Size) {
+        self.layout.check(name, batch, size, self.data.len(), true);
+    }
+}

@@ -1,0 +1,191 @@
+//! 3x3 convolutions of stride 1 and padding 1 by Winograd's minimal filtering, f32, with bias, residual sum and ReLU.
+//!
+//! A direct convolution multiplies 9 times for a result and an input channel, F(2x2) 4 times, F(4x4) 2.25 times. A block
+//! of tiles goes through three steps while it stays in the L2 cache:
+//!
+//! 1. data: every tile of (O + 2) x (O + 2) pixels is transformed into as many taps, `[tap][tile][c]`;
+//! 2. product: at each tap a matrix product with the transformed weights, `[tap][tile][64 output channels]`;
+//! 3. result: the taps of a tile become O x O results, and the epilogue is applied on the way out.
+//!
+//! Steps 2 and 3 take 64 output channels at a time. A block's tiles may belong to several images; a tile that reaches
+//! beyond the map reads zeros there, and writes nothing. Tasks are blocks of tiles by groups of channels; however the
+//! work is cut, each result is the same sum in the same order, so its bits depend neither on threads nor on the batch.
+//!
+//! | file | gives |
+//! |---|---|
+//! | `images` | feature maps inside larger buffers |
+//! | `transform` | the algorithms F(2x2, 3x3) and F(4x4, 3x3) |
+//! | `weights` | the packed weights |
+//! | `kernel` | the three steps over a vector type; one file an instruction set instantiates them |
+//! | `block` | the way of a block of tiles through the steps |
+
+mod images;
+mod transform;
+mod weights;
+mod kernel;
+mod block;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+pub use images::{Images, ImagesMut, Layout, Size};
+
+use crate::model::graph::ConvShape;
+use crate::simd::conv::pack::Aligned;
+use crate::simd::isa::{Isa, Set};
+use crate::simd::pool::Pool;
+use kernel::{Kernels, Transforms};
+use std::sync::Mutex;
+use transform::{F2, F4};
+
+/// Output channels that are computed together.
+const GROUP: usize = 64;
+
+/// How many results a tile has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tile {
+    /// 2x2 of 4x4 pixels, 16 taps: as accurate as a direct convolution.
+    F2,
+    /// 4x4 of 6x6 pixels, 36 taps: relative rms errors some five times those of a direct convolution.
+    F4,
+}
+
+impl Tile {
+    /// Results of a tile in one direction, O.
+    pub fn results(self) -> usize {
+        match self {
+            Self::F2 => 2,
+            Self::F4 => 4,
+        }
+    }
+
+    /// Elements of a transformed tile.
+    pub fn taps(self) -> usize {
+        (self.results() + 2) * (self.results() + 2)
+    }
+}
+
+/// Whether a convolution can be computed here: 3x3, stride 1, padding 1, any size, any number of channels.
+pub fn supports(shape: &ConvShape) -> bool {
+    (shape.r, shape.s, shape.stride, shape.pad) == (3, 3, 1, 1)
+        && [shape.h, shape.w, shape.c, shape.k].iter().all(|&size| size > 0)
+}
+
+/// A layer. Its packed weights lie where the caller keeps them: a network's are best together, in large pages.
+pub struct Winograd {
+    kernels: &'static Kernels,
+    shape: ConvShape,
+    tile: Tile,
+    /// f32 [k], zeros up to whole groups.
+    bias: Aligned,
+    /// f32 [c], what pixels outside of the map have.
+    zeros: Aligned,
+}
+
+/// Buffers that calls reuse: one a thread, of about half a megabyte; they grow to what the largest call needs.
+#[derive(Default)]
+pub struct Scratch {
+    buffers: Vec<Aligned>,
+}
+
+/// What one call computes: y = conv(x) + bias + residual, then ReLU if asked for.
+pub struct Operands<'a> {
+    /// Images, N.
+    pub batch: usize,
+    /// What [`Winograd::pack`] made.
+    pub weights: &'a [f32],
+    /// [n,h,w,c]
+    pub x: Images<'a>,
+    /// [n,h,w,k]
+    pub residual: Option<Images<'a>>,
+    pub relu: bool,
+    /// [n,h,w,k]
+    pub y: ImagesMut<'a>,
+}
+
+impl Winograd {
+    /// bias f32 [k]. Panics where [`supports`] says no, or where the bias does not fit the shape.
+    pub fn new(isa: Isa, tile: Tile, shape: &ConvShape, bias: &[f32]) -> Self {
+        assert!(supports(shape), "Winograd is for 3x3 convolutions of stride 1 and padding 1; got {shape:?}");
+        assert_eq!(bias.len(), shape.k, "length of the bias of {shape:?}");
+        let (mut padded, mut zeros) = (Aligned::default(), Aligned::default());
+        padded.floats(shape.k.next_multiple_of(GROUP))[..shape.k].copy_from_slice(bias);
+        zeros.floats(shape.c);
+        Self { kernels: kernels(isa), shape: *shape, tile, bias: padded, zeros }
+    }
+
+    /// Length of the packed weights, f32 [k / 64][tap][64 / NR][c][NR] with k rounded up to a multiple of 64.
+    pub fn packed_floats(&self) -> usize {
+        self.tile.taps() * self.shape.c * self.shape.k.next_multiple_of(GROUP)
+    }
+
+    /// weight f32 [k][3][3][c] -> `packed`, at best on a cache line's boundary: the weights' transforms, computed in f64
+    /// and rounded once. Panics where a length does not fit the shape.
+    pub fn pack(&self, pool: &Pool, weight: &[f32], packed: &mut [f32]) {
+        let (shape, width) = (&self.shape, self.kernels.width);
+        match self.tile {
+            Tile::F2 => weights::pack::<F2, 4, 2>(pool, shape, weight, width, packed),
+            Tile::F4 => weights::pack::<F4, 6, 4>(pool, shape, weight, width, packed),
+        }
+    }
+
+    pub fn tile(&self) -> Tile {
+        self.tile
+    }
+
+    /// Panics where an operand does not lie within its buffer or has another length, or where rows of `y` overlap.
+    pub fn run(&self, pool: &Pool, scratch: &mut Scratch, operands: Operands) {
+        if operands.batch == 0 {
+            return;
+        }
+        self.check(&operands);
+        let plan = block::Plan::new(&self.shape, self.tile, operands.batch, self.kernels, pool.threads());
+        scratch.buffers.resize_with(pool.threads().max(scratch.buffers.len()), Aligned::default);
+        let buffers = scratch.buffers.iter_mut().map(|buffer| buffer.floats(plan.floats())).collect();
+        let buffers: Mutex<Vec<&mut [f32]>> = Mutex::new(buffers);
+        let job = block::Job::new(self, &plan, operands);
+        pool.run(plan.tasks(), &|task| {
+            let take = || buffers.lock().expect("nobody panics with the lock held").pop();
+            let buffer = take().expect("as many buffers as threads");
+            job.run(task, buffer);
+            buffers.lock().expect("nobody panics with the lock held").push(buffer);
+        });
+    }
+
+    fn check(&self, operands: &Operands) {
+        let Operands { batch, weights, x, residual, y, .. } = operands;
+        let ConvShape { h, w, c, k, .. } = self.shape;
+        assert_eq!(weights.len(), self.packed_floats(), "length of the packed weights of {:?}", self.shape);
+        x.check("x", *batch, Size { h, w, c });
+        y.check("y", *batch, Size { h, w, c: k });
+        if let Some(residual) = residual {
+            residual.check("residual", *batch, Size { h, w, c: k });
+        }
+    }
+
+    fn transforms(&self) -> &'static Transforms {
+        match self.tile {
+            Tile::F2 => &self.kernels.f2,
+            Tile::F4 => &self.kernels.f4,
+        }
+    }
+}
+
+/// An `Isa` is proof that the machine has the instructions, which is what calling its kernels asks for.
+fn kernels(isa: Isa) -> &'static Kernels {
+    match isa.set() {
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512 => &avx512::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => &avx2::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Set::Neon => &neon::KERNELS,
+        _ => &portable::KERNELS,
+    }
+}

@@ -1,0 +1,367 @@
+//! Both tiles, on every instruction set of the machine, against a direct convolution in f64.
+
+use super::transform::Algorithm;
+use super::*;
+use crate::rng::{Purpose, Rng};
+use proptest::prelude::*;
+
+/// A transform's matrices Bt and At, [T][T] and [O][T]; the code has them as sums.
+struct Matrices {
+    g: Vec<Vec<f64>>,
+    bt: Vec<Vec<f64>>,
+    at: Vec<Vec<f64>>,
+}
+
+fn matrices(tile: Tile) -> Matrices {
+    fn rows<const N: usize>(rows: &[[f64; N]]) -> Vec<Vec<f64>> {
+        rows.iter().map(|row| row.to_vec()).collect()
+    }
+    match tile {
+        Tile::F2 => Matrices {
+            g: rows(&F2::G),
+            bt: rows(&[[1., 0., -1., 0.], [0., 1., 1., 0.], [0., -1., 1., 0.], [0., 1., 0., -1.]]),
+            at: rows(&[[1., 1., 1., 0.], [0., 1., -1., -1.]]),
+        },
+        Tile::F4 => Matrices {
+            g: rows(&F4::G),
+            bt: rows(&[
+                [4., 0., -5., 0., 1., 0.],
+                [0., -4., -4., 1., 1., 0.],
+                [0., 4., -4., -1., 1., 0.],
+                [0., -2., -1., 2., 1., 0.],
+                [0., 2., -1., -2., 1., 0.],
+                [0., 4., 0., -5., 0., 1.],
+            ]),
+            at: rows(&[
+                [1., 1., 1., 1., 1., 0.],
+                [0., 1., -1., 2., -2., 0.],
+                [0., 1., 1., 4., 4., 0.],
+                [0., 1., -1., 8., -8., 1.],
+            ]),
+        },
+    }
+}
+
+/// |m| v |m|t of a square v.
+fn both_sides(m: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let left = |m: &[Vec<f64>], v: &[Vec<f64>]| -> Vec<Vec<f64>> {
+        let row = |row: &Vec<f64>| {
+            (0..v[0].len()).map(|j| row.iter().zip(v).map(|(m, v)| m.abs() * v[j]).sum()).collect()
+        };
+        m.iter().map(row).collect()
+    };
+    let transposed = |v: &[Vec<f64>]| -> Vec<Vec<f64>> {
+        (0..v[0].len()).map(|j| v.iter().map(|row| row[j]).collect()).collect()
+    };
+    transposed(&left(m, &transposed(&left(m, v))))
+}
+
+/// Operands in buffers with gaps, and NaN wherever nothing may be read.
+#[derive(Debug)]
+struct Case {
+    batch: usize,
+    shape: ConvShape,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    residual: Option<Vec<f32>>,
+    relu: bool,
+    border: usize,
+}
+
+const fn shape(h: usize, w: usize, c: usize, k: usize) -> ConvShape {
+    ConvShape { h, w, c, k, r: 3, s: 3, stride: 1, pad: 1 }
+}
+
+impl Case {
+    /// Data as after a ReLU, weights such that results are of order 1.
+    fn new(batch: usize, shape: ConvShape, seed: u64) -> Self {
+        let mut rng = Rng::new(seed, 0, 0, Purpose::Synth);
+        let (pixels, c, k) = (batch * shape.h * shape.w, shape.c, shape.k);
+        let mut normal = |len: usize, scale: f64| -> Vec<f32> {
+            (0..len).map(|_| (rng.normal() * scale) as f32).collect()
+        };
+        let x = normal(pixels * c, 1.0).into_iter().map(|value| value.max(0.0)).collect();
+        let weight = normal(shape.weights(), (2.0 / (9 * c) as f64).sqrt());
+        let (bias, residual) = (normal(k, 0.5), normal(pixels * k, 1.0));
+        let (relu, border) = (seed.is_multiple_of(2), (seed % 3) as usize);
+        let residual = Some(residual).filter(|_| seed % 4 < 2);
+        Self { batch, shape, x, weight, bias, residual, relu, border }
+    }
+
+    fn first_image(&self) -> Self {
+        let Self { shape, relu, border, .. } = *self;
+        let first = |values: &[f32]| values[..values.len() / self.batch].to_vec();
+        Self {
+            batch: 1,
+            shape,
+            x: first(&self.x),
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            residual: self.residual.as_deref().map(first),
+            relu,
+            border,
+        }
+    }
+
+    /// In buffers whose borders hold NaN.
+    fn run(&self, pool: &Pool, layer: &Winograd, scratch: &mut Scratch) -> Vec<f32> {
+        let mut weights = vec![f32::NAN; layer.packed_floats()];
+        layer.pack(pool, &self.weight, &mut weights);
+        let ConvShape { h, w, c, k, .. } = self.shape;
+        let (x_size, y_size) = (Size { h, w, c }, Size { h, w, c: k });
+        let x = bordered(&self.x, self.batch, x_size, self.border);
+        let residual = self.residual.as_ref().map(|r| bordered(r, self.batch, y_size, self.border));
+        let nothing = vec![f32::NAN; self.batch * h * w * k];
+        let mut y = bordered(&nothing, self.batch, y_size, self.border);
+        let layout = Layout::bordered(y_size, self.border);
+        let operands = Operands {
+            batch: self.batch,
+            weights: &weights,
+            x: Images { data: &x, layout: Layout::bordered(x_size, self.border) },
+            residual: residual.as_ref().map(|data| Images { data, layout }),
+            relu: self.relu,
+            y: ImagesMut { data: &mut y, layout },
+        };
+        layer.run(pool, scratch, operands);
+        let mut inside = vec![];
+        for row in 0..self.batch * h {
+            let at = layout.first + row / h * layout.image + row % h * layout.row;
+            inside.extend_from_slice(&y[at..][..w * k]);
+            y[at..][..w * k].fill(f32::NAN);
+        }
+        assert!(y.iter().all(|value| value.is_nan()), "the border of y was written");
+        inside
+    }
+
+    /// sum over taps and channels of x weight, in f64, at a pixel of y.
+    fn direct(&self, image: usize, p: usize, q: usize, out: usize) -> f64 {
+        let ConvShape { h, w, c, .. } = self.shape;
+        let mut sum = 0.0;
+        for tap in 0..9 {
+            let (y, x) = (p + tap / 3, q + tap % 3);
+            if (1..=h).contains(&y) && (1..=w).contains(&x) {
+                let pixel = &self.x[((image * h + y - 1) * w + x - 1) * c..][..c];
+                let filter = &self.weight[(out * 9 + tap) * c..][..c];
+                sum += pixel.iter().zip(filter).map(|(x, g)| f64::from(*x) * f64::from(*g)).sum::<f64>();
+            }
+        }
+        sum
+    }
+
+    /// Of one tile and output channel: |At| (|G| |g| |G|t * |Bt| |d| |B| summed over channels) |A|, [O][O]. An error of
+    /// one rounding anywhere on the way changes a result by at most 2^-24 of this.
+    fn magnitudes(
+        &self,
+        tile: Tile,
+        filters: &[Vec<Vec<f64>>],
+        image: usize,
+        p: usize,
+        q: usize,
+    ) -> Vec<Vec<f64>> {
+        let ConvShape { h, w, c, .. } = self.shape;
+        let (m, size) = (matrices(tile), tile.results() + 2);
+        let mut sum = vec![vec![0.0; size]; size];
+        for (channel, filter) in filters.iter().enumerate() {
+            let pixel = |y: usize, x: usize| {
+                let is_inside = (1..=h).contains(&y) && (1..=w).contains(&x);
+                let value = || self.x[((image * h + y - 1) * w + x - 1) * c + channel];
+                if is_inside { f64::from(value().abs()) } else { 0.0 }
+            };
+            let d: Vec<Vec<f64>> =
+                (0..size).map(|i| (0..size).map(|j| pixel(p + i, q + j)).collect()).collect();
+            let d = both_sides(&m.bt, &d);
+            for i in 0..size {
+                for j in 0..size {
+                    sum[i][j] += d[i][j] * filter[i][j];
+                }
+            }
+        }
+        both_sides(&m.at, &sum)
+    }
+
+    /// |G| |g| |G|t of every input channel, for one output channel.
+    fn filters(&self, tile: Tile, out: usize) -> Vec<Vec<Vec<f64>>> {
+        let (c, g) = (self.shape.c, matrices(tile).g);
+        let weight = |tap: usize, channel: usize| f64::from(self.weight[(out * 9 + tap) * c + channel].abs());
+        let filter = |channel: usize| -> Vec<Vec<f64>> {
+            (0..3).map(|r| (0..3).map(|s| weight(r * 3 + s, channel)).collect()).collect()
+        };
+        (0..c).map(|channel| both_sides(&g, &filter(channel))).collect()
+    }
+
+    /// Panics with the worst element where one is beyond its tolerance.
+    ///
+    /// Every product passes through c additions, and through the roundings of its weight, of the two data transforms, of
+    /// the two result transforms and of the epilogue: n in all. Rounding errors that are independent and of mean zero
+    /// add up to more than 6 sqrt(n) 2^-24 of the magnitudes with a probability below 2 n exp(-18) (Higham, Mary: "A new
+    /// approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, 2019, theorem 2.4).
+    fn assert_matches(&self, tile: Tile, got: &[f32], what: &str) {
+        let ConvShape { h, w, c, k, .. } = self.shape;
+        let size = tile.results();
+        let (high, wide) = (h.div_ceil(size), w.div_ceil(size));
+        let roundings = (c + 1 + 2 * 4 + 2 * 4 + 2) as f64;
+        let mut worst = (0.0, String::new());
+        for out in 0..k {
+            let filters = self.filters(tile, out);
+            for place in 0..self.batch * high * wide {
+                let (image, p, q) = (place / (high * wide), place / wide % high * size, place % wide * size);
+                let magnitudes = self.magnitudes(tile, &filters, image, p, q).concat();
+                for (place, magnitude) in magnitudes.into_iter().enumerate() {
+                    let (y, x) = (p + place / size, q + place % size);
+                    if y >= h || x >= w {
+                        continue;
+                    }
+                    let at = ((image * h + y) * w + x) * k + out;
+                    let bias = f64::from(self.bias[out]);
+                    let residual = self.residual.as_ref().map_or(0.0, |r| f64::from(r[at]));
+                    let want = self.direct(image, y, x, out) + bias + residual;
+                    let want = if self.relu { want.max(0.0) } else { want };
+                    let scale = magnitude + bias.abs() + residual.abs();
+                    let tolerance = 6.0 * roundings.sqrt() * 2f64.powi(-24) * scale;
+                    let share = (f64::from(got[at]) - want).abs() / tolerance;
+                    if share.is_nan() || share > worst.0 {
+                        let place = format!("image {image}, pixel {y} {x}, channel {out}");
+                        worst = (share, format!("{place}: got {}, want {want}", got[at]));
+                        assert!(share <= 1.0, "{what}: error {share:.2} of the tolerance at {}", worst.1);
+                    }
+                }
+            }
+        }
+        println!("{what}: worst error {:.3} of the tolerance at {}", worst.0, worst.1);
+    }
+
+    fn check(&self, pool: &Pool, isa: Isa, scratch: &mut Scratch) {
+        for tile in [Tile::F2, Tile::F4] {
+            let layer = Winograd::new(isa, tile, &self.shape, &self.bias);
+            let got = self.run(pool, &layer, scratch);
+            let what = format!("{tile:?} {} batch {} {:?}", isa.name(), self.batch, self.shape);
+            self.assert_matches(tile, &got, &what);
+        }
+    }
+}
+
+/// Maps in the middle of NaN.
+fn bordered(values: &[f32], batch: usize, size: Size, border: usize) -> Vec<f32> {
+    let layout = Layout::bordered(size, border);
+    let mut all = vec![f32::NAN; batch * layout.image];
+    let floats = size.w * size.c;
+    for (row, values) in values.chunks_exact(floats).enumerate() {
+        let at = layout.first + row / size.h * layout.image + row % size.h * layout.row;
+        all[at..][..floats].copy_from_slice(values);
+    }
+    all
+}
+
+#[test]
+fn layers_match_a_direct_convolution() {
+    let (pool, mut scratch) = (Pool::new(2), Scratch::default());
+    // A bottleneck's widths at small maps; maps that fill no tile; channels that fill no register and no group.
+    let shapes = [
+        (1, shape(7, 7, 64, 64)),
+        (2, shape(8, 8, 16, 16)),
+        (3, shape(5, 6, 20, 70)),
+        (1, shape(1, 1, 3, 5)),
+        (2, shape(4, 9, 33, 130)),
+        (9, shape(7, 7, 17, 8)),
+        (1, shape(14, 13, 130, 4)),
+    ];
+    for isa in Isa::available() {
+        for (i, &(batch, shape)) in shapes.iter().enumerate() {
+            Case::new(batch, shape, i as u64).check(&pool, isa, &mut scratch);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_layers_match_a_direct_convolution(
+        batch in 1usize..4, h in 1usize..15, w in 1usize..15, c in 1usize..40, k in 1usize..20, seed in 0u64..1000,
+    ) {
+        let (pool, mut scratch) = (Pool::new(1), Scratch::default());
+        let case = Case::new(batch, shape(h, w, c, k), seed);
+        for isa in Isa::available() {
+            case.check(&pool, isa, &mut scratch);
+        }
+    }
+}
+
+#[test]
+fn neither_threads_nor_the_batch_change_a_bit() {
+    let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let pools = [1, 2, 3].map(Pool::new);
+    for isa in Isa::available() {
+        for (i, shape) in [shape(28, 28, 24, 72), shape(7, 7, 64, 200)].into_iter().enumerate() {
+            let case = Case::new(3, shape, i as u64 * 4 + 2);
+            for tile in [Tile::F2, Tile::F4] {
+                let layer = Winograd::new(isa, tile, &shape, &case.bias);
+                let want = bits(case.run(&pools[0], &layer, &mut Scratch::default()));
+                let mut scratch = Scratch::default();
+                for pool in &pools {
+                    let got = bits(case.run(pool, &layer, &mut scratch));
+                    assert!(got == want, "{} {tile:?} {} threads {shape:?}", isa.name(), pool.threads());
+                }
+                let one = bits(case.first_image().run(&pools[0], &layer, &mut scratch));
+                assert!(one == want[..one.len()], "{} {tile:?} alone {shape:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_comes_out() {
+    let (pool, mut scratch) = (Pool::new(1), Scratch::default());
+    for isa in Isa::available() {
+        let mut case = Case::new(1, shape(4, 4, 16, 16), 2);
+        case.x[0] = f32::NAN;
+        let layer = Winograd::new(isa, Tile::F4, &case.shape, &case.bias);
+        assert!(case.relu && case.run(&pool, &layer, &mut scratch)[0].is_nan(), "{}", isa.name());
+    }
+}
+
+#[test]
+fn other_convolutions_are_not_supported() {
+    let fits = shape(7, 7, 3, 5);
+    assert!(supports(&fits));
+    for other in [
+        ConvShape { stride: 2, ..fits },
+        ConvShape { pad: 0, ..fits },
+        ConvShape { r: 1, ..fits },
+        ConvShape { s: 5, ..fits },
+        ConvShape { c: 0, ..fits },
+    ] {
+        assert!(!supports(&other), "{other:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "x: 1 of Size { h: 4, w: 4, c: 2 }")]
+fn a_map_beyond_its_buffer_is_refused() {
+    let (pool, shape) = (Pool::new(1), shape(4, 4, 2, 2));
+    let layer = Winograd::new(Isa::PORTABLE, Tile::F2, &shape, &[0.0; 2]);
+    let layout = Layout::dense(Size { h: 4, w: 4, c: 2 });
+    let x = Images { data: &[0.0; 31], layout };
+    let y = ImagesMut { data: &mut [0.0; 32], layout };
+    layer.run(
+        &pool,
+        &mut Scratch::default(),
+        Operands { batch: 1, weights: &[0.0; 16 * 2 * 64], x, residual: None, relu: true, y },
+    );
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn overlapping_rows_of_results_are_refused() {
+    let (pool, shape) = (Pool::new(1), shape(4, 4, 2, 2));
+    let layer = Winograd::new(Isa::PORTABLE, Tile::F2, &shape, &[0.0; 2]);
+    let layout = Layout::dense(Size { h: 4, w: 4, c: 2 });
+    let x = Images { data: &[0.0; 32], layout };
+    let y = ImagesMut { data: &mut [0.0; 32], layout: Layout { row: 7, ..layout } };
+    layer.run(
+        &pool,
+        &mut Scratch::default(),
+        Operands { batch: 1, weights: &[0.0; 16 * 2 * 64], x, residual: None, relu: true, y },
+    );
+}
