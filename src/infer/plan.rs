@@ -75,7 +75,7 @@ pub fn output(unit: &Unit) -> TensorId {
 
 /// Of a convolution's output: 8-bit values have no sign, so that what no ReLU follows stays f32 in int8.
 fn format(unit: &ConvUnit, precision: Precision, activations: Format) -> Format {
-    if precision == Precision::Int8 && !unit.relu { Format::F32 } else { activations }
+    if precision == Precision::Int8 && !unit.relu { Format::F32InLanes } else { activations }
 }
 
 impl Plan {

@@ -290,7 +290,7 @@ impl Compiler<'_> {
     /// y = scale[k] x_scale sum + bias + r_scale r in steps of y's own scale; in real units where y is f32.
     fn requantise(&mut self, unit: &ConvUnit, numbers: &Quantised, conv: &mut Conv) -> Result<()> {
         let x_scale = if unit.x == self.graph.input { 1.0 } else { self.scales[unit.x] };
-        let is_f32 = self.tensors[unit.y].is_some_and(|placed| placed.map.format == Format::F32);
+        let is_f32 = self.tensors[unit.y].is_some_and(|placed| placed.map.format == Format::F32InLanes);
         let y_scale = if is_f32 { 1.0 } else { self.weights.scale(unit.y)? };
         if !(y_scale.is_finite() && y_scale > 0.0) {
             let name = &self.graph.tensors[unit.y].name;

@@ -287,7 +287,26 @@ impl Program {
                 );
             }
         }
+        if map.format == Format::F32InLanes {
+            self.reorder(tensor, &mut data);
+        }
         HostTensor::new(name, shape, data)
+    }
+
+    /// From the order of lanes to that of channels.
+    fn reorder(&self, tensor: usize, data: &mut [f32]) {
+        for step in &self.steps {
+            let Work::Conv { conv, y, .. } = &step.work else { continue };
+            if *y == tensor {
+                let order = conv.packed.channels_in_order();
+                for pixel in data.chunks_exact_mut(order.len()) {
+                    let lanes = pixel.to_vec();
+                    for (channel, value) in order.iter().zip(lanes) {
+                        pixel[*channel] = value;
+                    }
+                }
+            }
+        }
     }
 
     pub fn precision(&self) -> Precision {
@@ -312,7 +331,7 @@ fn layout(view: &View) -> winograd::Layout {
 
 fn real(format: Format, bytes: &[u8]) -> f32 {
     match (format, bytes) {
-        (Format::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
+        (Format::F32 | Format::F32InLanes, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
         (Format::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
         (Format::U8In16, &[a, b]) => f32::from(u16::from_ne_bytes([a, b])),
         (Format::U8, &[a]) => f32::from(a),
