@@ -147,12 +147,14 @@ impl<'a> Job<'a> {
         let most = kernels.multiply.len();
         let chunks = tiles.div_ceil(most);
         let panel_floats = shape.c * kernels.width;
+        // The last group may have no channels for its last panels.
+        let used = (shape.k - group * GROUP).div_ceil(kernels.width);
         assert!(tiles <= plan.tiles_of_a_block);
         for tap in 0..plan.taps {
             let data = &data[tap * plan.data_pitch()..][..plan.data_pitch()];
             let products = &mut products[tap * plan.product_pitch()..][..plan.product_pitch()];
             let panels = &self.weights[(group * plan.taps + tap) * shape.c * GROUP..][..shape.c * GROUP];
-            for (panel, weights) in panels.chunks_exact(panel_floats).enumerate() {
+            for (panel, weights) in panels.chunks_exact(panel_floats).take(used).enumerate() {
                 // Chunks of like sizes: a last one of a single row would cost as much as one of several.
                 for chunk in 0..chunks {
                     let rows = chunk * tiles / chunks..(chunk + 1) * tiles / chunks;

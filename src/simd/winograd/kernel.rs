@@ -194,7 +194,7 @@ pub(super) unsafe fn multiply<V: Vector, const MR: usize, const NV: usize>(produ
                 b[j] = V::load(w.add(j * V::LANES));
             }
             for line in (0..width).step_by(LINE) {
-                V::prefetch(w.wrapping_add(AHEAD * width + line));
+                V::prefetch(w.wrapping_add(AHEAD + line));
             }
             for m in 0..MR {
                 let x = V::splat(product.a.add(m * product.a_pitch + i));
@@ -212,8 +212,8 @@ pub(super) unsafe fn multiply<V: Vector, const MR: usize, const NV: usize>(produ
     }
 }
 
-/// Rows of a panel that are fetched before their use: panels follow one another, and come from memory.
-const AHEAD: usize = 16;
+/// How many floats ahead a panel is fetched: weights come from memory, and panels follow one another.
+const AHEAD: usize = 512;
 
 /// What an instruction set gives, and its tile of the product.
 pub(super) struct Kernels {

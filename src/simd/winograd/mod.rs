@@ -77,6 +77,20 @@ pub fn supports(shape: &ConvShape) -> bool {
         && [shape.h, shape.w, shape.c, shape.k].iter().all(|&size| size > 0)
 }
 
+/// The faster tile of a layer in f32, and `None` where the direct convolution is to be preferred.
+///
+/// F(4x4) multiplies least, but its weights are four times those of the convolution and come from memory: with fewer
+/// than 16 tiles to use them in (ResNet-50's 7x7 maps in batches below 4) F(2x2) is as fast, and half as large. By
+/// `cargo bench --bench winograd`; narrow layers spend their time in the transforms.
+pub fn preferred(shape: &ConvShape, batch: usize) -> Option<Tile> {
+    if !supports(shape) || shape.c < 64 || shape.k < 64 {
+        return None;
+    }
+    let results = Tile::F4.results();
+    let tiles = batch * shape.h.div_ceil(results) * shape.w.div_ceil(results);
+    Some(if tiles < 16 { Tile::F2 } else { Tile::F4 })
+}
+
 /// A layer. Its packed weights lie where the caller keeps them: a network's are best together, in large pages.
 pub struct Winograd {
     kernels: &'static Kernels,

@@ -337,6 +337,18 @@ fn other_convolutions_are_not_supported() {
 }
 
 #[test]
+fn the_preferred_tile_follows_the_number_of_tiles() {
+    let preferred =
+        |side: usize, width: usize, batch: usize| preferred(&shape(side, side, width, width), batch);
+    assert_eq!(preferred(56, 64, 1), Some(Tile::F4));
+    assert_eq!(preferred(14, 256, 1), Some(Tile::F4));
+    assert_eq!(preferred(7, 512, 1), Some(Tile::F2));
+    assert_eq!(preferred(7, 512, 4), Some(Tile::F4));
+    assert_eq!(preferred(56, 16, 1), None);
+    assert_eq!(super::preferred(&ConvShape { stride: 2, ..shape(56, 56, 64, 64) }, 1), None);
+}
+
+#[test]
 #[should_panic(expected = "x: 1 of Size { h: 4, w: 4, c: 2 }")]
 fn a_map_beyond_its_buffer_is_refused() {
     let (pool, shape) = (Pool::new(1), shape(4, 4, 2, 2));
