@@ -36,6 +36,24 @@ impl Isa {
         }
     }
 
+    /// Dot products of bfloat16 pairs (AVX512-BF16).
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = self.0 == Set::Avx512 && std::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has
+    }
+
+    /// Dot products of four bytes in 512 bits (AVX512-VNNI).
+    pub fn has_vnni(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = self.0 == Set::Avx512 && std::is_x86_feature_detected!("avx512vnni");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has
+    }
+
     /// Everything that this machine can run, strongest first; always ends with `PORTABLE`.
     pub fn available() -> Vec<Self> {
         let mut found = vec![];

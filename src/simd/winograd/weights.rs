@@ -1,27 +1,30 @@
 //! Transformed weights in the order in which the products read them.
 
-use super::GROUP;
 use super::transform::Algorithm;
+use super::{Element, GROUP};
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Shared;
 use crate::simd::pool::Pool;
 
-/// Input channels that are transformed side by side.
+/// Input channels that are transformed side by side; even, so that no pair is torn.
 const CHUNK: usize = 16;
 
-/// f32 weight [k][3][3][c] -> panels [k / GROUP][tap][GROUP / width][c][width] of G g Gt, computed in f64 and rounded
-/// once; zeros for the output channels that the last group lacks.
-pub(super) fn pack<A, const T: usize, const O: usize>(
+/// f32 weight [k][3][3][c] -> panels [k / GROUP][tap][GROUP / width][c / PAIR][width][PAIR] of G g Gt, computed in f64 and
+/// rounded once; zeros for the input and output channels that the last ones lack. PAIR is how many elements four bytes
+/// hold; a length is counted in those.
+pub(super) fn pack<E, A, const T: usize, const O: usize>(
     pool: &Pool,
     shape: &ConvShape,
     weight: &[f32],
     width: usize,
     panels: &mut [f32],
 ) where
+    E: Element,
     A: Algorithm<T, O>,
 {
     let ConvShape { c, k, .. } = *shape;
-    let group_floats = T * T * c * GROUP;
+    let steps = c.div_ceil(E::PAIR);
+    let group_floats = T * T * steps * GROUP;
     assert_eq!(weight.len(), shape.weights(), "length of the weight of {shape:?}");
     assert_eq!(panels.len(), k.div_ceil(GROUP) * group_floats);
     let panels = Shared::new(panels);
@@ -29,11 +32,11 @@ pub(super) fn pack<A, const T: usize, const O: usize>(
     pool.run(k.div_ceil(GROUP) * (GROUP / width), &|task| {
         let (group, panel) = (task / (GROUP / width), task % (GROUP / width));
         let first = group * GROUP + panel * width;
+        let place = |tap: usize| group * group_floats + (tap * GROUP + panel * width) * steps;
         for tap in 0..T * T {
-            let at = group * group_floats + (tap * GROUP + panel * width) * c;
             // SAFETY: this panel of this tap is this task's own.
-            let panel = unsafe { panels.part(at, c * width) };
-            if first + width > k {
+            let panel = unsafe { panels.part(place(tap), steps * width) };
+            if first + width > k || c % E::PAIR != 0 {
                 panel.fill(0.0);
             }
         }
@@ -43,11 +46,12 @@ pub(super) fn pack<A, const T: usize, const O: usize>(
                 let len = CHUNK.min(c - from);
                 let transformed = transform::<A, T, O>(filter, c, from, len);
                 for (tap, values) in transformed.as_flattened().iter().enumerate() {
-                    let at = group * group_floats + (tap * GROUP + panel * width) * c;
+                    let at = place(tap) + from / E::PAIR * width;
                     // SAFETY: as above.
-                    let rows = unsafe { panels.part(at + from * width, len * width) };
-                    for (row, value) in rows.chunks_exact_mut(width).zip(values) {
-                        row[column] = *value as f32;
+                    let rows = unsafe { panels.part(at, len.div_ceil(E::PAIR) * width) };
+                    let rows: &mut [E] = bytemuck::cast_slice_mut(rows);
+                    for (i, value) in values[..len].iter().enumerate() {
+                        rows[(i / E::PAIR * width + column) * E::PAIR + i % E::PAIR] = E::round(*value);
                     }
                 }
             }
