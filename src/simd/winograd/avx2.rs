@@ -18,4 +18,5 @@ impl Vector for __m256 {
     }
 }
 
-kernels!(target_feature(enable = "avx2,fma"), f32, __m256, product: __m256, vectors: 2, rows: [1 2 3 4 5 6], tiles: [F2 4 2, F4 6 4]);
+kernels!(target_feature(enable = "avx2,fma"), f32, __m256, product: __m256, vectors: 2,
+    rows: [1 2 3 4 5 6], tiles: [F2 4 2, F4 6 4]);

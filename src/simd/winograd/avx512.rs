@@ -18,4 +18,5 @@ impl Vector for __m512 {
     }
 }
 
-kernels!(target_feature(enable = "avx512f"), f32, __m512, product: __m512, vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], tiles: [F2 4 2, F4 6 4]);
+kernels!(target_feature(enable = "avx512f"), f32, __m512, product: __m512, vectors: 2,
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12 13 14], tiles: [F2 4 2, F4 6 4]);

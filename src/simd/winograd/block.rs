@@ -48,8 +48,8 @@ impl Plan {
         self.blocks * self.group_tasks
     }
 
-    /// Steps of four bytes from one tap to the next, of data and of products. The line more keeps the taps of a tile from falling
-    /// into the same few sets of the cache.
+    /// Steps of four bytes from one tap to the next, of data and of products. The line more keeps the taps of a tile
+    /// from falling into the same few sets of the cache.
     fn data_pitch(&self) -> usize {
         self.tiles_of_a_block * self.data_row + 16
     }

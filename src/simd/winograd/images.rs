@@ -34,8 +34,9 @@ impl Layout {
     /// Panics unless a batch of maps lies within `len` elements and, with `is_apart`, no two rows of it overlap.
     fn check(&self, name: &str, batch: usize, size: Size, len: usize, is_apart: bool) {
         let Size { h, w, c } = size;
-        let image = (h - 1) * self.row + w * c;
-        let end = self.first + (batch - 1) * self.image + image;
+        // What overflows is beyond every buffer.
+        let image = (h - 1).saturating_mul(self.row).saturating_add(w * c);
+        let end = (batch - 1).saturating_mul(self.image).saturating_add(image).saturating_add(self.first);
         assert!(end <= len, "{name}: {batch} of {size:?} at {self:?} end at element {end} of {len}");
         let rows = h == 1 || self.row >= w * c;
         let images = batch == 1 || self.image >= image;

@@ -109,7 +109,8 @@ pub struct Winograd<E: Element = f32> {
     zeros: Aligned,
 }
 
-/// Buffers that calls reuse: one a thread, of about half a megabyte; they grow to what the largest call needs.
+/// Buffers that calls reuse: one a thread, of half a megabyte, or up to two and a half for F(4x4) of 512 channels. They
+/// grow to what the largest call needs.
 #[derive(Default)]
 pub struct Scratch {
     buffers: Vec<Aligned>,

@@ -17,4 +17,5 @@ impl Vector for float32x4_t {
     }
 }
 
-kernels!(target_feature(enable = "neon"), f32, float32x4_t, product: float32x4_t, vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12], tiles: [F2 4 2, F4 6 4]);
+kernels!(target_feature(enable = "neon"), f32, float32x4_t, product: float32x4_t, vectors: 2,
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12], tiles: [F2 4 2, F4 6 4]);

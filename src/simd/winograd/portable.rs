@@ -16,4 +16,5 @@ impl Vector for Four {
     }
 }
 
-kernels!(inline, f32, Four, product: Four, vectors: 2, rows: [1 2 3 4], tiles: [F2 4 2, F4 6 4]);
+kernels!(inline, f32, Four, product: Four, vectors: 2,
+    rows: [1 2 3 4], tiles: [F2 4 2, F4 6 4]);

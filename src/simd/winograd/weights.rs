@@ -32,28 +32,31 @@ pub(super) fn pack<E, A, const T: usize, const O: usize>(
     pool.run(k.div_ceil(GROUP) * (GROUP / width), &|task| {
         let (group, panel) = (task / (GROUP / width), task % (GROUP / width));
         let first = group * GROUP + panel * width;
-        let place = |tap: usize| group * group_floats + (tap * GROUP + panel * width) * steps;
-        for tap in 0..T * T {
-            // SAFETY: this panel of this tap is this task's own.
-            let panel = unsafe { panels.part(place(tap), steps * width) };
-            if first + width > k || c % E::PAIR != 0 {
-                panel.fill(0.0);
+        let columns = width.min(k.saturating_sub(first));
+        // [tap][CHUNK / PAIR][width][PAIR], one after the other: straight to their places, which lie a power of two apart,
+        // the taps would push each other out of the cache. What is never written stays zero.
+        let mut rows = vec![E::zeroed(); T * T * CHUNK * width];
+        for from in (0..c).step_by(CHUNK) {
+            let len = CHUNK.min(c - from);
+            if len < CHUNK {
+                rows.fill(E::zeroed());
             }
-        }
-        for column in 0..width.min(k.saturating_sub(first)) {
-            let filter = &weight[(first + column) * 9 * c..][..9 * c];
-            for from in (0..c).step_by(CHUNK) {
-                let len = CHUNK.min(c - from);
+            for column in 0..columns {
+                let filter = &weight[(first + column) * 9 * c..][..9 * c];
                 let transformed = transform::<A, T, O>(filter, c, from, len);
-                for (tap, values) in transformed.as_flattened().iter().enumerate() {
-                    let at = place(tap) + from / E::PAIR * width;
-                    // SAFETY: as above.
-                    let rows = unsafe { panels.part(at, len.div_ceil(E::PAIR) * width) };
-                    let rows: &mut [E] = bytemuck::cast_slice_mut(rows);
+                for (rows, values) in rows.chunks_exact_mut(CHUNK * width).zip(transformed.as_flattened()) {
                     for (i, value) in values[..len].iter().enumerate() {
                         rows[(i / E::PAIR * width + column) * E::PAIR + i % E::PAIR] = E::round(*value);
                     }
                 }
+            }
+            for (tap, rows) in rows.chunks_exact(CHUNK * width).enumerate() {
+                let at =
+                    group * group_floats + (tap * GROUP + panel * width) * steps + from / E::PAIR * width;
+                let count = len.div_ceil(E::PAIR) * width;
+                // SAFETY: this panel of this tap is this task's own.
+                let to = unsafe { panels.part(at, count) };
+                to.copy_from_slice(&bytemuck::cast_slice(rows)[..count]);
             }
         }
     });
