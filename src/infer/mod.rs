@@ -25,7 +25,6 @@ pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
-mod bf16;
 #[cfg(test)]
 mod tests;
 

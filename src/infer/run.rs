@@ -10,7 +10,7 @@ use crate::simd::direct::conv::{Conv, Operands, Part};
 use crate::simd::direct::linear::LANES;
 use crate::simd::direct::map::{Format, View};
 use crate::simd::direct::pools::{average_pool, max_pool};
-use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Tile, Winograd};
+use crate::simd::winograd::{self, Element, Images, ImagesMut, Scratch, Winograd};
 use crate::tensor::HostTensor;
 use half::bf16;
 use std::ops::Range;
@@ -116,11 +116,7 @@ impl Program {
                 });
             }
             Work::Winograd { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
-            Work::WinogradBf16 { layer, w, x, y } => {
-                // SAFETY: the layer's place in the packed weights.
-                let w = unsafe { this.weights.ptr().add(*w) };
-                this.winograd_bf16(layer, w, &this.view(*x), &this.view(*y), n);
-            }
+            Work::WinogradBf16 { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
             Work::MaxPool { x, y } => {
                 let (x, y) = (this.view(*x), this.view(*y));
                 let blocks = blocks(y.map.h, 8);
@@ -200,26 +196,36 @@ impl Program {
         spent.into_iter().map(AtomicU64::into_inner).collect()
     }
 
-    fn winograd(&self, layer: &Winograd, w: usize, unit: &ConvUnit, n: usize, scratch: &mut Scratch) {
+    fn winograd<E: Element>(
+        &self,
+        layer: &Winograd<E>,
+        w: usize,
+        unit: &ConvUnit,
+        n: usize,
+        scratch: &mut Scratch,
+    ) {
         let (x, y) = (self.view(unit.x), self.view(unit.y));
         for image in 0..n {
             // SAFETY: rows of `y` that this thread alone writes before the step's tasks start.
             unsafe { y.clear_border(image, 0..y.map.h) };
         }
-        // SAFETY: whole tensors of the arena, f32 on cache lines; the plan keeps `y` apart from what the step reads, and
-        // the layer's packed weights were written when the program was compiled.
+        // SAFETY: whole tensors of the arena on cache lines, of the precision's elements, which have no invalid bits; the
+        // plan keeps `y` apart from what the step reads, and the layer's packed weights were written when the program
+        // was compiled.
         unsafe {
-            let floats =
-                |view: &View| std::slice::from_raw_parts(view.base.cast::<f32>(), view.map.bytes() / 4);
-            let residual = unit.residual.map(|r| self.view(r));
+            let elements = |view: &View| view.map.bytes() / size_of::<E>();
+            let read = |view: View| Images {
+                data: std::slice::from_raw_parts(view.base.cast::<E>(), elements(&view)),
+                layout: layout(&view),
+            };
             let operands = winograd::Operands {
                 batch: n,
-                weights: std::slice::from_raw_parts(self.weights.ptr().add(w).cast(), layer.packed_floats()),
-                x: Images { data: floats(&x), layout: layout(&x) },
-                residual: residual.map(|r| Images { data: floats(&r), layout: layout(&r) }),
+                weights: std::slice::from_raw_parts(self.weights.ptr().add(w).cast(), layer.packed_len()),
+                x: read(x),
+                residual: unit.residual.map(|r| read(self.view(r))),
                 relu: unit.relu,
                 y: ImagesMut {
-                    data: std::slice::from_raw_parts_mut(y.base.cast::<f32>(), y.map.bytes() / 4),
+                    data: std::slice::from_raw_parts_mut(y.base.cast::<E>(), elements(&y)),
                     layout: layout(&y),
                 },
             };
@@ -240,7 +246,7 @@ impl Program {
             let algorithm = match &step.work {
                 Work::Conv { .. } => Algorithm::Direct.name(),
                 Work::Winograd { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
-                Work::WinogradBf16 { .. } => Algorithm::Winograd(Tile::F2).name(),
+                Work::WinogradBf16 { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
                 Work::MaxPool { .. } | Work::AvgPool { .. } => "pool",
                 Work::Linear(_) => "linear",
             };
@@ -326,7 +332,8 @@ impl Program {
 /// Where a map's pixels lie within its tensor.
 fn layout(view: &View) -> winograd::Layout {
     let map = &view.map;
-    winograd::Layout { first: map.at(0, 0, 0) / 4, row: map.row() / 4, image: map.image() / 4 }
+    let size = map.format.bytes();
+    winograd::Layout { first: map.at(0, 0, 0) / size, row: map.row() / size, image: map.image() / size }
 }
 
 fn real(format: Format, bytes: &[u8]) -> f32 {
