@@ -33,12 +33,18 @@ pub struct LayerTime {
     pub nanoseconds: u64,
 }
 
-/// Raw access to the arena for the tasks of one step.
+/// Raw access to features or logits for the tasks of one step.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
 // SAFETY: tasks write disjoint parts; see `Program::step`.
 unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
 
 impl Program {
     /// `images` u8 RGB [n][resolution][resolution][3], n at most the compiled batch -> logits f32 [n][classes].
@@ -46,7 +52,7 @@ impl Program {
         let side = self.graph.resolution;
         let pixels = side * side * 3;
         let n = images.len() / pixels;
-        if n == 0 || n > self.batch || images.len() % pixels != 0 {
+        if n == 0 || n > self.batch || !images.len().is_multiple_of(pixels) {
             return Err(Error::usage(format!(
                 "{} bytes of pixels were given; {side} x {side} RGB images take {pixels} each, and the program 1 to {} images",
                 images.len(),
@@ -129,10 +135,9 @@ impl Program {
             Work::AvgPool { x, scale } => {
                 let x = this.view(*x);
                 this.pool.run(n, &|image| {
-                    let features = features;
                     // SAFETY: `features` has a row of `c` for each image of the batch, each task its own.
                     unsafe {
-                        let y = std::slice::from_raw_parts_mut(features.0.add(image * x.map.c), x.map.c);
+                        let y = std::slice::from_raw_parts_mut(features.at(image * x.map.c), x.map.c);
                         average_pool(&x, image, *scale, y);
                     }
                 });
@@ -144,11 +149,10 @@ impl Program {
                     let (block, image) = (task / n, task % n);
                     let range = blocks[block].clone();
                     let x = &this.features[image * width..(image + 1) * width];
-                    let panels = panels;
                     // SAFETY: `panels` has a row of all classes for each image, and tasks have classes of their own.
                     let y = unsafe {
                         let first = image * linear.panels() + range.start;
-                        std::slice::from_raw_parts_mut(panels.0.add(first * LANES), range.len() * LANES)
+                        std::slice::from_raw_parts_mut(panels.at(first * LANES), range.len() * LANES)
                     };
                     linear.run(this.isa, x, range, y);
                 });

@@ -87,7 +87,7 @@ fn pixels(graph: &Graph, n: usize) -> Vec<u8> {
     // Smooth in places, so that pools and borders see more than noise.
     let mut value = 0;
     let mut next = |i: usize| {
-        if i % 5 == 0 {
+        if i.is_multiple_of(5) {
             value = rng.below(256) as u8;
         }
         value

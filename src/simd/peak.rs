@@ -131,8 +131,9 @@ dots!(vnni, "avx512f,avx512vnni", _mm512_setzero_si512, _mm512_set1_epi8(1), |su
     _mm512_dpbusd_epi32(sum, a, b)
 });
 #[cfg(target_arch = "x86_64")]
-dots!(pairs, "avx2", _mm256_setzero_si256, _mm256_set1_epi16(1), |sum, a, b| {
-    _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+dots!(pairs, "avx2", _mm256_setzero_si256, _mm256_set1_epi16(1), |sum, a, _| {
+    // Of the sum itself, or the compiler would multiply once for all steps.
+    _mm256_add_epi32(sum, _mm256_madd_epi16(sum, a))
 });
 
 fn portable() {

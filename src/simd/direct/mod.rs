@@ -16,6 +16,11 @@
 //! | [`conv`] | a convolution over rows and channels of a map |
 //! | [`pools`], [`linear`], [`input`] | what a network has besides |
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers are indexed by constants, as in conv::kernel"
+)]
+
 pub mod map;
 pub mod kernel;
 mod portable;
