@@ -7,7 +7,8 @@
 //!
 //! Each repetition uses other weights, so many that they come from memory, as a network's do. A share of the peak counts
 //! the multiplications of the direct convolution: above 100 % no direct convolution can be as fast. The direct
-//! convolution is the one that trains, which packs its weights in every call.
+//! convolution is the one that trains, which packs its weights in every call. bf16 is shown beside the peak of f32, though the
+//! machine multiplies it faster; its error counts the rounding of weights, transformed data and results, but not of the data themselves.
 
 use engine::model::graph::{ConvShape, Op, lower};
 use engine::model::spec::RESNET50;
@@ -16,11 +17,18 @@ use engine::simd::conv::{self, forward};
 use engine::simd::isa::Isa;
 use engine::simd::peak;
 use engine::simd::pool::Pool;
-use engine::simd::winograd::{Images, ImagesMut, Layout, Operands, Scratch, Size, Tile, Winograd, supports};
+use engine::simd::winograd::{
+    Element, Images, ImagesMut, Layout, Operands, Scratch, Size, Tile, Winograd, supports,
+};
+use half::bf16;
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 /// Floats of all copies of a layer's weights: more than caches hold.
 const COLD_FLOATS: usize = 16 << 20;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 fn main() {
     let env = |name: &str| std::env::var(name).ok();
@@ -83,76 +91,98 @@ fn measure(
     repeats: usize,
 ) -> Vec<(&'static str, [f64; 3])> {
     let layer = Layer::new(shape, batch);
-    let (input, output) = layer.sizes();
-    let ConvShape { k, .. } = shape;
-    let zeros = vec![0.0; k];
-    let plans = [Tile::F2, Tile::F4].map(|tile| Winograd::new(isa, tile, &shape, &zeros));
-    let packed: Vec<Copies> = plans
-        .iter()
-        .map(|plan| {
-            let mut packed = vec![0.0; plan.packed_floats()];
-            plan.pack(pool, &layer.weight_krsc, &mut packed);
-            Copies::of(&packed)
-        })
-        .collect();
-    let weights = Copies::of(&layer.weight_rsck);
-    let mut y = vec![0.0; batch * shape.h * shape.w * k];
-    let (mut scratch, mut direct_scratch) = (Scratch::default(), conv::Scratch::default());
-    let (mut seconds, mut peak, mut errors) = ([f64::INFINITY; 3], 0.0f64, [0.0; 3]);
+    let halves = Aligned::of(layer.x.iter().map(|x| bf16::from_f32(*x)));
+    let rounded: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+    // Results of one type share a buffer, as the layers of a network share a few.
+    let zeros = || (0..batch * shape.h * shape.w * shape.k).map(|_| 0.0f32);
+    let y = RefCell::new(Aligned::of(zeros()));
+    let y_halves = RefCell::new(Aligned::of(zeros().map(bf16::from_f32)));
+    let mut runs = vec![layer.direct(pool, isa, &y)];
+    for (tile, name) in [(Tile::F2, "F(2x2)"), (Tile::F4, "F(4x4)")] {
+        runs.push((name, layer.winograd(pool, isa, tile, &layer.x, &y)));
+    }
+    if bf16::has(isa, Tile::F2) {
+        runs.push(("bf16 F2", layer.winograd(pool, isa, Tile::F2, &halves, &y_halves)));
+    }
+    let mut rows = vec![[f64::INFINITY, 0.0, 0.0]; runs.len()];
+    let mut peak = 0.0f64;
     // The first round grows the scratch buffers.
     for repeat in 0..=repeats {
         let start = clock(pool);
         let operations = peak::run(pool, isa);
         peak = peak.max(operations / (clock(pool) - start));
-        for algorithm in 0..3 {
+        for ((name, run), [seconds, _, error]) in runs.iter_mut().zip(&mut rows) {
             let start = clock(pool);
-            if algorithm == 0 {
-                let w = weights.get(repeat);
-                forward(pool, isa, &shape, batch, &layer.x, w, &mut y, &mut direct_scratch);
-            } else {
-                let operands = Operands {
-                    batch,
-                    weights: packed[algorithm - 1].get(repeat),
-                    x: Images { data: &layer.x, layout: Layout::dense(input) },
-                    residual: None,
-                    relu: false,
-                    y: ImagesMut { data: &mut y, layout: Layout::dense(output) },
-                };
-                plans[algorithm - 1].run(pool, &mut scratch, operands);
-            }
+            run(repeat);
             let passed = clock(pool) - start;
             if repeat == 0 {
-                errors[algorithm] = layer.error(&y);
+                let x: &[f32] = if name.starts_with("bf16") { &rounded } else { &layer.x };
+                *error = layer.error(x, &run(0));
             } else {
-                seconds[algorithm] = seconds[algorithm].min(passed);
+                *seconds = seconds.min(passed);
             }
         }
     }
-    let row = |i: usize| [seconds[i], peak, errors[i]];
-    ["direct", "F(2x2)", "F(4x4)"].into_iter().zip((0..3).map(row)).collect()
+    let row = |[seconds, _, error]: [f64; 3]| [seconds, peak, error];
+    runs.iter().zip(rows).map(|((name, _), numbers)| (*name, row(numbers))).collect()
+}
+
+/// Elements from a cache line's boundary on, as a network's memory has them.
+struct Aligned<E> {
+    all: Vec<E>,
+    first: usize,
+}
+
+impl<E: Copy> Aligned<E> {
+    fn of(values: impl ExactSizeIterator<Item = E> + Clone) -> Self {
+        let len = values.len();
+        let mut all: Vec<E> = Vec::with_capacity(len + LINE);
+        let first = all.as_ptr().align_offset(LINE);
+        all.extend(values.clone().cycle().take(first));
+        all.extend(values);
+        Self { all, first }
+    }
+}
+
+impl<E> Deref for Aligned<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        &self.all[self.first..]
+    }
+}
+
+impl<E> DerefMut for Aligned<E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.all[self.first..]
+    }
 }
 
 /// The same weights again and again.
-struct Copies {
-    all: Vec<f32>,
+struct Copies<E> {
+    all: Aligned<E>,
     len: usize,
 }
 
-impl Copies {
-    fn of(weights: &[f32]) -> Self {
-        Self { all: weights.repeat(COLD_FLOATS.div_ceil(weights.len())), len: weights.len() }
+impl<E: Copy> Copies<E> {
+    fn of(weights: &[E]) -> Self {
+        let (len, copies) = (weights.len(), COLD_FLOATS.div_ceil(weights.len()));
+        Self { all: Aligned::of((0..len * copies).map(|i| weights[i % len])), len }
     }
 
-    fn get(&self, turn: usize) -> &[f32] {
+    fn get(&self, turn: usize) -> &[E] {
         let copies = self.all.len() / self.len;
         &self.all[turn % copies * self.len..][..self.len]
     }
 }
 
+/// A convolution with the weights of a turn; y is copied out where the turn is 0.
+type Run<'a> = Box<dyn FnMut(usize) -> Vec<f32> + 'a>;
+
 struct Layer {
     shape: ConvShape,
     batch: usize,
-    x: Vec<f32>,
+    x: Aligned<f32>,
     weight_krsc: Vec<f32>,
     weight_rsck: Vec<f32>,
 }
@@ -161,7 +191,9 @@ impl Layer {
     /// Data as after a ReLU.
     fn new(shape: ConvShape, batch: usize) -> Self {
         let mut rng = Rng::new(1, 0, 0, Purpose::Synth);
-        let x = (0..batch * shape.h * shape.w * shape.c).map(|_| rng.normal().max(0.0) as f32).collect();
+        let x: Vec<f32> =
+            (0..batch * shape.h * shape.w * shape.c).map(|_| rng.normal().max(0.0) as f32).collect();
+        let x = Aligned::of(x.into_iter());
         let deviation = (2.0 / (9 * shape.c) as f64).sqrt();
         let weight_krsc: Vec<f32> = (0..shape.weights()).map(|_| (rng.normal() * deviation) as f32).collect();
         let mut weight_rsck = vec![0.0; weight_krsc.len()];
@@ -172,13 +204,58 @@ impl Layer {
         Self { shape, batch, x, weight_krsc, weight_rsck }
     }
 
+    fn direct<'a>(
+        &'a self,
+        pool: &'a Pool,
+        isa: Isa,
+        y: &'a RefCell<Aligned<f32>>,
+    ) -> (&'static str, Run<'a>) {
+        let weights = Copies::of(&self.weight_rsck);
+        let mut scratch = conv::Scratch::default();
+        let run = move |turn: usize| {
+            let mut y = y.borrow_mut();
+            forward(pool, isa, &self.shape, self.batch, &self.x, weights.get(turn), &mut y, &mut scratch);
+            if turn == 0 { y.to_vec() } else { vec![] }
+        };
+        ("direct", Box::new(run))
+    }
+
+    fn winograd<'a, E: Element + Into<f32>>(
+        &'a self,
+        pool: &'a Pool,
+        isa: Isa,
+        tile: Tile,
+        x: &'a [E],
+        y: &'a RefCell<Aligned<E>>,
+    ) -> Run<'a> {
+        let (batch, (input, output)) = (self.batch, self.sizes());
+        let layer = Winograd::<E>::new(isa, tile, &self.shape, &vec![0.0; self.shape.k]);
+        let mut packed = vec![E::zeroed(); layer.packed_len()];
+        layer.pack(pool, &self.weight_krsc, &mut packed);
+        let weights = Copies::of(&packed);
+        let mut scratch = Scratch::default();
+        Box::new(move |turn: usize| {
+            let mut y = y.borrow_mut();
+            let operands = Operands {
+                batch,
+                weights: weights.get(turn),
+                x: Images { data: x, layout: Layout::dense(input) },
+                residual: None,
+                relu: false,
+                y: ImagesMut { data: &mut y, layout: Layout::dense(output) },
+            };
+            layer.run(pool, &mut scratch, operands);
+            if turn == 0 { y.iter().map(|&y| y.into()).collect() } else { vec![] }
+        })
+    }
+
     fn sizes(&self) -> (Size, Size) {
         let ConvShape { h, w, c, k, .. } = self.shape;
         (Size { h, w, c }, Size { h, w, c: k })
     }
 
     /// Relative to f64, over a sample of the results: rms(y - f64) / rms(f64).
-    fn error(&self, y: &[f32]) -> f64 {
+    fn error(&self, x: &[f32], y: &[f32]) -> f64 {
         let ConvShape { h, w, c, k, .. } = self.shape;
         let (mut error, mut square) = (0.0, 0.0);
         // A stride without a factor in common with sizes and widths meets all places of a tile and of a panel.
@@ -189,7 +266,7 @@ impl Layer {
             for tap in 0..9 {
                 let (row, column) = (p + tap / 3, q + tap % 3);
                 if (1..=h).contains(&row) && (1..=w).contains(&column) {
-                    let x = &self.x[((image * h + row - 1) * w + column - 1) * c..][..c];
+                    let x = &x[((image * h + row - 1) * w + column - 1) * c..][..c];
                     let g = &self.weight_krsc[(out * 9 + tap) * c..][..c];
                     sum += x.iter().zip(g).map(|(x, g)| f64::from(*x) * f64::from(*g)).sum::<f64>();
                 }

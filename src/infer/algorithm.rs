@@ -2,8 +2,9 @@
 
 use super::Precision;
 use crate::model::units::ConvUnit;
-use crate::simd::direct::winograd as bf16;
+use crate::simd::isa::Isa;
 use crate::simd::winograd::{self, Tile};
+use half::bf16;
 
 /// How a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,21 +14,14 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// For 3x3 convolutions of stride 1. In f32, F(4x4) multiplies least; on small maps F(2x2) is as fast, for its tiles fit
-    /// them and its weights, which come from memory, are fewer. bf16 has the bits for F(2x2); 8-bit integers have them for
-    /// neither.
-    pub fn choose(unit: &ConvUnit, precision: Precision) -> Self {
-        let shape = &unit.shape;
-        match precision {
-            Precision::Fp32 if winograd::supports(shape) && shape.h.min(shape.w) > 14 => {
-                Self::Winograd(Tile::F4)
-            }
-            Precision::Fp32 if winograd::supports(shape) => Self::Winograd(Tile::F2),
-            Precision::Bf16 if bf16::Winograd::supports(shape) && unit.residual.is_none() => {
-                Self::Winograd(Tile::F2)
-            }
-            _ => Self::Direct,
-        }
+    /// Winograd where it has kernels and multiplies less: 3x3 convolutions of stride 1. Eight bits are too few for it.
+    pub fn choose(unit: &ConvUnit, precision: Precision, isa: Isa, batch: usize) -> Self {
+        let tile = match precision {
+            Precision::Fp32 => winograd::preferred::<f32>(isa, &unit.shape, batch),
+            Precision::Bf16 => winograd::preferred::<bf16>(isa, &unit.shape, batch),
+            Precision::Int8 => None,
+        };
+        tile.map_or(Self::Direct, Self::Winograd)
     }
 
     pub fn name(self) -> &'static str {

@@ -36,7 +36,6 @@ pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
-mod bf16;
 pub mod profile;
 pub mod top;
 #[cfg(test)]

@@ -27,8 +27,11 @@ const CHAIN_WEIGHTS: usize = 640 << 10;
 
 /// Units that run as one step: each task takes a block of rows through all of them while it lies in cache. What a unit
 /// reads of the others in its chain are the same rows that it makes itself.
-pub fn chains(units: &[Unit], precision: Precision, weight: Format) -> Vec<Range<usize>> {
-    let algorithm = |unit: &ConvUnit| Algorithm::choose(unit, precision);
+pub fn chains(
+    units: &[Unit],
+    algorithm: impl Fn(&ConvUnit) -> Algorithm,
+    weight: Format,
+) -> Vec<Range<usize>> {
     let weights = |unit: &Unit| match unit {
         Unit::Conv(unit) => unit.shape.weights() * weight.bytes(),
         _ => 0,
@@ -75,7 +78,7 @@ pub fn output(unit: &Unit) -> TensorId {
 
 /// Of a convolution's output: 8-bit values have no sign, so that what no ReLU follows stays f32 in int8.
 fn format(unit: &ConvUnit, precision: Precision, activations: Format) -> Format {
-    if precision == Precision::Int8 && !unit.relu { Format::F32 } else { activations }
+    if precision == Precision::Int8 && !unit.relu { Format::F32InLanes } else { activations }
 }
 
 impl Plan {

@@ -1,7 +1,6 @@
 //! The compiler: each unit of the graph becomes a step with its weights packed for the machine.
 
 use super::algorithm::Algorithm;
-use super::bf16::Buffers;
 use super::options::Options;
 use super::plan::{Placed, Plan, chains};
 use super::weights::{Folded, Quantised, Weights};
@@ -15,11 +14,11 @@ use crate::simd::direct::kernel::Kernels;
 use crate::simd::direct::linear::Linear;
 use crate::simd::direct::map::Format;
 use crate::simd::direct::pack::{Filter, Packed, Source};
-use crate::simd::direct::winograd as bf16;
 use crate::simd::isa::Isa;
 use crate::simd::memory::{LINE, Memory};
 use crate::simd::pool::Pool;
-use crate::simd::winograd::{self, Tile, Winograd};
+use crate::simd::winograd::{self, Element, Tile, Winograd};
+use half::bf16;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -34,16 +33,15 @@ pub(super) enum Work {
         residual: Option<TensorId>,
     },
     Winograd {
-        layer: Winograd,
+        layer: Winograd<f32>,
         w: usize,
         unit: ConvUnit,
     },
     /// The same in bf16.
     WinogradBf16 {
-        layer: bf16::Winograd,
+        layer: Winograd<bf16>,
         w: usize,
-        x: TensorId,
-        y: TensorId,
+        unit: ConvUnit,
     },
     MaxPool {
         x: TensorId,
@@ -82,7 +80,6 @@ pub struct Program {
     pub(super) arena: Memory,
     pub(super) weights: Memory,
     pub(super) scratch: winograd::Scratch,
-    pub(super) buffers: Buffers,
     /// f32 [n][features], then [n][classes, rounded up to panels], then [n][classes] of the last run.
     pub(super) features: Vec<f32>,
     pub(super) panels: Vec<f32>,
@@ -102,7 +99,8 @@ impl Program {
         }
         let kernels = Kernels::of(precision, isa)?;
         let units = units(graph);
-        let chains = chains(&units, precision, kernels.format);
+        let algorithm = |unit: &ConvUnit| Algorithm::choose(unit, precision, isa, batch);
+        let chains = chains(&units, algorithm, kernels.format);
         let plan = Plan::new(graph, &units, &chains, precision, kernels.format, batch, keep);
         let mut compiler = Compiler {
             graph,
@@ -112,8 +110,9 @@ impl Program {
             tensors: &plan.tensors,
             scales: vec![1.0; graph.tensors.len()],
             pool: Pool::new(threads),
-            memory: Memory::zeroed(packed_bytes(kernels, precision, isa, &units)?)?,
+            memory: Memory::zeroed(packed_bytes(kernels, &units, algorithm)?)?,
             isa,
+            batch,
             used: 0,
             padding: [0; 3],
         };
@@ -123,7 +122,6 @@ impl Program {
             Precision::Int8 => Input::Bytes { padding },
             Precision::Fp32 | Precision::Bf16 => Input::normalised(options.mean, options.std),
         };
-        let buffers = Buffers::new(&steps, &plan.tensors, pool.threads())?;
         let features = graph.ops.iter().find_map(|op| match op {
             crate::model::graph::Op::GlobalAvgPool { y, .. } => Some(graph.tensors[*y].c),
             _ => None,
@@ -146,7 +144,6 @@ impl Program {
             scales,
             weights: memory,
             scratch: winograd::Scratch::default(),
-            buffers,
             features: vec![0.0; batch * features],
             panels: vec![0.0; batch * padded],
             logits: vec![0.0; batch * classes],
@@ -162,19 +159,20 @@ fn filter(unit: &ConvUnit) -> Filter {
 }
 
 /// Of all convolutions, one after the other.
-fn packed_bytes(kernels: &'static Kernels, precision: Precision, isa: Isa, units: &[Unit]) -> Result<usize> {
+fn packed_bytes(
+    kernels: &'static Kernels,
+    units: &[Unit],
+    algorithm: impl Fn(&ConvUnit) -> Algorithm,
+) -> Result<usize> {
     let mut bytes = 0;
     for unit in units {
         if let Unit::Conv(unit) = unit {
-            let layer = match Algorithm::choose(unit, precision) {
+            let layer = match algorithm(unit) {
                 Algorithm::Direct => Packed::new(kernels, filter(unit))?.bytes,
-                Algorithm::Winograd(_) if precision == Precision::Bf16 => {
-                    let zeros = vec![0.0; unit.shape.k];
-                    bf16::Winograd::new(isa, &unit.shape, &zeros, unit.relu)?.packed_bytes()
+                Algorithm::Winograd(tile) if kernels.format == Format::Bf16 => {
+                    2 * winograd::packed_len::<bf16>(&unit.shape, tile)
                 }
-                Algorithm::Winograd(tile) => {
-                    4 * Winograd::new(isa, tile, &unit.shape, &vec![0.0; unit.shape.k]).packed_floats()
-                }
+                Algorithm::Winograd(tile) => 4 * winograd::packed_len::<f32>(&unit.shape, tile),
             };
             bytes += layer.next_multiple_of(LINE);
         }
@@ -187,6 +185,7 @@ struct Compiler<'a> {
     weights: &'a dyn Weights,
     precision: Precision,
     isa: Isa,
+    batch: usize,
     kernels: &'static Kernels,
     tensors: &'a [Option<Placed>],
     scales: Vec<f32>,
@@ -231,12 +230,14 @@ impl Compiler<'_> {
     }
 
     fn conv(&mut self, unit: &ConvUnit) -> Result<Work> {
-        if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.precision) {
-            return if self.precision == Precision::Bf16 {
-                self.bf16(unit)
+        if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.precision, self.isa, self.batch) {
+            return Ok(if self.precision == Precision::Bf16 {
+                let (layer, w) = self.winograd::<bf16>(unit, tile)?;
+                Work::WinogradBf16 { layer, w, unit: unit.clone() }
             } else {
-                self.winograd(unit, tile)
-            };
+                let (layer, w) = self.winograd::<f32>(unit, tile)?;
+                Work::Winograd { layer, w, unit: unit.clone() }
+            });
         }
         let packed = Packed::new(self.kernels, filter(unit))?;
         let (w, bytes) = (self.used, packed.bytes);
@@ -265,32 +266,20 @@ impl Compiler<'_> {
         Ok(Work::Conv { conv, w, x, y, residual })
     }
 
-    fn winograd(&mut self, unit: &ConvUnit, tile: Tile) -> Result<Work> {
+    fn winograd<E: Element>(&mut self, unit: &ConvUnit, tile: Tile) -> Result<(Winograd<E>, usize)> {
         let Folded { weight, bias } = self.weights.convolution(unit)?;
-        let layer = Winograd::new(self.isa, tile, &unit.shape, &bias);
-        let (w, bytes) = (self.used, 4 * layer.packed_floats());
-        let packed = &mut self.memory.bytes_mut()[w..w + bytes];
-        // SAFETY: f32 has no invalid bits; the part starts on a cache line.
-        let (before, packed, after) = unsafe { packed.align_to_mut::<f32>() };
-        assert!(before.is_empty() && after.is_empty(), "packed weights lie on a cache line");
+        let layer = Winograd::<E>::new(self.isa, tile, &unit.shape, &bias);
+        let (w, bytes) = (self.used, size_of::<E>() * layer.packed_len());
+        let packed = bytemuck::cast_slice_mut(&mut self.memory.bytes_mut()[w..w + bytes]);
         layer.pack(&self.pool, &weight, packed);
         self.used += bytes.next_multiple_of(LINE);
-        Ok(Work::Winograd { layer, w, unit: unit.clone() })
-    }
-
-    fn bf16(&mut self, unit: &ConvUnit) -> Result<Work> {
-        let Folded { weight, bias } = self.weights.convolution(unit)?;
-        let layer = bf16::Winograd::new(self.isa, &unit.shape, &bias, unit.relu)?;
-        let (w, bytes) = (self.used, layer.packed_bytes());
-        layer.pack(&self.pool, &weight, &mut self.memory.bytes_mut()[w..w + bytes]);
-        self.used += bytes.next_multiple_of(LINE);
-        Ok(Work::WinogradBf16 { layer, w, x: unit.x, y: unit.y })
+        Ok((layer, w))
     }
 
     /// y = scale[k] x_scale sum + bias + r_scale r in steps of y's own scale; in real units where y is f32.
     fn requantise(&mut self, unit: &ConvUnit, numbers: &Quantised, conv: &mut Conv) -> Result<()> {
         let x_scale = if unit.x == self.graph.input { 1.0 } else { self.scales[unit.x] };
-        let is_f32 = self.tensors[unit.y].is_some_and(|placed| placed.map.format == Format::F32);
+        let is_f32 = self.tensors[unit.y].is_some_and(|placed| placed.map.format == Format::F32InLanes);
         let y_scale = if is_f32 { 1.0 } else { self.weights.scale(unit.y)? };
         if !(y_scale.is_finite() && y_scale > 0.0) {
             let name = &self.graph.tensors[unit.y].name;

@@ -10,7 +10,7 @@ use crate::simd::direct::conv::{Conv, Operands, Part};
 use crate::simd::direct::linear::LANES;
 use crate::simd::direct::map::{Format, View};
 use crate::simd::direct::pools::{average_pool, max_pool};
-use crate::simd::winograd::{self, Images, ImagesMut, Scratch, Tile, Winograd};
+use crate::simd::winograd::{self, Element, Images, ImagesMut, Scratch, Winograd};
 use crate::tensor::HostTensor;
 use half::bf16;
 use std::ops::Range;
@@ -33,12 +33,18 @@ pub struct LayerTime {
     pub nanoseconds: u64,
 }
 
-/// Raw access to the arena for the tasks of one step.
+/// Raw access to features or logits for the tasks of one step.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
 // SAFETY: tasks write disjoint parts; see `Program::step`.
 unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
 
 impl Program {
     /// `images` u8 RGB [n][resolution][resolution][3], n at most the compiled batch -> logits f32 [n][classes].
@@ -46,7 +52,7 @@ impl Program {
         let side = self.graph.resolution;
         let pixels = side * side * 3;
         let n = images.len() / pixels;
-        if n == 0 || n > self.batch || images.len() % pixels != 0 {
+        if n == 0 || n > self.batch || !images.len().is_multiple_of(pixels) {
             return Err(Error::usage(format!(
                 "{} bytes of pixels were given; {side} x {side} RGB images take {pixels} each, and the program 1 to {} images",
                 images.len(),
@@ -116,11 +122,7 @@ impl Program {
                 });
             }
             Work::Winograd { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
-            Work::WinogradBf16 { layer, w, x, y } => {
-                // SAFETY: the layer's place in the packed weights.
-                let w = unsafe { this.weights.ptr().add(*w) };
-                this.winograd_bf16(layer, w, &this.view(*x), &this.view(*y), n);
-            }
+            Work::WinogradBf16 { layer, w, unit } => this.winograd(layer, *w, unit, n, &mut scratch),
             Work::MaxPool { x, y } => {
                 let (x, y) = (this.view(*x), this.view(*y));
                 let blocks = blocks(y.map.h, 8);
@@ -133,10 +135,9 @@ impl Program {
             Work::AvgPool { x, scale } => {
                 let x = this.view(*x);
                 this.pool.run(n, &|image| {
-                    let features = features;
                     // SAFETY: `features` has a row of `c` for each image of the batch, each task its own.
                     unsafe {
-                        let y = std::slice::from_raw_parts_mut(features.0.add(image * x.map.c), x.map.c);
+                        let y = std::slice::from_raw_parts_mut(features.at(image * x.map.c), x.map.c);
                         average_pool(&x, image, *scale, y);
                     }
                 });
@@ -148,11 +149,10 @@ impl Program {
                     let (block, image) = (task / n, task % n);
                     let range = blocks[block].clone();
                     let x = &this.features[image * width..(image + 1) * width];
-                    let panels = panels;
                     // SAFETY: `panels` has a row of all classes for each image, and tasks have classes of their own.
                     let y = unsafe {
                         let first = image * linear.panels() + range.start;
-                        std::slice::from_raw_parts_mut(panels.0.add(first * LANES), range.len() * LANES)
+                        std::slice::from_raw_parts_mut(panels.at(first * LANES), range.len() * LANES)
                     };
                     linear.run(this.isa, x, range, y);
                 });
@@ -200,26 +200,36 @@ impl Program {
         spent.into_iter().map(AtomicU64::into_inner).collect()
     }
 
-    fn winograd(&self, layer: &Winograd, w: usize, unit: &ConvUnit, n: usize, scratch: &mut Scratch) {
+    fn winograd<E: Element>(
+        &self,
+        layer: &Winograd<E>,
+        w: usize,
+        unit: &ConvUnit,
+        n: usize,
+        scratch: &mut Scratch,
+    ) {
         let (x, y) = (self.view(unit.x), self.view(unit.y));
         for image in 0..n {
             // SAFETY: rows of `y` that this thread alone writes before the step's tasks start.
             unsafe { y.clear_border(image, 0..y.map.h) };
         }
-        // SAFETY: whole tensors of the arena, f32 on cache lines; the plan keeps `y` apart from what the step reads, and
-        // the layer's packed weights were written when the program was compiled.
+        // SAFETY: whole tensors of the arena on cache lines, of the precision's elements, which have no invalid bits; the
+        // plan keeps `y` apart from what the step reads, and the layer's packed weights were written when the program
+        // was compiled.
         unsafe {
-            let floats =
-                |view: &View| std::slice::from_raw_parts(view.base.cast::<f32>(), view.map.bytes() / 4);
-            let residual = unit.residual.map(|r| self.view(r));
+            let elements = |view: &View| view.map.bytes() / size_of::<E>();
+            let read = |view: View| Images {
+                data: std::slice::from_raw_parts(view.base.cast::<E>(), elements(&view)),
+                layout: layout(&view),
+            };
             let operands = winograd::Operands {
                 batch: n,
-                weights: std::slice::from_raw_parts(self.weights.ptr().add(w).cast(), layer.packed_floats()),
-                x: Images { data: floats(&x), layout: layout(&x) },
-                residual: residual.map(|r| Images { data: floats(&r), layout: layout(&r) }),
+                weights: std::slice::from_raw_parts(self.weights.ptr().add(w).cast(), layer.packed_len()),
+                x: read(x),
+                residual: unit.residual.map(|r| read(self.view(r))),
                 relu: unit.relu,
                 y: ImagesMut {
-                    data: std::slice::from_raw_parts_mut(y.base.cast::<f32>(), y.map.bytes() / 4),
+                    data: std::slice::from_raw_parts_mut(y.base.cast::<E>(), elements(&y)),
                     layout: layout(&y),
                 },
             };
@@ -240,7 +250,7 @@ impl Program {
             let algorithm = match &step.work {
                 Work::Conv { .. } => Algorithm::Direct.name(),
                 Work::Winograd { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
-                Work::WinogradBf16 { .. } => Algorithm::Winograd(Tile::F2).name(),
+                Work::WinogradBf16 { layer, .. } => Algorithm::Winograd(layer.tile()).name(),
                 Work::MaxPool { .. } | Work::AvgPool { .. } => "pool",
                 Work::Linear(_) => "linear",
             };
@@ -287,7 +297,26 @@ impl Program {
                 );
             }
         }
+        if map.format == Format::F32InLanes {
+            self.reorder(tensor, &mut data);
+        }
         HostTensor::new(name, shape, data)
+    }
+
+    /// From the order of lanes to that of channels.
+    fn reorder(&self, tensor: usize, data: &mut [f32]) {
+        for step in &self.steps {
+            let Work::Conv { conv, y, .. } = &step.work else { continue };
+            if *y == tensor {
+                let order = conv.packed.channels_in_order();
+                for pixel in data.chunks_exact_mut(order.len()) {
+                    let lanes = pixel.to_vec();
+                    for (channel, value) in order.iter().zip(lanes) {
+                        pixel[*channel] = value;
+                    }
+                }
+            }
+        }
     }
 
     pub fn precision(&self) -> Precision {
@@ -307,12 +336,13 @@ impl Program {
 /// Where a map's pixels lie within its tensor.
 fn layout(view: &View) -> winograd::Layout {
     let map = &view.map;
-    winograd::Layout { first: map.at(0, 0, 0) / 4, row: map.row() / 4, image: map.image() / 4 }
+    let size = map.format.bytes();
+    winograd::Layout { first: map.at(0, 0, 0) / size, row: map.row() / size, image: map.image() / size }
 }
 
 fn real(format: Format, bytes: &[u8]) -> f32 {
     match (format, bytes) {
-        (Format::F32, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
+        (Format::F32 | Format::F32InLanes, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
         (Format::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
         (Format::U8In16, &[a, b]) => f32::from(u16::from_ne_bytes([a, b])),
         (Format::U8, &[a]) => f32::from(a),

@@ -32,33 +32,33 @@ impl Aligned {
 
 /// A mutable slice that the tasks of one pool job write at disjoint places.
 #[derive(Clone, Copy)]
-pub(in crate::simd) struct Shared<'a> {
-    start: *mut f32,
+pub(in crate::simd) struct Shared<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    slice: PhantomData<&'a mut [f32]>,
+    slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: whoever writes through `at` promises that no other task touches the same floats.
-unsafe impl Send for Shared<'_> {}
+// SAFETY: whoever writes through `at` promises that no other task touches the same elements.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as `Send`.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    /// The address of float `index`, from which `len` may be written.
-    pub fn at(&self, index: usize, len: usize) -> *mut f32 {
+    /// The address of element `index`, from which `len` may be written.
+    pub fn at(&self, index: usize, len: usize) -> *mut T {
         assert!(index <= self.len && len <= self.len - index, "{index} + {len} of {}", self.len);
         // SAFETY: inside the slice, checked above.
         unsafe { self.start.add(index) }
     }
 
     /// # Safety
-    /// No other task reads or writes these floats while the result lives.
+    /// No other task reads or writes these elements while the result lives.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub unsafe fn part(&self, index: usize, len: usize) -> &mut [f32] {
+    pub unsafe fn part(&self, index: usize, len: usize) -> &mut [T] {
         // SAFETY: in bounds by `at`, unshared by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at(index, len), len) }
     }

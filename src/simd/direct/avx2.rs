@@ -153,7 +153,7 @@ impl Dot for I32 {
                 }
                 Residual::F32 => {
                     let r = r.cast::<f32>();
-                    Some(exchange(_mm256_loadu_ps(r), _mm256_loadu_ps(r.add(LANES))))
+                    Some([_mm256_loadu_ps(r), _mm256_loadu_ps(r.add(LANES))])
                 }
             };
             if let Some(residual) = residual {
@@ -163,9 +163,9 @@ impl Dot for I32 {
             }
             if strip.is_f32 {
                 let floor = floor(strip);
-                let values = exchange(_mm256_max_ps(values[0], floor), _mm256_max_ps(values[1], floor));
-                _mm256_storeu_ps(y.cast(), values[0]);
-                _mm256_storeu_ps(y.cast::<f32>().add(LANES), values[1]);
+                for j in 0..2 {
+                    _mm256_storeu_ps(y.cast::<f32>().add(LANES * j), _mm256_max_ps(values[j], floor));
+                }
             } else {
                 // Rounded to the nearest, ties to even; the clamp at 0 is the ReLU.
                 let [low, high] = values.map(|value| _mm256_cvtps_epi32(value));
@@ -174,10 +174,4 @@ impl Dot for I32 {
             }
         }
     }
-}
-
-/// Swaps the inner 128-bit halves: between channels in order and the order of `interleaved`. Its own inverse.
-#[inline(always)]
-unsafe fn exchange(a: __m256, b: __m256) -> [__m256; 2] {
-    unsafe { [_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b)] }
 }

@@ -295,15 +295,17 @@ impl Dot for I32 {
                     }
                 }
                 Residual::F32 => {
-                    let reals = load_f32::<NV>(r);
                     for j in 0..NV {
-                        values[j] = _mm512_fmadd_ps(reals[j], r_scale, values[j]);
+                        let reals = _mm512_loadu_ps(r.cast::<f32>().add(LANES * j));
+                        values[j] = _mm512_fmadd_ps(reals, r_scale, values[j]);
                     }
                 }
             }
             if strip.is_f32 {
                 let floor = floor(strip);
-                store_f32(values.map(|value| _mm512_max_ps(value, floor)), y);
+                for j in 0..NV {
+                    _mm512_storeu_ps(y.cast::<f32>().add(LANES * j), _mm512_max_ps(values[j], floor));
+                }
             } else {
                 store_bytes(values, y);
             }
@@ -332,43 +334,6 @@ unsafe fn spread<const NV: usize>(from: *const u8) -> [__m512i; NV] {
             }
         }
         vectors
-    }
-}
-
-/// f32 in the order of the sums' lanes.
-#[inline(always)]
-unsafe fn load_f32<const NV: usize>(from: *const u8) -> [__m512; NV] {
-    unsafe {
-        let mut vectors = [_mm512_setzero_ps(); NV];
-        for (j, vector) in vectors.iter_mut().enumerate() {
-            *vector = _mm512_loadu_ps(from.cast::<f32>().add(LANES * j));
-        }
-        if NV == 4 { transpose(vectors) } else { vectors }
-    }
-}
-
-#[inline(always)]
-unsafe fn store_f32<const NV: usize>(values: [__m512; NV], y: *mut u8) {
-    unsafe {
-        let values = if NV == 4 { transpose(values) } else { values };
-        for (j, value) in values.iter().enumerate() {
-            _mm512_storeu_ps(y.cast::<f32>().add(LANES * j), *value);
-        }
-    }
-}
-
-/// 4 x 4 blocks of 128 bits, transposed: between channels in order and the order of `interleaved`. Its own inverse.
-#[inline(always)]
-unsafe fn transpose<const NV: usize>(v: [__m512; NV]) -> [__m512; NV] {
-    unsafe {
-        let low = [0, 2].map(|i| _mm512_shuffle_f32x4::<0b01_00_01_00>(v[i], v[i + 1]));
-        let high = [0, 2].map(|i| _mm512_shuffle_f32x4::<0b11_10_11_10>(v[i], v[i + 1]));
-        let mut out = v;
-        out[0] = _mm512_shuffle_f32x4::<0b10_00_10_00>(low[0], low[1]);
-        out[1] = _mm512_shuffle_f32x4::<0b11_01_11_01>(low[0], low[1]);
-        out[2] = _mm512_shuffle_f32x4::<0b10_00_10_00>(high[0], high[1]);
-        out[3] = _mm512_shuffle_f32x4::<0b11_01_11_01>(high[0], high[1]);
-        out
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Residual {
     None,
     /// A map of the activations' own format.
     Same,
-    /// A map of f32, in real units.
+    /// A map of f32 in the order of the panel's lanes; of int8, in real units.
     F32,
 }
 
@@ -46,7 +46,7 @@ pub struct Strip {
     pub r_line: usize,
     /// What a residual of int8 is multiplied with.
     pub r_scale: f32,
-    /// Results are f32, not of the activations' format.
+    /// Results are f32 in the order of the panel's lanes, not of the activations' format.
     pub is_f32: bool,
     pub relu: bool,
     pub lines: usize,

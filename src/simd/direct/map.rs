@@ -4,6 +4,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     F32,
+    /// f32 whose channels lie in the order of the panels' lanes ([`super::pack::Packed::order`]): what one layer of int8
+    /// leaves for the next to add.
+    F32InLanes,
     Bf16,
     /// 0..=255, zero at 0.
     U8,
@@ -14,7 +17,7 @@ pub enum Format {
 impl Format {
     pub fn bytes(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::F32InLanes => 4,
             Self::Bf16 | Self::U8In16 => 2,
             Self::U8 => 1,
         }

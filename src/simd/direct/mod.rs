@@ -14,8 +14,12 @@
 //! | `portable`, `avx512`, `avx2`, `neon` | those vectors |
 //! | [`pack`] | weights in the order in which tiles read them |
 //! | [`conv`] | a convolution over rows and channels of a map |
-//! | [`winograd`], `transform` | 3x3 convolutions of stride 1 in bf16 with fewer multiplications |
 //! | [`pools`], [`linear`], [`input`] | what a network has besides |
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers are indexed by constants, as in conv::kernel"
+)]
 
 pub mod map;
 pub mod kernel;
@@ -28,8 +32,6 @@ mod avx2;
 mod neon;
 pub mod pack;
 pub mod conv;
-mod transform;
-pub mod winograd;
 pub mod pools;
 pub mod linear;
 pub mod input;

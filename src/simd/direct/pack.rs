@@ -72,12 +72,17 @@ impl Packed {
 
     /// `values` by output channel, in the order of the panels' lanes.
     pub fn order(&self, values: &[f32]) -> Vec<f32> {
-        let mut ordered = Vec::with_capacity(values.len());
+        self.channels_in_order().into_iter().map(|channel| values[channel]).collect()
+    }
+
+    /// The output channel of each lane of the panels.
+    pub fn channels_in_order(&self) -> Vec<usize> {
+        let mut ordered = Vec::with_capacity(self.filter.k);
         for panel in &self.panels {
             let width = &self.kernels.widths[panel.width];
             for vector in 0..width.vectors {
                 for lane in 0..self.kernels.lanes {
-                    ordered.push(values[panel.first + (width.channel)(vector, lane)]);
+                    ordered.push(panel.first + (width.channel)(vector, lane));
                 }
             }
         }
@@ -124,7 +129,7 @@ fn pack_f32<'a>(format: Format, row: &[f32], units: impl Iterator<Item = &'a mut
                 }
             }
         }
-        Format::U8 | Format::U8In16 => unreachable!("bytes are multiplied with bytes"),
+        Format::F32InLanes | Format::U8 | Format::U8In16 => unreachable!("bytes are multiplied with bytes"),
     }
 }
 

@@ -15,6 +15,7 @@ pub unsafe fn max_pool(isa: Isa, x: &View, y: &View, image: usize, rows: Range<u
     let (from, to) = (&x.map, &y.map);
     assert!(from.border >= 1 && from.c == to.c && from.format == to.format, "max-pool of {from:?} to {to:?}");
     assert_eq!((to.h, to.w), ((from.h - 1) / 2 + 1, (from.w - 1) / 2 + 1), "max-pool of {from:?} to {to:?}");
+    assert!(3 * from.c <= MOST, "channels of {from:?}");
     // SAFETY: the rows are this call's own, and so is their border.
     unsafe { y.clear_border(image, rows.clone()) };
     for row in rows {
@@ -27,6 +28,7 @@ pub unsafe fn max_pool(isa: Isa, x: &View, y: &View, image: usize, rows: Range<u
                 Format::F32 => max_row::<i32>(isa, from, to, x, y, max_i32),
                 Format::Bf16 | Format::U8In16 => max_row::<i16>(isa, from, to, x, y, max_i16),
                 Format::U8 => max_row::<u8>(isa, from, to, x, y, max_u8),
+                Format::F32InLanes => panic!("no ReLU made {from:?}"),
             }
         }
     }
@@ -47,19 +49,29 @@ unsafe fn max_row<T: Copy>(isa: Isa, from: &Map, to: &Map, x: *const u8, y: *mut
     max(isa, rows, y, from.c);
 }
 
+/// Elements of the columns' maxima that are held at once; a map has at most a third as many channels.
+const MOST: usize = 1024;
+
 macro_rules! max_rows {
     ($($name:ident $type:ty),*) => {$(
         multiversion! {
             fn $name(rows: [&[$type]; 3], y: &mut [$type], c: usize) {
-                for (x, y) in y.chunks_exact_mut(c).enumerate() {
-                    let first = 2 * x * c;
-                    y.copy_from_slice(&rows[0][first..first + c]);
-                    for row in rows {
-                        for tap in 0..3 {
-                            let from = first + tap * c;
-                            for (y, x) in y.iter_mut().zip(&row[from..from + c]) {
-                                *y = (*y).max(*x);
-                            }
+                // Down the columns of some pixels at a time, then along the row.
+                let mut columns = [0; MOST];
+                let pixels = (MOST / c - 1) / 2;
+                for (block, y) in y.chunks_mut(pixels * c).enumerate() {
+                    let from = block * 2 * pixels * c;
+                    let len = 2 * y.len() + c;
+                    let columns = &mut columns[..len];
+                    let [above, middle, below] = rows.map(|row| &row[from..from + len]);
+                    for (((column, a), b), c) in columns.iter_mut().zip(above).zip(middle).zip(below) {
+                        *column = (*a).max(*b).max(*c);
+                    }
+                    for (y, columns) in y.chunks_exact_mut(c).zip(columns.windows(3 * c).step_by(2 * c)) {
+                        let (left, rest) = columns.split_at(c);
+                        let (middle, right) = rest.split_at(c);
+                        for (((y, a), b), c) in y.iter_mut().zip(left).zip(middle).zip(right) {
+                            *y = (*a).max(*b).max(*c);
                         }
                     }
                 }
@@ -89,6 +101,7 @@ pub unsafe fn average_pool(x: &View, image: usize, scale: f32, y: &mut [f32]) {
                 Format::Bf16 => add(std::slice::from_raw_parts(x.cast::<bf16>(), len), y, bf16::to_f32),
                 // Sums of bytes are exact in f32 up to 2^24: maps of 256 x 256 pixels.
                 Format::U8 => add(std::slice::from_raw_parts(x, len), y, f32::from),
+                Format::F32InLanes => panic!("no ReLU made {map:?}"),
                 Format::U8In16 => add(std::slice::from_raw_parts(x.cast::<u16>(), len), y, f32::from),
             }
         }

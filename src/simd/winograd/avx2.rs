@@ -1,7 +1,7 @@
 //! 8 lanes, 16 registers: 6 x 2 accumulators, two of the panel and one broadcast leave one to spare.
 
-use super::kernel::kernels;
-use super::transform::Vector;
+use super::kernel::{self, kernels};
+use super::transform::{self, Vector};
 use std::arch::x86_64::*;
 
 // SAFETY of every method: called inside functions that enable avx2 and fma.
@@ -18,4 +18,5 @@ impl Vector for __m256 {
     }
 }
 
-kernels!(target_feature(enable = "avx2,fma"), __m256, vectors: 2, rows: [1 2 3 4 5 6]);
+kernels!(target_feature(enable = "avx2,fma"), f32, __m256, product: __m256, vectors: 2,
+    rows: [1 2 3 4 5 6], tiles: [F2 4 2, F4 6 4]);

@@ -1,7 +1,7 @@
 //! How the work is cut into blocks of tiles, and the way of a block through the three steps.
 
-use super::kernel::{DataTile, Kernels, MOST_RESULTS, MOST_TAPS, Product, ResultTile};
-use super::{GROUP, Images, Layout, Operands, Tile, Winograd};
+use super::kernel::{DataTile, MOST_RESULTS, MOST_TAPS, Product, ResultTile};
+use super::{Element, GROUP, Images, Layout, Operands, Winograd};
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Shared;
 use std::ops::Range;
@@ -24,15 +24,16 @@ pub(super) struct Plan {
     groups: usize,
     group_tasks: usize,
     taps: usize,
-    /// Floats of a tile's data at one tap: whole cache lines.
+    /// Steps of four bytes that a tile's data take at one tap: whole cache lines.
     data_row: usize,
 }
 
 impl Plan {
-    pub fn new(shape: &ConvShape, tile: Tile, batch: usize, kernels: &Kernels, threads: usize) -> Self {
+    pub fn new<E: Element>(layer: &Winograd<E>, batch: usize, threads: usize) -> Self {
+        let Winograd { ref shape, tile, kernels, .. } = *layer;
         let (high, wide) = (shape.h.div_ceil(tile.results()), shape.w.div_ceil(tile.results()));
         let tiles = batch * high * wide;
-        let (taps, data_row) = (tile.taps(), shape.c.next_multiple_of(16));
+        let (taps, data_row) = (tile.taps(), shape.c.next_multiple_of(16 * E::PAIR) / E::PAIR);
         let rows = kernels.multiply.len();
         let most = BLOCK_FLOATS / (taps * (data_row + GROUP));
         let tiles_of_a_block = tiles.div_ceil(tiles.div_ceil(most.max(2 * rows))).next_multiple_of(rows);
@@ -47,8 +48,8 @@ impl Plan {
         self.blocks * self.group_tasks
     }
 
-    /// Floats from one tap to the next, of data and of products. The line more keeps the taps of a tile from falling
-    /// into the same few sets of the cache.
+    /// Steps of four bytes from one tap to the next, of data and of products. The line more keeps the taps of a tile
+    /// from falling into the same few sets of the cache.
     fn data_pitch(&self) -> usize {
         self.tiles_of_a_block * self.data_row + 16
     }
@@ -64,14 +65,15 @@ impl Plan {
 }
 
 /// A convolution's operands, checked.
-pub(super) struct Job<'a> {
-    layer: &'a Winograd,
+pub(super) struct Job<'a, E: Element> {
+    layer: &'a Winograd<E>,
     plan: &'a Plan,
+    /// In steps of four bytes.
     weights: &'a [f32],
-    x: Images<'a>,
-    residual: Option<Images<'a>>,
+    x: Images<'a, E>,
+    residual: Option<Images<'a, E>>,
     relu: bool,
-    y: Shared<'a>,
+    y: Shared<'a, E>,
     y_layout: Layout,
 }
 
@@ -82,10 +84,11 @@ struct Place {
     x: usize,
 }
 
-impl<'a> Job<'a> {
+impl<'a, E: Element> Job<'a, E> {
     /// The caller has checked the operands: `Winograd::check`.
-    pub fn new(layer: &'a Winograd, plan: &'a Plan, operands: Operands<'a>) -> Self {
+    pub fn new(layer: &'a Winograd<E>, plan: &'a Plan, operands: Operands<'a, E>) -> Self {
         let Operands { weights, x, residual, relu, y, .. } = operands;
+        let weights = bytemuck::cast_slice(weights);
         Self { layer, plan, weights, x, residual, relu, y: Shared::new(y.data), y_layout: y.layout }
     }
 
@@ -116,7 +119,8 @@ impl<'a> Job<'a> {
         let ConvShape { h, w, c, .. } = self.layer.shape;
         let Layout { first, row, image } = self.x.layout;
         assert!(data.len() >= plan.taps * plan.data_pitch() && tiles.len() <= plan.tiles_of_a_block);
-        let (source, zeros) = (self.x.data.as_ptr(), self.layer.zeros.all().as_ptr());
+        let (source, zeros): (_, *const E) =
+            (self.x.data.as_ptr(), bytemuck::cast_slice(self.layer.zeros.all()).as_ptr());
         let size = self.layer.tile.results() + 2;
         let mut sources = [zeros; MOST_TAPS];
         for (slot, tile) in tiles.enumerate() {
@@ -131,10 +135,10 @@ impl<'a> Job<'a> {
                     sources[i * size + j] = if is_inside { at() } else { zeros };
                 }
             }
-            let to = data[slot * plan.data_row..].as_mut_ptr();
-            let tile = DataTile { sources: &sources, channels: c, to, pitch: plan.data_pitch() };
+            let to = data[slot * plan.data_row..].as_mut_ptr().cast();
+            let tile = DataTile { sources: &sources, channels: c, to, pitch: plan.data_pitch() * E::PAIR };
             // SAFETY: sources are `c` zeros or pixels inside the map, which `Images::check` found inside the buffer;
-            // every tap has `tiles_of_a_block` rows of `data_row` floats, which is `c` rounded up to whole registers,
+            // every tap has `tiles_of_a_block` rows of `data_row` steps, which is `c` rounded up to whole registers,
             // by the assertion above; an `Isa` chose the kernels, so the machine has their set.
             unsafe { (self.layer.transforms().data)(&tile) };
         }
@@ -144,29 +148,32 @@ impl<'a> Job<'a> {
     fn multiply(&self, tiles: usize, group: usize, data: &[f32], products: &mut [f32]) {
         let plan = self.plan;
         let Winograd { kernels, shape, .. } = self.layer;
+        let depth = shape.c.div_ceil(E::PAIR);
         let most = kernels.multiply.len();
         let chunks = tiles.div_ceil(most);
-        let panel_floats = shape.c * kernels.width;
+        let panel_floats = depth * kernels.width;
+        // The last group may have no channels for its last panels.
+        let used = (shape.k - group * GROUP).div_ceil(kernels.width);
         assert!(tiles <= plan.tiles_of_a_block);
         for tap in 0..plan.taps {
             let data = &data[tap * plan.data_pitch()..][..plan.data_pitch()];
             let products = &mut products[tap * plan.product_pitch()..][..plan.product_pitch()];
-            let panels = &self.weights[(group * plan.taps + tap) * shape.c * GROUP..][..shape.c * GROUP];
-            for (panel, weights) in panels.chunks_exact(panel_floats).enumerate() {
+            let panels = &self.weights[(group * plan.taps + tap) * depth * GROUP..][..depth * GROUP];
+            for (panel, weights) in panels.chunks_exact(panel_floats).take(used).enumerate() {
                 // Chunks of like sizes: a last one of a single row would cost as much as one of several.
                 for chunk in 0..chunks {
                     let rows = chunk * tiles / chunks..(chunk + 1) * tiles / chunks;
                     let product = Product {
                         a: data[rows.start * plan.data_row..].as_ptr(),
                         a_pitch: plan.data_row,
-                        depth: shape.c,
+                        depth,
                         panel: weights.as_ptr(),
                         out: products[rows.start * GROUP + panel * kernels.width..].as_mut_ptr(),
                         out_pitch: GROUP,
                     };
-                    // SAFETY: a tap's slice of the data has `tiles_of_a_block` rows of `data_row` floats, at least `c`,
+                    // SAFETY: a tap's slice of the data has `tiles_of_a_block` rows of `data_row` steps, at least `depth`,
                     // its slice of the products as many of GROUP, of which a panel takes `width` columns; the panel
-                    // is a slice of `c * width`; an `Isa` chose the kernels, so the machine has their set.
+                    // is a slice of `depth * width`; an `Isa` chose the kernels, so the machine has their set.
                     unsafe { (kernels.multiply[rows.len() - 1])(&product) };
                 }
             }

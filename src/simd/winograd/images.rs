@@ -1,13 +1,13 @@
 //! Feature maps inside larger buffers: an arena's tensors, with or without a border.
 
-/// Where a batch of NHWC f32 maps lies in a buffer: pixel (y, x) of image i starts at float
+/// Where a batch of NHWC maps lies in a buffer: pixel (y, x) of image i starts at element
 /// `first + i * image + y * row + x * c`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     pub first: usize,
-    /// Floats from one row of pixels to the next.
+    /// Elements from one row of pixels to the next.
     pub row: usize,
-    /// Floats from one image to the next.
+    /// Elements from one image to the next.
     pub image: usize,
 }
 
@@ -31,12 +31,13 @@ impl Layout {
         Self { first: border * (row + c), row, image: (h + 2 * border) * row }
     }
 
-    /// Panics unless a batch of maps lies within `len` floats and, with `is_apart`, no two rows of it overlap.
+    /// Panics unless a batch of maps lies within `len` elements and, with `is_apart`, no two rows of it overlap.
     fn check(&self, name: &str, batch: usize, size: Size, len: usize, is_apart: bool) {
         let Size { h, w, c } = size;
-        let image = (h - 1) * self.row + w * c;
-        let end = self.first + (batch - 1) * self.image + image;
-        assert!(end <= len, "{name}: {batch} of {size:?} at {self:?} end at float {end} of {len}");
+        // What overflows is beyond every buffer.
+        let image = (h - 1).saturating_mul(self.row).saturating_add(w * c);
+        let end = (batch - 1).saturating_mul(self.image).saturating_add(image).saturating_add(self.first);
+        assert!(end <= len, "{name}: {batch} of {size:?} at {self:?} end at element {end} of {len}");
         let rows = h == 1 || self.row >= w * c;
         let images = batch == 1 || self.image >= image;
         assert!(!is_apart || (rows && images), "{name}: rows or images of {size:?} overlap at {self:?}");
@@ -45,25 +46,25 @@ impl Layout {
 
 /// Maps that are read. What lies around them is not: pixels outside of a map count as zero.
 #[derive(Debug, Clone, Copy)]
-pub struct Images<'a> {
-    pub data: &'a [f32],
+pub struct Images<'a, E = f32> {
+    pub data: &'a [E],
     pub layout: Layout,
 }
 
 /// Maps that are written, and nothing around them.
 #[derive(Debug)]
-pub struct ImagesMut<'a> {
-    pub data: &'a mut [f32],
+pub struct ImagesMut<'a, E = f32> {
+    pub data: &'a mut [E],
     pub layout: Layout,
 }
 
-impl Images<'_> {
+impl<E> Images<'_, E> {
     pub(super) fn check(&self, name: &str, batch: usize, size: Size) {
         self.layout.check(name, batch, size, self.data.len(), false);
     }
 }
 
-impl ImagesMut<'_> {
+impl<E> ImagesMut<'_, E> {
     pub(super) fn check(&self, name: &str, batch: usize, size: Size) {
         self.layout.check(name, batch, size, self.data.len(), true);
     }

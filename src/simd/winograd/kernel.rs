@@ -5,8 +5,8 @@
     reason = "arrays of registers are indexed by constants, as in conv::kernel"
 )]
 
-use super::transform::{Algorithm, Vector};
-use crate::simd::conv::kernel::LINE;
+use super::transform::{Algorithm, Number, Vector};
+use crate::simd::conv::kernel::{LINE, Lanes};
 
 /// Most taps that a tile has: F(4x4).
 pub(super) const MOST_TAPS: usize = 36;
@@ -14,12 +14,12 @@ pub(super) const MOST_TAPS: usize = 36;
 pub(super) const MOST_RESULTS: usize = 16;
 
 /// Bt d B of one tile, all channels: `to[tap][channel]`.
-pub(super) struct DataTile<'a> {
+pub(super) struct DataTile<'a, E> {
     /// [T][T] where the channels of each pixel start; zeros for those outside of the map.
-    pub sources: &'a [*const f32; MOST_TAPS],
+    pub sources: &'a [*const E; MOST_TAPS],
     pub channels: usize,
-    pub to: *mut f32,
-    /// Floats from one tap to the next.
+    pub to: *mut E,
+    /// Elements from one tap to the next.
     pub pitch: usize,
 }
 
@@ -27,8 +27,9 @@ pub(super) struct DataTile<'a> {
 /// The first T * T sources have `channels` readable floats; `to` has T * T rows of `channels`, rounded up to whole
 /// registers, writable floats; the machine has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn data<V, A, const T: usize, const O: usize>(tile: &DataTile)
+pub(super) unsafe fn data<E, V, A, const T: usize, const O: usize>(tile: &DataTile<E>)
 where
+    E: Number<V>,
     V: Vector,
     A: Algorithm<T, O>,
 {
@@ -36,10 +37,10 @@ where
     // SAFETY: the caller's promise.
     unsafe {
         for first in (0..whole).step_by(V::LANES) {
-            data_block::<V, A, T, O, false>(tile, first);
+            data_block::<E, V, A, T, O, false>(tile, first);
         }
         if whole < tile.channels {
-            data_block::<V, A, T, O, true>(tile, whole);
+            data_block::<E, V, A, T, O, true>(tile, whole);
         }
     }
 }
@@ -49,8 +50,11 @@ where
 /// # Safety
 /// As [`data`], which it is a part of.
 #[inline(always)]
-unsafe fn data_block<V, A, const T: usize, const O: usize, const PART: bool>(tile: &DataTile, first: usize)
-where
+unsafe fn data_block<E, V, A, const T: usize, const O: usize, const PART: bool>(
+    tile: &DataTile<E>,
+    first: usize,
+) where
+    E: Number<V>,
     V: Vector,
     A: Algorithm<T, O>,
 {
@@ -61,7 +65,7 @@ where
             let mut d = [V::zero(); T];
             for j in 0..T {
                 let from = tile.sources[i * T + j].add(first);
-                d[j] = if PART { V::load_part(from, tile.channels - first) } else { V::load(from) };
+                d[j] = if PART { E::load_part(from, tile.channels - first) } else { E::load(from) };
             }
             rows[i] = A::data(d);
         }
@@ -72,14 +76,14 @@ where
             }
             let column = A::data(column);
             for i in 0..T {
-                column[i].store(tile.to.add((i * T + j) * tile.pitch + first));
+                E::store(column[i], tile.to.add((i * T + j) * tile.pitch + first));
             }
         }
     }
 }
 
 /// y = relu(At m A + bias + residual) of one tile, some channels.
-pub(super) struct ResultTile<'a> {
+pub(super) struct ResultTile<'a, E> {
     /// [tap][channel]
     pub from: *const f32,
     /// Floats from one tap to the next.
@@ -88,9 +92,9 @@ pub(super) struct ResultTile<'a> {
     pub channels: usize,
     pub relu: bool,
     /// [O][O] where the channels of each result start; null for those outside of the map.
-    pub out: &'a [*mut f32; MOST_RESULTS],
+    pub out: &'a [*mut E; MOST_RESULTS],
     /// Likewise; null everywhere where nothing is to be added.
-    pub residual: &'a [*const f32; MOST_RESULTS],
+    pub residual: &'a [*const E; MOST_RESULTS],
 }
 
 /// # Safety
@@ -98,8 +102,9 @@ pub(super) struct ResultTile<'a> {
 /// O * O pointers of `out` and `residual` are null or have `channels` writable, or readable, floats; the machine has
 /// the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn result<V, A, const T: usize, const O: usize>(tile: &ResultTile)
+pub(super) unsafe fn result<E, V, A, const T: usize, const O: usize>(tile: &ResultTile<E>)
 where
+    E: Number<V>,
     V: Vector,
     A: Algorithm<T, O>,
 {
@@ -107,10 +112,10 @@ where
     // SAFETY: the caller's promise.
     unsafe {
         for first in (0..whole).step_by(V::LANES) {
-            result_block::<V, A, T, O, false>(tile, first);
+            result_block::<E, V, A, T, O, false>(tile, first);
         }
         if whole < tile.channels {
-            result_block::<V, A, T, O, true>(tile, whole);
+            result_block::<E, V, A, T, O, true>(tile, whole);
         }
     }
 }
@@ -120,10 +125,11 @@ where
 /// # Safety
 /// As [`result`], which it is a part of.
 #[inline(always)]
-unsafe fn result_block<V, A, const T: usize, const O: usize, const PART: bool>(
-    tile: &ResultTile,
+unsafe fn result_block<E, V, A, const T: usize, const O: usize, const PART: bool>(
+    tile: &ResultTile<E>,
     first: usize,
 ) where
+    E: Number<V>,
     V: Vector,
     A: Algorithm<T, O>,
 {
@@ -153,19 +159,22 @@ unsafe fn result_block<V, A, const T: usize, const O: usize, const PART: bool>(
                 let mut y = row[j].add(bias);
                 if !residual.is_null() {
                     let from = residual.add(first);
-                    y = y.add(if PART { V::load_part(from, rest) } else { V::load(from) });
+                    y = y.add(if PART { E::load_part(from, rest) } else { E::load(from) });
                 }
                 if tile.relu {
                     y = y.relu();
                 }
                 let to = out.add(first);
-                if PART { y.store_part(to, rest) } else { y.store(to) }
+                if PART { E::store_part(y, to, rest) } else { E::store(y, to) }
             }
         }
     }
 }
 
 /// `out[m][j] = sum over depth i of a[m][i] * panel[i][j]`: some tiles by one panel of output channels, at one tap.
+///
+/// `a` and `panel` are counted in steps of four bytes, whatever is in them: a float, or a pair of bf16 whose two products
+/// `Lanes::mul_add` sums.
 pub(super) struct Product {
     pub a: *const f32,
     /// Floats from one row of `a` to the next.
@@ -182,7 +191,7 @@ pub(super) struct Product {
 /// `a` has MR rows of `depth`, `panel` `depth` rows of NR readable floats, `out` MR rows of NR writable ones; the machine
 /// has the instructions of `V`.
 #[inline(always)]
-pub(super) unsafe fn multiply<V: Vector, const MR: usize, const NV: usize>(product: &Product) {
+pub(super) unsafe fn multiply<V: Lanes, const MR: usize, const NV: usize>(product: &Product) {
     let width = NV * V::LANES;
     // SAFETY: the caller's promise.
     unsafe {
@@ -194,7 +203,7 @@ pub(super) unsafe fn multiply<V: Vector, const MR: usize, const NV: usize>(produ
                 b[j] = V::load(w.add(j * V::LANES));
             }
             for line in (0..width).step_by(LINE) {
-                V::prefetch(w.wrapping_add(AHEAD * width + line));
+                V::prefetch(w.wrapping_add(AHEAD + line));
             }
             for m in 0..MR {
                 let x = V::splat(product.a.add(m * product.a_pitch + i));
@@ -212,63 +221,61 @@ pub(super) unsafe fn multiply<V: Vector, const MR: usize, const NV: usize>(produ
     }
 }
 
-/// Rows of a panel that are fetched before their use: panels follow one another, and come from memory.
-const AHEAD: usize = 16;
+/// How many floats ahead a panel is fetched: weights come from memory, and panels follow one another.
+const AHEAD: usize = 512;
 
-/// What an instruction set gives, and its tile of the product.
-pub(super) struct Kernels {
+/// What an instruction set gives for a type of number, and its tile of the product.
+pub(super) struct Kernels<E: 'static> {
     /// Output channels of a panel, NR.
     pub width: usize,
     /// Indexed by the number of rows less one: `multiply[6]` makes 7 rows.
     pub multiply: &'static [unsafe fn(&Product)],
-    pub f2: Transforms,
-    pub f4: Transforms,
+    /// Indexed by [`super::Tile`]; those that there are.
+    pub transforms: &'static [Transforms<E>],
 }
 
 /// Data and result transforms of one tile size.
-pub(super) struct Transforms {
-    pub data: unsafe fn(&DataTile),
-    pub result: unsafe fn(&ResultTile),
+pub(super) struct Transforms<E> {
+    pub data: unsafe fn(&DataTile<E>),
+    pub result: unsafe fn(&ResultTile<E>),
 }
 
-/// Instantiates the steps for a register type under its target features: a module of its own per set.
+/// Instantiates the steps for a type of number under target features: a module of its own per set. Transforms compute in
+/// registers of `$lanes`, products in those of `$steps`.
 macro_rules! kernels {
-    ($features:meta, $lanes:ty, vectors: $vectors:literal, rows: [$($rows:literal)*]) => {
+    ($features:meta, $number:ty, $lanes:ty, product: $steps:ty, vectors: $vectors:literal, rows: [$($rows:literal)*],
+     tiles: [$($algorithm:ident $t:literal $o:literal),*]) => {
         #[$features]
-        unsafe fn multiply<const MR: usize>(product: &crate::simd::winograd::kernel::Product) {
+        unsafe fn multiply<const MR: usize>(product: &kernel::Product) {
             // SAFETY: this function's caller promises what the kernel asks for.
-            unsafe { crate::simd::winograd::kernel::multiply::<$lanes, MR, $vectors>(product) }
+            unsafe { kernel::multiply::<$steps, MR, $vectors>(product) }
         }
 
         #[$features]
-        unsafe fn data<A, const T: usize, const O: usize>(tile: &crate::simd::winograd::kernel::DataTile)
+        unsafe fn data<A, const T: usize, const O: usize>(tile: &kernel::DataTile<$number>)
         where
-            A: crate::simd::winograd::transform::Algorithm<T, O>,
+            A: transform::Algorithm<T, O>,
         {
             // SAFETY: this function's caller promises what the kernel asks for.
-            unsafe { crate::simd::winograd::kernel::data::<$lanes, A, T, O>(tile) }
+            unsafe { kernel::data::<$number, $lanes, A, T, O>(tile) }
         }
 
         #[$features]
-        unsafe fn result<A, const T: usize, const O: usize>(tile: &crate::simd::winograd::kernel::ResultTile)
+        unsafe fn result<A, const T: usize, const O: usize>(tile: &kernel::ResultTile<$number>)
         where
-            A: crate::simd::winograd::transform::Algorithm<T, O>,
+            A: transform::Algorithm<T, O>,
         {
             // SAFETY: this function's caller promises what the kernel asks for.
-            unsafe { crate::simd::winograd::kernel::result::<$lanes, A, T, O>(tile) }
+            unsafe { kernel::result::<$number, $lanes, A, T, O>(tile) }
         }
 
-        pub(super) static KERNELS: crate::simd::winograd::kernel::Kernels = crate::simd::winograd::kernel::Kernels {
+        pub(super) static KERNELS: kernel::Kernels<$number> = kernel::Kernels {
             width: $vectors * <$lanes as crate::simd::conv::kernel::Lanes>::LANES,
             multiply: &[$(multiply::<$rows>),*],
-            f2: crate::simd::winograd::kernel::Transforms {
-                data: data::<crate::simd::winograd::transform::F2, 4, 2>,
-                result: result::<crate::simd::winograd::transform::F2, 4, 2>,
-            },
-            f4: crate::simd::winograd::kernel::Transforms {
-                data: data::<crate::simd::winograd::transform::F4, 6, 4>,
-                result: result::<crate::simd::winograd::transform::F4, 6, 4>,
-            },
+            transforms: &[$(kernel::Transforms {
+                data: data::<transform::$algorithm, $t, $o>,
+                result: result::<transform::$algorithm, $t, $o>,
+            }),*],
         };
     };
 }

@@ -1,4 +1,5 @@
-//! 3x3 convolutions of stride 1 and padding 1 by Winograd's minimal filtering, f32, with bias, residual sum and ReLU.
+//! 3x3 convolutions of stride 1 and padding 1 by Winograd's minimal filtering, with bias, residual sum and ReLU. Feature
+//! maps and transformed weights are f32, or bf16 where the machine multiplies it; transforms and sums are f32.
 //!
 //! A direct convolution multiplies 9 times for a result and an input channel, F(2x2) 4 times, F(4x4) 2.25 times. A block
 //! of tiles goes through three steps while it stays in the L2 cache:
@@ -15,12 +16,14 @@
 //! |---|---|
 //! | `images` | feature maps inside larger buffers |
 //! | `transform` | the algorithms F(2x2, 3x3) and F(4x4, 3x3) |
+//! | `element` | the types that maps and weights come in, and their kernels by instruction set |
 //! | `weights` | the packed weights |
 //! | `kernel` | the three steps over a vector type; one file an instruction set instantiates them |
 //! | `block` | the way of a block of tiles through the steps |
 
 mod images;
 mod transform;
+mod element;
 mod weights;
 mod kernel;
 mod block;
@@ -28,17 +31,20 @@ mod block;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
 
+pub use element::Element;
 pub use images::{Images, ImagesMut, Layout, Size};
 
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Aligned;
-use crate::simd::isa::{Isa, Set};
+use crate::simd::isa::Isa;
 use crate::simd::pool::Pool;
 use kernel::{Kernels, Transforms};
 use std::sync::Mutex;
@@ -77,61 +83,92 @@ pub fn supports(shape: &ConvShape) -> bool {
         && [shape.h, shape.w, shape.c, shape.k].iter().all(|&size| size > 0)
 }
 
+/// The faster tile of a layer, and `None` where the direct convolution is to be preferred or there are no kernels.
+///
+/// F(4x4) multiplies least, but its weights are four times those of the convolution and come from memory: with fewer
+/// than 16 tiles to use them in (ResNet-50's 7x7 maps in batches below 4) F(2x2) is as fast, and half as large. By
+/// `cargo bench --bench winograd`, which has no layers narrower than 64 channels: those spend their time in the
+/// transforms.
+pub fn preferred<E: Element>(isa: Isa, shape: &ConvShape, batch: usize) -> Option<Tile> {
+    if !supports(shape) || shape.c < 64 || shape.k < 64 || !E::has(isa, Tile::F2) {
+        return None;
+    }
+    let results = Tile::F4.results();
+    let tiles = batch * shape.h.div_ceil(results) * shape.w.div_ceil(results);
+    Some(if tiles < 16 || !E::has(isa, Tile::F4) { Tile::F2 } else { Tile::F4 })
+}
+
+/// Length of the packed weights, [k / 64][tap][64 / NR][c / PAIR][NR][PAIR] with k rounded up to a multiple of 64 and c to
+/// one of PAIR, the elements of four bytes.
+pub fn packed_len<E: Element>(shape: &ConvShape, tile: Tile) -> usize {
+    tile.taps() * shape.c.next_multiple_of(E::PAIR) * shape.k.next_multiple_of(GROUP)
+}
+
 /// A layer. Its packed weights lie where the caller keeps them: a network's are best together, in large pages.
-pub struct Winograd {
-    kernels: &'static Kernels,
+pub struct Winograd<E: Element = f32> {
+    kernels: &'static Kernels<E>,
     shape: ConvShape,
     tile: Tile,
     /// f32 [k], zeros up to whole groups.
     bias: Aligned,
-    /// f32 [c], what pixels outside of the map have.
+    /// [c], what pixels outside of the map have.
     zeros: Aligned,
 }
 
-/// Buffers that calls reuse: one a thread, of about half a megabyte; they grow to what the largest call needs.
+/// Buffers that calls reuse: one a thread, of half a megabyte, or up to two and a half for F(4x4) of 512 channels. They
+/// grow to what the largest call needs.
 #[derive(Default)]
 pub struct Scratch {
     buffers: Vec<Aligned>,
 }
 
 /// What one call computes: y = conv(x) + bias + residual, then ReLU if asked for.
-pub struct Operands<'a> {
+pub struct Operands<'a, E = f32> {
     /// Images, N.
     pub batch: usize,
     /// What [`Winograd::pack`] made.
-    pub weights: &'a [f32],
+    pub weights: &'a [E],
     /// [n,h,w,c]
-    pub x: Images<'a>,
+    pub x: Images<'a, E>,
     /// [n,h,w,k]
-    pub residual: Option<Images<'a>>,
+    pub residual: Option<Images<'a, E>>,
     pub relu: bool,
     /// [n,h,w,k]
-    pub y: ImagesMut<'a>,
+    pub y: ImagesMut<'a, E>,
 }
 
-impl Winograd {
-    /// bias f32 [k]. Panics where [`supports`] says no, or where the bias does not fit the shape.
+impl<E: Element> Winograd<E> {
+    /// bias f32 [k]. Panics where [`supports`] or [`Element::has`] says no, or where the bias does not fit the shape.
     pub fn new(isa: Isa, tile: Tile, shape: &ConvShape, bias: &[f32]) -> Self {
         assert!(supports(shape), "Winograd is for 3x3 convolutions of stride 1 and padding 1; got {shape:?}");
+        assert!(
+            E::has(isa, tile),
+            "no kernels of {tile:?} in {} for {}",
+            isa.name(),
+            std::any::type_name::<E>()
+        );
+        let kernels = E::kernels(isa).expect("asked for above");
         assert_eq!(bias.len(), shape.k, "length of the bias of {shape:?}");
         let (mut padded, mut zeros) = (Aligned::default(), Aligned::default());
         padded.floats(shape.k.next_multiple_of(GROUP))[..shape.k].copy_from_slice(bias);
         zeros.floats(shape.c);
-        Self { kernels: kernels(isa), shape: *shape, tile, bias: padded, zeros }
+        Self { kernels, shape: *shape, tile, bias: padded, zeros }
     }
 
-    /// Length of the packed weights, f32 [k / 64][tap][64 / NR][c][NR] with k rounded up to a multiple of 64.
-    pub fn packed_floats(&self) -> usize {
-        self.tile.taps() * self.shape.c * self.shape.k.next_multiple_of(GROUP)
+    /// See [`packed_len`].
+    pub fn packed_len(&self) -> usize {
+        packed_len::<E>(&self.shape, self.tile)
     }
 
     /// weight f32 [k][3][3][c] -> `packed`, at best on a cache line's boundary: the weights' transforms, computed in f64
-    /// and rounded once. Panics where a length does not fit the shape.
-    pub fn pack(&self, pool: &Pool, weight: &[f32], packed: &mut [f32]) {
+    /// and rounded once. Panics where a length does not fit the shape, or where `packed` is not on a boundary of four
+    /// bytes.
+    pub fn pack(&self, pool: &Pool, weight: &[f32], packed: &mut [E]) {
+        let packed = bytemuck::cast_slice_mut(packed);
         let (shape, width) = (&self.shape, self.kernels.width);
         match self.tile {
-            Tile::F2 => weights::pack::<F2, 4, 2>(pool, shape, weight, width, packed),
-            Tile::F4 => weights::pack::<F4, 6, 4>(pool, shape, weight, width, packed),
+            Tile::F2 => weights::pack::<E, F2, 4, 2>(pool, shape, weight, width, packed),
+            Tile::F4 => weights::pack::<E, F4, 6, 4>(pool, shape, weight, width, packed),
         }
     }
 
@@ -140,12 +177,12 @@ impl Winograd {
     }
 
     /// Panics where an operand does not lie within its buffer or has another length, or where rows of `y` overlap.
-    pub fn run(&self, pool: &Pool, scratch: &mut Scratch, operands: Operands) {
+    pub fn run(&self, pool: &Pool, scratch: &mut Scratch, operands: Operands<E>) {
         if operands.batch == 0 {
             return;
         }
         self.check(&operands);
-        let plan = block::Plan::new(&self.shape, self.tile, operands.batch, self.kernels, pool.threads());
+        let plan = block::Plan::new(self, operands.batch, pool.threads());
         scratch.buffers.resize_with(pool.threads().max(scratch.buffers.len()), Aligned::default);
         let buffers = scratch.buffers.iter_mut().map(|buffer| buffer.floats(plan.floats())).collect();
         let buffers: Mutex<Vec<&mut [f32]>> = Mutex::new(buffers);
@@ -158,10 +195,10 @@ impl Winograd {
         });
     }
 
-    fn check(&self, operands: &Operands) {
+    fn check(&self, operands: &Operands<E>) {
         let Operands { batch, weights, x, residual, y, .. } = operands;
         let ConvShape { h, w, c, k, .. } = self.shape;
-        assert_eq!(weights.len(), self.packed_floats(), "length of the packed weights of {:?}", self.shape);
+        assert_eq!(weights.len(), self.packed_len(), "length of the packed weights of {:?}", self.shape);
         x.check("x", *batch, Size { h, w, c });
         y.check("y", *batch, Size { h, w, c: k });
         if let Some(residual) = residual {
@@ -169,23 +206,7 @@ impl Winograd {
         }
     }
 
-    fn transforms(&self) -> &'static Transforms {
-        match self.tile {
-            Tile::F2 => &self.kernels.f2,
-            Tile::F4 => &self.kernels.f4,
-        }
-    }
-}
-
-/// An `Isa` is proof that the machine has the instructions, which is what calling its kernels asks for.
-fn kernels(isa: Isa) -> &'static Kernels {
-    match isa.set() {
-        #[cfg(target_arch = "x86_64")]
-        Set::Avx512 => &avx512::KERNELS,
-        #[cfg(target_arch = "x86_64")]
-        Set::Avx2 => &avx2::KERNELS,
-        #[cfg(target_arch = "aarch64")]
-        Set::Neon => &neon::KERNELS,
-        _ => &portable::KERNELS,
+    fn transforms(&self) -> &'static Transforms<E> {
+        &self.kernels.transforms[self.tile as usize]
     }
 }

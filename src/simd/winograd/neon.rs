@@ -1,7 +1,7 @@
 //! 4 lanes, 32 registers: 7 x 4 accumulators and four of the panel leave none for a broadcast, 12 x 2 and two leave six.
 
-use super::kernel::kernels;
-use super::transform::Vector;
+use super::kernel::{self, kernels};
+use super::transform::{self, Vector};
 use std::arch::aarch64::*;
 
 // SAFETY of every method: every aarch64 has NEON.
@@ -17,4 +17,5 @@ impl Vector for float32x4_t {
     }
 }
 
-kernels!(target_feature(enable = "neon"), float32x4_t, vectors: 2, rows: [1 2 3 4 5 6 7 8 9 10 11 12]);
+kernels!(target_feature(enable = "neon"), f32, float32x4_t, product: float32x4_t, vectors: 2,
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12], tiles: [F2 4 2, F4 6 4]);

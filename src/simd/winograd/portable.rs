@@ -1,7 +1,7 @@
 //! Plain Rust. Multiplies and adds are rounded apart: a fused one is a library call where the instruction is missing.
 
-use super::kernel::kernels;
-use super::transform::Vector;
+use super::kernel::{self, kernels};
+use super::transform::{self, Vector};
 use crate::simd::conv::portable::Four;
 
 impl Vector for Four {
@@ -16,4 +16,5 @@ impl Vector for Four {
     }
 }
 
-kernels!(inline, Four, vectors: 2, rows: [1 2 3 4]);
+kernels!(inline, f32, Four, product: Four, vectors: 2,
+    rows: [1 2 3 4], tiles: [F2 4 2, F4 6 4]);

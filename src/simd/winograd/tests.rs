@@ -3,6 +3,7 @@
 use super::transform::Algorithm;
 use super::*;
 use crate::rng::{Purpose, Rng};
+use half::bf16;
 use proptest::prelude::*;
 
 /// A transform's matrices Bt and At, [T][T] and [O][T]; the code has them as sums.
@@ -69,6 +70,10 @@ struct Case {
     border: usize,
 }
 
+/// The largest relative error of one rounding.
+const F32_UNIT: f64 = 1.0 / (1u64 << 24) as f64;
+const BF16_UNIT: f64 = 1.0 / (1u64 << 8) as f64;
+
 const fn shape(h: usize, w: usize, c: usize, k: usize) -> ConvShape {
     ConvShape { h, w, c, k, r: 3, s: 3, stride: 1, pad: 1 }
 }
@@ -89,6 +94,15 @@ impl Case {
         Self { batch, shape, x, weight, bias, residual, relu, border }
     }
 
+    /// Data and residual in bf16.
+    fn rounded(&self) -> Self {
+        let round = |values: &[f32]| values.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        let Self { batch, shape, relu, border, .. } = *self;
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let residual = self.residual.as_deref().map(round);
+        Self { batch, shape, x: round(&self.x), weight, bias, residual, relu, border }
+    }
+
     fn first_image(&self) -> Self {
         let Self { shape, relu, border, .. } = *self;
         let first = |values: &[f32]| values[..values.len() / self.batch].to_vec();
@@ -105,15 +119,21 @@ impl Case {
     }
 
     /// In buffers whose borders hold NaN.
-    fn run(&self, pool: &Pool, layer: &Winograd, scratch: &mut Scratch) -> Vec<f32> {
-        let mut weights = vec![f32::NAN; layer.packed_floats()];
+    fn run<E: Element + Into<f32>>(
+        &self,
+        pool: &Pool,
+        layer: &Winograd<E>,
+        scratch: &mut Scratch,
+    ) -> Vec<f32> {
+        let nan = E::round(f64::NAN);
+        let mut weights = vec![nan; layer.packed_len()];
         layer.pack(pool, &self.weight, &mut weights);
         let ConvShape { h, w, c, k, .. } = self.shape;
         let (x_size, y_size) = (Size { h, w, c }, Size { h, w, c: k });
-        let x = bordered(&self.x, self.batch, x_size, self.border);
-        let residual = self.residual.as_ref().map(|r| bordered(r, self.batch, y_size, self.border));
+        let x = bordered::<E>(&self.x, self.batch, x_size, self.border);
+        let residual = self.residual.as_ref().map(|r| bordered::<E>(r, self.batch, y_size, self.border));
         let nothing = vec![f32::NAN; self.batch * h * w * k];
-        let mut y = bordered(&nothing, self.batch, y_size, self.border);
+        let mut y = bordered::<E>(&nothing, self.batch, y_size, self.border);
         let layout = Layout::bordered(y_size, self.border);
         let operands = Operands {
             batch: self.batch,
@@ -127,10 +147,10 @@ impl Case {
         let mut inside = vec![];
         for row in 0..self.batch * h {
             let at = layout.first + row / h * layout.image + row % h * layout.row;
-            inside.extend_from_slice(&y[at..][..w * k]);
-            y[at..][..w * k].fill(f32::NAN);
+            inside.extend(y[at..][..w * k].iter().map(|&value| value.into()));
+            y[at..][..w * k].fill(nan);
         }
-        assert!(y.iter().all(|value| value.is_nan()), "the border of y was written");
+        assert!(y.iter().all(|&value| value.into().is_nan()), "the border of y was written");
         inside
     }
 
@@ -149,16 +169,15 @@ impl Case {
         sum
     }
 
-    /// Of one tile and output channel: |At| (|G| |g| |G|t * |Bt| |d| |B| summed over channels) |A|, [O][O]. An error of
-    /// one rounding anywhere on the way changes a result by at most 2^-24 of this.
+    /// Of one tile and output channel: |At| (|G| |g| |G|t * |Bt| |d| |B| summed over channels) |A|, [O][O]: what a product
+    /// can be, summed as the results are. With `power` 2 the sum of their squares.
     fn magnitudes(
         &self,
         tile: Tile,
         filters: &[Vec<Vec<f64>>],
-        image: usize,
-        p: usize,
-        q: usize,
-    ) -> Vec<Vec<f64>> {
+        [image, p, q]: [usize; 3],
+        power: i32,
+    ) -> Vec<f64> {
         let ConvShape { h, w, c, .. } = self.shape;
         let (m, size) = (matrices(tile), tile.results() + 2);
         let mut sum = vec![vec![0.0; size]; size];
@@ -173,11 +192,13 @@ impl Case {
             let d = both_sides(&m.bt, &d);
             for i in 0..size {
                 for j in 0..size {
-                    sum[i][j] += d[i][j] * filter[i][j];
+                    sum[i][j] += (d[i][j] * filter[i][j]).powi(power);
                 }
             }
         }
-        both_sides(&m.at, &sum)
+        let at: Vec<Vec<f64>> =
+            m.at.iter().map(|row| row.iter().map(|a| a.abs().powi(power)).collect()).collect();
+        both_sides(&at, &sum).concat()
     }
 
     /// |G| |g| |G|t of every input channel, for one output channel.
@@ -196,7 +217,11 @@ impl Case {
     /// the two result transforms and of the epilogue: n in all. Rounding errors that are independent and of mean zero
     /// add up to more than 6 sqrt(n) 2^-24 of the magnitudes with a probability below 2 n exp(-18) (Higham, Mary: "A new
     /// approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, 2019, theorem 2.4).
-    fn assert_matches(&self, tile: Tile, got: &[f32], what: &str) {
+    ///
+    /// `unit` is the rounding error of the type in memory. Where it is not f32's, it meets each product twice, in data and
+    /// weight, and by Hoeffding's inequality those errors add up to more than 6 times the root of the sum of their
+    /// squares with a probability below 2 exp(-18); and it meets the result.
+    fn assert_matches(&self, tile: Tile, unit: f64, got: &[f32], what: &str) {
         let ConvShape { h, w, c, k, .. } = self.shape;
         let size = tile.results();
         let (high, wide) = (h.div_ceil(size), w.div_ceil(size));
@@ -206,8 +231,9 @@ impl Case {
             let filters = self.filters(tile, out);
             for place in 0..self.batch * high * wide {
                 let (image, p, q) = (place / (high * wide), place / wide % high * size, place % wide * size);
-                let magnitudes = self.magnitudes(tile, &filters, image, p, q).concat();
-                for (place, magnitude) in magnitudes.into_iter().enumerate() {
+                let [magnitudes, squares] =
+                    [1, 2].map(|power| self.magnitudes(tile, &filters, [image, p, q], power));
+                for (place, (magnitude, square)) in magnitudes.into_iter().zip(squares).enumerate() {
                     let (y, x) = (p + place / size, q + place % size);
                     if y >= h || x >= w {
                         continue;
@@ -218,7 +244,10 @@ impl Case {
                     let want = self.direct(image, y, x, out) + bias + residual;
                     let want = if self.relu { want.max(0.0) } else { want };
                     let scale = magnitude + bias.abs() + residual.abs();
-                    let tolerance = 6.0 * roundings.sqrt() * 2f64.powi(-24) * scale;
+                    let mut tolerance = 6.0 * roundings.sqrt() * F32_UNIT * scale;
+                    if unit > F32_UNIT {
+                        tolerance += 6.0 * 2.0 * unit * square.sqrt() + unit * want.abs();
+                    }
                     let share = (f64::from(got[at]) - want).abs() / tolerance;
                     if share.is_nan() || share > worst.0 {
                         let place = format!("image {image}, pixel {y} {x}, channel {out}");
@@ -233,22 +262,46 @@ impl Case {
 
     fn check(&self, pool: &Pool, isa: Isa, scratch: &mut Scratch) {
         for tile in [Tile::F2, Tile::F4] {
-            let layer = Winograd::new(isa, tile, &self.shape, &self.bias);
+            let layer = Winograd::<f32>::new(isa, tile, &self.shape, &self.bias);
             let got = self.run(pool, &layer, scratch);
             let what = format!("{tile:?} {} batch {} {:?}", isa.name(), self.batch, self.shape);
-            self.assert_matches(tile, &got, &what);
+            self.assert_matches(tile, F32_UNIT, &got, &what);
+        }
+        if bf16::has(isa, Tile::F2) {
+            let case = self.rounded();
+            let layer = Winograd::<bf16>::new(isa, Tile::F2, &case.shape, &case.bias);
+            let got = case.run(pool, &layer, scratch);
+            let what = format!("bf16 F2 {} batch {} {:?}", isa.name(), case.batch, case.shape);
+            case.assert_matches(Tile::F2, BF16_UNIT, &got, &what);
         }
     }
 }
 
+impl Case {
+    fn check_bits<E: Element + Into<f32>>(&self, pools: &[Pool], isa: Isa, tile: Tile) {
+        let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let layer = Winograd::<E>::new(isa, tile, &self.shape, &self.bias);
+        let want = bits(self.run(&pools[0], &layer, &mut Scratch::default()));
+        let mut scratch = Scratch::default();
+        for pool in pools {
+            let got = bits(self.run(pool, &layer, &mut scratch));
+            assert!(got == want, "{} {tile:?} {} threads {:?}", isa.name(), pool.threads(), self.shape);
+        }
+        let one = bits(self.first_image().run(&pools[0], &layer, &mut scratch));
+        assert!(one == want[..one.len()], "{} {tile:?} alone {:?}", isa.name(), self.shape);
+    }
+}
+
 /// Maps in the middle of NaN.
-fn bordered(values: &[f32], batch: usize, size: Size, border: usize) -> Vec<f32> {
+fn bordered<E: Element>(values: &[f32], batch: usize, size: Size, border: usize) -> Vec<E> {
     let layout = Layout::bordered(size, border);
-    let mut all = vec![f32::NAN; batch * layout.image];
+    let mut all = vec![E::round(f64::NAN); batch * layout.image];
     let floats = size.w * size.c;
     for (row, values) in values.chunks_exact(floats).enumerate() {
         let at = layout.first + row / size.h * layout.image + row % size.h * layout.row;
-        all[at..][..floats].copy_from_slice(values);
+        for (to, value) in all[at..].iter_mut().zip(values) {
+            *to = E::round(f64::from(*value));
+        }
     }
     all
 }
@@ -290,21 +343,14 @@ proptest! {
 
 #[test]
 fn neither_threads_nor_the_batch_change_a_bit() {
-    let bits = |y: Vec<f32>| y.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let pools = [1, 2, 3].map(Pool::new);
     for isa in Isa::available() {
         for (i, shape) in [shape(28, 28, 24, 72), shape(7, 7, 64, 200)].into_iter().enumerate() {
             let case = Case::new(3, shape, i as u64 * 4 + 2);
-            for tile in [Tile::F2, Tile::F4] {
-                let layer = Winograd::new(isa, tile, &shape, &case.bias);
-                let want = bits(case.run(&pools[0], &layer, &mut Scratch::default()));
-                let mut scratch = Scratch::default();
-                for pool in &pools {
-                    let got = bits(case.run(pool, &layer, &mut scratch));
-                    assert!(got == want, "{} {tile:?} {} threads {shape:?}", isa.name(), pool.threads());
-                }
-                let one = bits(case.first_image().run(&pools[0], &layer, &mut scratch));
-                assert!(one == want[..one.len()], "{} {tile:?} alone {shape:?}", isa.name());
+            case.check_bits::<f32>(&pools, isa, Tile::F2);
+            case.check_bits::<f32>(&pools, isa, Tile::F4);
+            if bf16::has(isa, Tile::F2) {
+                case.check_bits::<bf16>(&pools, isa, Tile::F2);
             }
         }
     }
@@ -316,7 +362,7 @@ fn a_nan_comes_out() {
     for isa in Isa::available() {
         let mut case = Case::new(1, shape(4, 4, 16, 16), 2);
         case.x[0] = f32::NAN;
-        let layer = Winograd::new(isa, Tile::F4, &case.shape, &case.bias);
+        let layer = Winograd::<f32>::new(isa, Tile::F4, &case.shape, &case.bias);
         assert!(case.relu && case.run(&pool, &layer, &mut scratch)[0].is_nan(), "{}", isa.name());
     }
 }
@@ -334,6 +380,24 @@ fn other_convolutions_are_not_supported() {
     ] {
         assert!(!supports(&other), "{other:?}");
     }
+}
+
+#[test]
+fn the_preferred_tile_follows_the_number_of_tiles() {
+    let isa = Isa::current();
+    let preferred = |side: usize, width: usize, batch: usize| {
+        super::preferred::<f32>(isa, &shape(side, side, width, width), batch)
+    };
+    assert_eq!(preferred(56, 64, 1), Some(Tile::F4));
+    assert_eq!(preferred(14, 256, 1), Some(Tile::F4));
+    assert_eq!(preferred(7, 512, 1), Some(Tile::F2));
+    assert_eq!(preferred(7, 512, 4), Some(Tile::F4));
+    assert_eq!(preferred(56, 16, 1), None);
+    let wide = shape(56, 56, 64, 64);
+    assert_eq!(super::preferred::<f32>(isa, &ConvShape { stride: 2, ..wide }, 1), None);
+    let in_bf16 = super::preferred::<bf16>(isa, &wide, 1);
+    assert_eq!(in_bf16, isa.has_bf16().then_some(Tile::F2));
+    assert_eq!(super::preferred::<bf16>(Isa::PORTABLE, &wide, 1), None);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 )]
 
 use crate::simd::conv::kernel::Lanes;
+use bytemuck::Pod;
 
 /// What the transforms need beyond [`Lanes`].
 pub(super) trait Vector: Lanes {
@@ -17,33 +18,54 @@ pub(super) trait Vector: Lanes {
     /// max(self, 0), and a NaN where there is one.
     unsafe fn relu(self) -> Self;
 
-    /// The first `len` lanes from memory, zeros in the others.
-    #[inline(always)]
-    unsafe fn load_part(from: *const f32, len: usize) -> Self {
-        let mut lanes = [0.0; MOST_LANES];
-        // SAFETY: the caller vouches for `len` floats; a register has at most MOST_LANES.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), len.min(Self::LANES));
-            Self::load(lanes.as_ptr())
-        }
-    }
-
-    /// The first `len` lanes to memory.
-    #[inline(always)]
-    unsafe fn store_part(self, to: *mut f32, len: usize) {
-        let mut lanes = [0.0; MOST_LANES];
-        // SAFETY: as `load_part`.
-        unsafe {
-            self.store(lanes.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, len.min(Self::LANES));
-        }
-    }
-
     /// self + factor * other
     #[inline(always)]
     unsafe fn plus(self, factor: f32, other: Self) -> Self {
         // SAFETY: the address of a local.
         unsafe { self.mul_add(Self::splat(&raw const factor), other) }
+    }
+}
+
+/// A number as feature maps hold it, read into and written from lanes of f32.
+pub(super) trait Number<V: Vector>: Pod {
+    unsafe fn load(from: *const Self) -> V;
+
+    unsafe fn store(lanes: V, to: *mut Self);
+
+    /// The first `len` lanes from memory, zeros in the others.
+    #[inline(always)]
+    unsafe fn load_part(from: *const Self, len: usize) -> V {
+        let mut numbers = [Self::zeroed(); MOST_LANES];
+        // SAFETY: the caller vouches for `len` numbers; a register has at most MOST_LANES.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), len.min(V::LANES));
+            Self::load(numbers.as_ptr())
+        }
+    }
+
+    /// The first `len` lanes to memory.
+    #[inline(always)]
+    unsafe fn store_part(lanes: V, to: *mut Self, len: usize) {
+        let mut numbers = [Self::zeroed(); MOST_LANES];
+        // SAFETY: as `load_part`.
+        unsafe {
+            Self::store(lanes, numbers.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, len.min(V::LANES));
+        }
+    }
+}
+
+impl<V: Vector> Number<V> for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(lanes: V, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.store(to) }
     }
 }
 

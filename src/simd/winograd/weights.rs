@@ -1,27 +1,30 @@
 //! Transformed weights in the order in which the products read them.
 
-use super::GROUP;
 use super::transform::Algorithm;
+use super::{Element, GROUP};
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Shared;
 use crate::simd::pool::Pool;
 
-/// Input channels that are transformed side by side.
+/// Input channels that are transformed side by side; even, so that no pair is torn.
 const CHUNK: usize = 16;
 
-/// f32 weight [k][3][3][c] -> panels [k / GROUP][tap][GROUP / width][c][width] of G g Gt, computed in f64 and rounded
-/// once; zeros for the output channels that the last group lacks.
-pub(super) fn pack<A, const T: usize, const O: usize>(
+/// f32 weight [k][3][3][c] -> panels [k / GROUP][tap][GROUP / width][c / PAIR][width][PAIR] of G g Gt, computed in f64 and
+/// rounded once; zeros for the input and output channels that the last ones lack. PAIR is how many elements four bytes
+/// hold; a length is counted in those.
+pub(super) fn pack<E, A, const T: usize, const O: usize>(
     pool: &Pool,
     shape: &ConvShape,
     weight: &[f32],
     width: usize,
     panels: &mut [f32],
 ) where
+    E: Element,
     A: Algorithm<T, O>,
 {
     let ConvShape { c, k, .. } = *shape;
-    let group_floats = T * T * c * GROUP;
+    let steps = c.div_ceil(E::PAIR);
+    let group_floats = T * T * steps * GROUP;
     assert_eq!(weight.len(), shape.weights(), "length of the weight of {shape:?}");
     assert_eq!(panels.len(), k.div_ceil(GROUP) * group_floats);
     let panels = Shared::new(panels);
@@ -29,27 +32,31 @@ pub(super) fn pack<A, const T: usize, const O: usize>(
     pool.run(k.div_ceil(GROUP) * (GROUP / width), &|task| {
         let (group, panel) = (task / (GROUP / width), task % (GROUP / width));
         let first = group * GROUP + panel * width;
-        for tap in 0..T * T {
-            let at = group * group_floats + (tap * GROUP + panel * width) * c;
-            // SAFETY: this panel of this tap is this task's own.
-            let panel = unsafe { panels.part(at, c * width) };
-            if first + width > k {
-                panel.fill(0.0);
+        let columns = width.min(k.saturating_sub(first));
+        // [tap][CHUNK / PAIR][width][PAIR], one after the other: straight to their places, which lie a power of two apart,
+        // the taps would push each other out of the cache. What is never written stays zero.
+        let mut rows = vec![E::zeroed(); T * T * CHUNK * width];
+        for from in (0..c).step_by(CHUNK) {
+            let len = CHUNK.min(c - from);
+            if len < CHUNK {
+                rows.fill(E::zeroed());
             }
-        }
-        for column in 0..width.min(k.saturating_sub(first)) {
-            let filter = &weight[(first + column) * 9 * c..][..9 * c];
-            for from in (0..c).step_by(CHUNK) {
-                let len = CHUNK.min(c - from);
+            for column in 0..columns {
+                let filter = &weight[(first + column) * 9 * c..][..9 * c];
                 let transformed = transform::<A, T, O>(filter, c, from, len);
-                for (tap, values) in transformed.as_flattened().iter().enumerate() {
-                    let at = group * group_floats + (tap * GROUP + panel * width) * c;
-                    // SAFETY: as above.
-                    let rows = unsafe { panels.part(at + from * width, len * width) };
-                    for (row, value) in rows.chunks_exact_mut(width).zip(values) {
-                        row[column] = *value as f32;
+                for (rows, values) in rows.chunks_exact_mut(CHUNK * width).zip(transformed.as_flattened()) {
+                    for (i, value) in values[..len].iter().enumerate() {
+                        rows[(i / E::PAIR * width + column) * E::PAIR + i % E::PAIR] = E::round(*value);
                     }
                 }
+            }
+            for (tap, rows) in rows.chunks_exact(CHUNK * width).enumerate() {
+                let at =
+                    group * group_floats + (tap * GROUP + panel * width) * steps + from / E::PAIR * width;
+                let count = len.div_ceil(E::PAIR) * width;
+                // SAFETY: this panel of this tap is this task's own.
+                let to = unsafe { panels.part(at, count) };
+                to.copy_from_slice(&bytemuck::cast_slice(rows)[..count]);
             }
         }
     });

@@ -1,0 +1,67 @@
+//! The types that feature maps and weights come in.
+
+use super::Tile;
+use crate::simd::isa::{Isa, Set};
+use half::bf16;
+
+/// f32, or bf16.
+pub trait Element: sealed::Kernel {
+    /// Elements of four bytes: those that one step of a product multiplies.
+    const PAIR: usize = 4 / size_of::<Self>();
+
+    fn round(value: f64) -> Self;
+
+    /// Whether a tile's kernels exist for this type, in instructions that the machine has. In f32 all do.
+    fn has(isa: Isa, tile: Tile) -> bool {
+        Self::kernels(isa).is_some_and(|kernels| kernels.transforms.len() > tile as usize)
+    }
+}
+
+impl Element for f32 {
+    fn round(value: f64) -> Self {
+        value as Self
+    }
+}
+
+impl Element for bf16 {
+    fn round(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+}
+
+mod sealed {
+    use super::super::kernel::Kernels;
+    use crate::simd::isa::Isa;
+
+    pub trait Kernel: bytemuck::Pod + Send + Sync {
+        #[allow(private_interfaces, reason = "nobody outside names this trait")]
+        fn kernels(isa: Isa) -> Option<&'static Kernels<Self>>;
+    }
+}
+
+/// An `Isa` is proof that the machine has the instructions, which is what calling its kernels asks for.
+impl sealed::Kernel for f32 {
+    #[allow(private_interfaces, reason = "nobody outside names this trait")]
+    fn kernels(isa: Isa) -> Option<&'static super::kernel::Kernels<Self>> {
+        Some(match isa.set() {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => &super::avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => &super::avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => &super::neon::KERNELS,
+            _ => &super::portable::KERNELS,
+        })
+    }
+}
+
+impl sealed::Kernel for bf16 {
+    #[allow(private_interfaces, reason = "nobody outside names this trait")]
+    fn kernels(isa: Isa) -> Option<&'static super::kernel::Kernels<Self>> {
+        match isa.set() {
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 if isa.has_bf16() => Some(&super::avx512_bf16::KERNELS),
+            _ => None,
+        }
+    }
+}
