@@ -116,9 +116,16 @@ impl Fuzzer {
                 ("models", input, outcome)
             }
             _ => {
+                // The request, or the picture in it.
                 let mut input = pick(&mut rng, &self.requests).clone();
-                let other = pick(&mut rng, &self.requests);
-                damage(&mut rng, &mut input, other);
+                if rng.below(2) == 0 {
+                    let mut picture = pick(&mut rng, &self.pictures).clone();
+                    damage(&mut rng, &mut picture, &self.pictures[0]);
+                    input = request(&picture);
+                } else {
+                    let other = pick(&mut rng, &self.requests);
+                    damage(&mut rng, &mut input, other);
+                }
                 let outcome = caught(|| self.serve(&input));
                 ("requests", input, outcome)
             }

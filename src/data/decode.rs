@@ -230,6 +230,12 @@ impl Region<'_> {
 pub const JPEG_DECODER: &str =
     if cfg!(feature = "turbojpeg") { "libjpeg-turbo (region)" } else { "zune-jpeg (pure Rust)" };
 
+/// What is wrong, and a library's reason for it in one line: some end theirs in a newline.
+pub(super) fn because(what: &str, reason: &str) -> String {
+    let words: Vec<&str> = reason.split_whitespace().collect();
+    format!("{what}: {}", words.join(" "))
+}
+
 /// Makes room for `len` bytes, or says that the machine has none.
 pub(super) fn grow(buffer: &mut Vec<u8>, len: usize) -> Result<(), String> {
     let more = len.saturating_sub(buffer.len());
@@ -274,7 +280,7 @@ impl Decoder {
     }
 
     fn decode_png(&mut self, bytes: &[u8], header: &Header) -> Result<(), String> {
-        let damaged = |e: png::DecodingError| format!("the PNG is damaged or cut short: {e}");
+        let damaged = |e: png::DecodingError| because("the PNG is damaged or cut short", &e.to_string());
         let mut decoder = png::Decoder::new(Cursor::new(bytes));
         // The pixel cap has been applied; the library's own default of 64 MiB is below it.
         decoder.set_limits(png::Limits { bytes: usize::MAX });
@@ -315,7 +321,7 @@ impl Decoder {
         grow(&mut self.scratch, len)?;
         decoder
             .read_image(&mut self.scratch[..len])
-            .map_err(|e| format!("the WebP is damaged or cut short: {e}"))?;
+            .map_err(|e| because("the WebP is damaged or cut short", &e.to_string()))?;
         let count = header.width * header.height;
         grow(&mut self.pixels, count * 3)?;
         let channels = if decoder.has_alpha() { 4 } else { 3 };
@@ -337,7 +343,8 @@ fn over_white(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
 
 fn png_header(bytes: &[u8]) -> Result<Header, String> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
-    let info = decoder.read_header_info().map_err(|e| format!("the PNG's headers are damaged: {e}"))?;
+    let info =
+        decoder.read_header_info().map_err(|e| because("the PNG's headers are damaged", &e.to_string()))?;
     let channels = match info.color_type {
         png::ColorType::Grayscale => 1,
         png::ColorType::GrayscaleAlpha => 2,
@@ -349,7 +356,7 @@ fn png_header(bytes: &[u8]) -> Result<Header, String> {
 
 fn webp_decoder(bytes: &[u8]) -> Result<image_webp::WebPDecoder<Cursor<&[u8]>>, String> {
     image_webp::WebPDecoder::new(Cursor::new(bytes))
-        .map_err(|e| format!("the WebP's headers are damaged: {e}"))
+        .map_err(|e| because("the WebP's headers are damaged", &e.to_string()))
 }
 
 /// Decodes a whole image; `name` goes in front of the sentence where it cannot be done.

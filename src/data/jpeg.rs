@@ -3,7 +3,7 @@
 //! The headers are read here and not by the decoder, because the pixel cap, the crop and the check for truncation
 //! come before or after decoding and are the same for every decoder.
 
-use super::decode::grow;
+use super::decode::{because, grow};
 use super::exif;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -173,9 +173,9 @@ fn decode(bytes: &[u8], width: usize, height: usize, pixels: &mut Vec<u8>) -> Re
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     let len = width * height * 3;
     grow(pixels, len)?;
-    decoder.decode_headers().map_err(|e| format!("the JPEG's headers are damaged: {e:?}"))?;
+    decoder.decode_headers().map_err(|e| because("the JPEG's headers are damaged", &format!("{e:?}")))?;
     if decoder.dimensions() != Some((width, height)) {
         return Err(format!("the JPEG has more than one frame header: {:?}", decoder.dimensions()));
     }
-    decoder.decode_into(&mut pixels[..len]).map_err(|e| format!("the JPEG is damaged: {e:?}"))
+    decoder.decode_into(&mut pixels[..len]).map_err(|e| because("the JPEG is damaged", &format!("{e:?}")))
 }
