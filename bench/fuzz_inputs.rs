@@ -23,7 +23,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Side of the network's input, and of the pictures at most.
 const RESOLUTION: usize = 16;
@@ -37,6 +40,12 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("engine-fuzz-{seed}"));
     fs::create_dir_all(&folder).expect("the temporary folder can be written");
     println!("{seconds} s, seed {seed}; what panics is kept in {}", folder.display());
+    // The library catches a decoder's panic and calls it an error; here it counts all the same.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        print(panic);
+    }));
     let mut fuzzer = Fuzzer::new(seed, folder);
     let begin = Instant::now();
     let mut said = begin;
@@ -101,7 +110,7 @@ impl Fuzzer {
 
     fn one(&mut self, index: u64) {
         let mut rng = Rng::new(self.seed, 0, index, Purpose::Synth);
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), PANICS.load(Ordering::Relaxed));
         let (kind, input, outcome) = match rng.below(10) {
             0..7 => {
                 let mut input = pick(&mut rng, &self.pictures).clone();
@@ -134,12 +143,13 @@ impl Fuzzer {
         match outcome {
             Some(true) => count.accepted += 1,
             Some(false) => count.refused += 1,
-            None => {
-                self.panics += 1;
-                let file = self.folder.join(format!("{kind}-{index}"));
-                fs::write(&file, &input).expect("the temporary folder can be written");
-                println!("PANIC at {index}: {}", file.display());
-            }
+            None => {}
+        }
+        if PANICS.load(Ordering::Relaxed) > before {
+            self.panics += 1;
+            let file = self.folder.join(format!("{kind}-{index}"));
+            fs::write(&file, &input).expect("the temporary folder can be written");
+            println!("PANIC at {index}: {}", file.display());
         }
         let took = start.elapsed();
         self.slowest = self.slowest.max(took);

@@ -8,7 +8,6 @@ use crate::infer::{Keep, Options, Precision, Program};
 use crate::model::params::Param;
 use crate::simd::isa::Isa;
 use serde::{Serialize, Serializer};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub struct Classifier {
@@ -111,19 +110,12 @@ impl Classifier {
     }
 
     /// The `count` likeliest classes of a picture file. An error of kind `Input` has no name in front: the caller knows
-    /// it. A panic of a decoder is such an error too.
+    /// it.
     pub fn classify(&mut self, bytes: &mut [u8], precision: Precision, count: usize) -> Result<Answer<'_>> {
         // Before the clock starts: the first use of a precision packs its weights.
         self.program(precision)?;
         let start = Instant::now();
-        let (preprocessor, pixels) = (&mut self.preprocessor, &mut self.pixels);
-        let prepared = catch_unwind(AssertUnwindSafe(|| preprocessor.run(bytes, pixels)));
-        prepared
-            .unwrap_or_else(|_| {
-                self.preprocessor = Preprocessor::new(self.preprocessor.transform, Reading::Photograph);
-                Err("the decoder panicked on it; please report it with the file".to_owned())
-            })
-            .map_err(Error::input)?;
+        self.preprocessor.run(bytes, &mut self.pixels).map_err(Error::input)?;
         let decode = start.elapsed();
         let start = Instant::now();
         let program = self.programs.iter_mut().find(|program| program.precision() == precision);

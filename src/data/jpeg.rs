@@ -83,6 +83,13 @@ fn frame(code: u8, segment: &[u8], height_at: usize) -> Option<Result<JpegHeader
     let mut sampling = (1, 1);
     for i in 0..usize::from(components) {
         let factors = *segment.get(7 + 3 * i)?;
+        // T.81, B.2.2; the decoder panics at some that do not exist.
+        if !(1..=4).contains(&(factors >> 4)) || !(1..=4).contains(&(factors & 0xf)) {
+            let (h, v) = (factors >> 4, factors & 0xf);
+            return Some(Err(format!(
+                "the JPEG's headers are damaged: a sampling of {h} x {v} does not exist"
+            )));
+        }
         sampling = (sampling.0.max(factors >> 4), sampling.1.max(factors & 0xf));
     }
     if precision != 8 {

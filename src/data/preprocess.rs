@@ -5,6 +5,7 @@ use super::decode::{Decoder, Header, Limits, Reading, Rect, Region, grow, read_h
 use super::exif::Orientation;
 use super::resize::{Interpolation, Resizer};
 use crate::error::{Error, Result};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Resize(resize) of the shorter side, then CenterCrop(crop).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,11 +71,19 @@ impl Preprocessor {
     }
 
     /// The bytes of a file -> `out` u8 [crop, crop, 3]; the error is the sentence that says why it cannot be. `bytes`
-    /// are changed while this runs, and are as they were when it returns.
+    /// are changed while this runs, and are as they were when it returns, unless a decoder panicked.
     pub fn run(&mut self, bytes: &mut [u8], out: &mut [u8]) -> Result<(), String> {
         self.workshop.decoder.reading = self.reading;
-        let header = read_header(bytes, self.limits)?;
-        self.workshop.eval(bytes, &header, &self.transform, out)
+        let Self { transform, limits, workshop, .. } = self;
+        // A damaged file that trips a decoder costs itself, and no other picture.
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let header = read_header(bytes, *limits)?;
+            workshop.eval(bytes, &header, transform, out)
+        }));
+        done.unwrap_or_else(|_| {
+            self.workshop = Workshop::default();
+            Err("the decoder panicked on it; please report it with the file".to_owned())
+        })
     }
 }
 

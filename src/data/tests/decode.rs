@@ -249,3 +249,15 @@ fn exif_orientation_is_seen_and_ignored() {
     }
     assert_eq!(header(&plain).orientation, None);
 }
+
+/// zune-jpeg 0.5.15 panics at a sampling factor of 0.
+#[test]
+fn samplings_that_do_not_exist_are_refused() {
+    let whole = jpeg(16, 16, 0);
+    let at = whole.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap() + 11;
+    for factors in [0x01, 0x10, 0x00, 0x51, 0x1f] {
+        let mut bytes = whole.clone();
+        bytes[at] = factors;
+        assert!(refusal(&bytes).contains("does not exist"), "{factors:#x}");
+    }
+}
