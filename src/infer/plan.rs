@@ -2,7 +2,7 @@
 //! that no living tensor holds. Places are used again soon, so that activations stay in cache.
 
 use super::Precision;
-use super::algorithm::Algorithm;
+use super::algorithm::{Algorithm, LARGE_MAP};
 use super::options::Keep;
 use crate::model::graph::{Graph, TensorId};
 use crate::model::units::{ConvUnit, Unit};
@@ -17,10 +17,6 @@ pub struct Placed {
     /// Bytes from the start of the arena.
     pub offset: usize,
 }
-
-/// Rows of a map above which a layer is divided by rows; below, its weights outweigh its activations, and it is divided by
-/// output channels.
-pub const LARGE_MAP: usize = 14;
 
 /// Bytes of weights that a chain may read over and over, once a block of rows: they stay in L2 beside the rows.
 const CHAIN_WEIGHTS: usize = 640 << 10;

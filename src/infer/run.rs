@@ -1,8 +1,7 @@
 //! A compiled program on images.
 
 use super::Precision;
-use super::algorithm::Algorithm;
-use super::plan::LARGE_MAP;
+use super::algorithm::{Algorithm, LARGE_MAP};
 use super::program::{Program, Step, Work};
 use crate::error::{Error, Result};
 use crate::model::units::ConvUnit;

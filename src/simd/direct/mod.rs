@@ -42,7 +42,8 @@ mod tests;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     Fp32,
-    /// Weights and activations rounded to bfloat16, sums in f32.
+    /// Weights and activations rounded to bfloat16, sums in f32. In AVX512-BF16 and in plain Rust; other sets refuse it, for
+    /// they are faster in f32.
     Bf16,
     /// 8-bit weights and activations, sums in i32.
     Int8,
