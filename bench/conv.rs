@@ -8,6 +8,10 @@
 //! Operations are counted in full, padding included, as everybody does; kernels skip some of it, so that a share of
 //! small maps can be above 100 %.
 
+#[path = "clock.rs"]
+mod clock;
+
+use clock::clock;
 use engine::model::graph::{ConvShape, Op, lower};
 use engine::model::spec::RESNET50;
 use engine::rng::{Purpose, Rng};
@@ -15,7 +19,6 @@ use engine::simd::conv::{Scratch, dgrad, forward, wgrad};
 use engine::simd::isa::Isa;
 use engine::simd::peak;
 use engine::simd::pool::Pool;
-use std::time::Instant;
 
 const DIRECTIONS: [&str; 3] = ["forward", "dgrad", "wgrad"];
 
@@ -101,29 +104,6 @@ fn distinct_shapes(resolution: usize) -> Vec<(ConvShape, usize)> {
         }
     }
     shapes
-}
-
-/// Seconds: of this thread's CPU time when it works alone, else of the wall clock.
-fn clock(pool: &Pool) -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    #[cfg(target_os = "linux")]
-    if pool.threads() == 1 {
-        return thread_seconds();
-    }
-    START.elapsed().as_secs_f64()
-}
-
-#[cfg(target_os = "linux")]
-fn thread_seconds() -> f64 {
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
-    let mut time = [0; 2];
-    // SAFETY: the C library's function; a timespec is two 64-bit integers on 64-bit Linux.
-    let status = unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(status, 0, "no CPU time of a thread");
-    time[0] as f64 + time[1] as f64 * 1e-9
 }
 
 struct Layer {

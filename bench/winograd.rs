@@ -10,6 +10,10 @@
 //! convolution is the one that trains, which packs its weights in every call. bf16 is shown beside the peak of f32, though the
 //! machine multiplies it faster; its error counts the rounding of weights, transformed data and results, but not of the data themselves.
 
+#[path = "clock.rs"]
+mod clock;
+
+use clock::clock;
 use engine::model::graph::{ConvShape, Op, lower};
 use engine::model::spec::RESNET50;
 use engine::rng::{Purpose, Rng};
@@ -23,7 +27,6 @@ use engine::simd::winograd::{
 use half::bf16;
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
-use std::time::Instant;
 
 /// Floats of all copies of a layer's weights: more than caches hold.
 const COLD_FLOATS: usize = 16 << 20;
@@ -276,27 +279,4 @@ impl Layer {
         }
         (error / square).sqrt()
     }
-}
-
-/// Seconds: of this thread's CPU time when it works alone, else of the wall clock.
-fn clock(pool: &Pool) -> f64 {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    #[cfg(target_os = "linux")]
-    if pool.threads() == 1 {
-        return thread_seconds();
-    }
-    START.elapsed().as_secs_f64()
-}
-
-#[cfg(target_os = "linux")]
-fn thread_seconds() -> f64 {
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
-    let mut time = [0; 2];
-    // SAFETY: the C library's function; a timespec is two 64-bit integers on 64-bit Linux.
-    let status = unsafe { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(status, 0, "no CPU time of a thread");
-    time[0] as f64 + time[1] as f64 * 1e-9
 }
