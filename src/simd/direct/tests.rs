@@ -309,3 +309,26 @@ fn int8_extremes_do_not_saturate() {
         }
     }
 }
+
+/// Of a map of one pixel the first half has no rows.
+#[test]
+fn a_part_without_rows_is_left_alone() {
+    let case = Case {
+        n: 1,
+        h: 1,
+        w: 1,
+        c: 16,
+        k: 16,
+        taps: 1,
+        stride: 1,
+        more_border: 0,
+        y_border: 0,
+        relu: false,
+        residual: false,
+        seed: 0,
+    };
+    for precision in [Precision::Fp32, Precision::Bf16] {
+        sets(precision).for_each(|isa| check_floats(&case, precision, isa));
+    }
+    sets(Precision::Int8).for_each(|isa| check_int8(&case, isa, false));
+}
