@@ -5,8 +5,8 @@
 //! f32 is the CPU backend's evaluation of the same file; integers are `infer::integer`, which 8-bit programs are
 //! compared with.
 
-use engine::backend::{Backend, Weights};
 use engine::backend::cpu::CpuBackend;
+use engine::backend::{Backend, Weights};
 use engine::data::{Dataset, EvalOptions, Loader};
 use engine::error::{Error, Result};
 use engine::infer::file::ModelFile;

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let model = Model::read(&args.checkpoint)?;
+    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
     let splits = Splits::open(&args.data)?;
     let outputs = outputs_of(&splits.classes, &model).map_err(|reason| {
         let (data, checkpoint) = (args.data.display(), args.checkpoint.display());
@@ -35,13 +35,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         (score.loss / count, 100.0 * score.top1 as f64 / count, 100.0 * score.top5 as f64 / count);
     if args.json {
         answer(serde_json::json!({
-            "images": score.count, "resolution": resolution, "flip": args.flip,
+            "images": score.count, "resolution": resolution, "flip": args.flip, "averaged": model.averaged,
             "val_loss": loss, "val_top1": top1, "val_top5": top5,
         }))
     } else {
         let images = score.count;
+        let of = if model.averaged { ", moving averages" } else { "" };
         answer(format!(
-            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px"
+            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px{of}"
         ))
     }
 }

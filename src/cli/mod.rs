@@ -15,6 +15,7 @@ mod export;
 mod plot;
 mod predict;
 mod train;
+mod weights;
 
 use crate::error::{Error, Kind, Result};
 use crate::terminal::message;

@@ -15,7 +15,7 @@ use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
 use crate::backend::{
-    Backend, DropPath, NamedTensors, Objective, Outcome, Score, Step, Weights, check_batch,
+    Backend, DropPath, NO_AVERAGES, NamedTensors, Objective, Outcome, Score, Step, Weights, check_batch,
 };
 use crate::config::{Decay, Reduction};
 use crate::data::{Batch, Mix, Rect};
@@ -33,10 +33,6 @@ pub use state::SCALE_STATE;
 
 /// The fault of every pass after one that had a fault.
 const HALTED: &str = "an earlier pass stopped the run";
-
-/// An evaluation that cannot be.
-const NO_AVERAGES: &str =
-    "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
 
 /// What a network on a card is made from.
 #[derive(Debug, Clone)]
