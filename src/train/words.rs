@@ -68,7 +68,10 @@ fn regularisation(config: &Config) -> String {
         (mix.cutmix > 0.0, format!("cutmix {}", mix.cutmix)),
         (model.drop_path > 0.0, format!("drop path {}", model.drop_path)),
         (optim.clip_norm > 0.0, format!("gradients cut to a norm of {}", optim.clip_norm)),
-        (ema.is_on(), format!("validated on moving averages of decay {} every {} steps", ema.decay, ema.every)),
+        (
+            ema.is_on(),
+            format!("validated on moving averages of decay {} every {} steps", ema.decay, ema.every),
+        ),
     ];
     is_on.into_iter().filter(|(on, _)| *on).map(|(_, words)| format!(", {words}")).collect()
 }
