@@ -35,6 +35,8 @@ pub enum Command {
     #[command(subcommand, after_help = EXIT_CODES)]
     Data(DataCommand),
     Plot(PlotArgs),
+    #[cfg(feature = "cuda")]
+    Plan(PlanArgs),
     Doctor(DoctorArgs),
     #[cfg(feature = "cuda")]
     Check(CheckArgs),
@@ -131,6 +133,37 @@ pub struct CheckArgs {
     pub precision: Precision,
 }
 
+/// Say what a training takes, before a dollar is spent: hours, dollars, device memory, disk and CPU on each card. A
+/// prediction, and it says from what
+#[cfg(feature = "cuda")]
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// v100, t4, a100, h100 or h200 (repeatable); without it, all of them
+    #[arg(long, value_name = "CARD")]
+    pub gpu: Vec<String>,
+
+    /// Dollars an hour of the machine, in place of the known ones
+    #[arg(long, value_name = "DOLLARS", value_parser = positive)]
+    pub price: Option<f64>,
+
+    /// Dollars there are: how much of the training they pay for
+    #[arg(long, value_name = "DOLLARS", value_parser = positive)]
+    pub budget: Option<f64>,
+
+    /// Images a CPU core prepares in a second on that machine (engine bench loader says it), in place of what was measured
+    /// elsewhere
+    #[arg(long, value_name = "IMAGES", value_parser = positive)]
+    pub loader_rate: Option<f64>,
+
+    /// One JSON object a card instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Say what this machine has for training, what it lacks, and what to do about it
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -180,6 +213,12 @@ pub struct ThreadArgs {
     /// Threads; 0 means one a core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
+}
+
+#[cfg(feature = "cuda")]
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 fn threads(text: &str) -> std::result::Result<usize, String> {

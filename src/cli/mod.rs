@@ -12,6 +12,8 @@ mod doctor;
 mod dump;
 mod eval;
 mod export;
+#[cfg(feature = "cuda")]
+mod plan;
 mod plot;
 mod predict;
 mod train;
@@ -72,6 +74,8 @@ fn run(command: Command) -> Result<()> {
         Command::Plot(args) => plot::run(&args),
         #[cfg(feature = "cuda")]
         Command::Check(args) => check::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(&command),
     }

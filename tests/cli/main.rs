@@ -12,4 +12,6 @@ mod libraries;
 mod model_file;
 mod other_weights;
 mod outputs;
+#[cfg(feature = "cuda")]
+mod plan;
 mod stopping;
