@@ -35,6 +35,7 @@ pub enum Command {
     #[command(subcommand, after_help = EXIT_CODES)]
     Data(DataCommand),
     Plot(PlotArgs),
+    Report(ReportArgs),
     #[cfg(feature = "cuda")]
     Plan(PlanArgs),
     Doctor(DoctorArgs),
@@ -351,6 +352,18 @@ pub struct PlotArgs {
     /// All runs of the file in one picture, instead of the last
     #[arg(long)]
     pub all: bool,
+}
+
+/// Write SUBMISSION.md: the acceptance checklist, with each item found in the files, missing, or left to a person
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ReportArgs {
+    /// The clone of the repository
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub root: PathBuf,
+
+    #[arg(short, long, value_name = "FILE", default_value = "SUBMISSION.md")]
+    pub output: PathBuf,
 }
 
 /// Classification on the CPU, as `classify` does it, on synthetic pixels

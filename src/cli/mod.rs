@@ -16,6 +16,7 @@ mod export;
 mod plan;
 mod plot;
 mod predict;
+mod report;
 mod train;
 
 use crate::error::{Error, Kind, Result};
@@ -72,6 +73,7 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Plot(args) => plot::run(&args),
+        Command::Report(args) => report::run(&args),
         #[cfg(feature = "cuda")]
         Command::Check(args) => check::run(&args),
         #[cfg(feature = "cuda")]
