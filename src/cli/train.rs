@@ -7,6 +7,7 @@ use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
 use crate::error::{Error, Result};
 use crate::terminal::message;
+use crate::train::notice;
 use crate::train::stop::Stop;
 use crate::train::{Resume, TrainOptions, train};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &TrainArgs) -> Result<()> {
     // First of all: a signal while the data are opened also ends in a checkpoint and exit code 75.
     let stop = Stop::on_signals()?;
+    notice::watch(&stop);
     let config = args.config.load()?;
     if let (Some(_), Resume::From(path)) = (&args.init, args.resume()) {
         return Err(Error::usage(format!(

@@ -5,6 +5,7 @@ pub mod images;
 pub mod model_file;
 mod resume;
 pub mod state;
+pub mod notice;
 pub mod stop;
 pub mod trainer;
 mod output;

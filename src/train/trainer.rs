@@ -399,7 +399,8 @@ impl Trainer<'_> {
         let by_steps =
             policy.every_steps > 0 && self.state.total_steps.is_multiple_of(policy.every_steps as u64);
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
-        by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
+        let by_clock = policy.every_minutes > 0.0 && minutes >= policy.every_minutes;
+        by_steps || by_clock || self.stop.takes_checkpoint_request()
     }
 
     /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no
