@@ -289,7 +289,7 @@ impl<M: Machine> Layers<'_, M> {
     pub fn loss(&mut self, sent: &Sent) -> Result<()> {
         let Some(&Unit::Linear { y, bias, .. }) = self.units.last() else { return Ok(()) };
         let (logits, bias) = (self.seen.f32s(self.seen.buffer("logits")?)?, self.seen.vector(bias));
-        let smoothing = sent.step.label_smoothing;
+        let smoothing = sent.step.loss.label_smoothing;
         let images = (self.seen.n() * sent.step.of) as f32;
         let scale = (1.0 / images) * self.seen.before.state().scale;
         let options = LossOptions { label_smoothing: smoothing, scale };

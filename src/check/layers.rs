@@ -16,7 +16,7 @@ use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::{Plan, Purpose};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, NamedTensors, Outcome, Step};
+use crate::backend::{Backend, NamedTensors, Outcome, Step, Weights};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::units::{Unit, units};
@@ -143,7 +143,7 @@ fn evaluation<M: Machine>(
     oracle: &mut Oracle,
 ) -> Result<Vec<Finding>> {
     let batch = case.images(50);
-    network.eval_batch(&batch)?;
+    network.eval_batch(&batch, Weights::Live)?;
     let before = before(case, network, Purpose::Evaluate)?;
     let (machine, plan) = look(case, network, Purpose::Evaluate)?;
     let units = units(&plan.graph);

@@ -23,7 +23,7 @@ use crate::backend::cuda::network::SCALE_STATE;
 use crate::backend::cuda::plan::{Recipe, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, NamedTensors, Outcome, Step};
+use crate::backend::{Backend, Extras, NamedTensors, Outcome, Step};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -102,6 +102,7 @@ impl Case {
             seed: 3,
             zero_gamma: false,
             decay: Decay::Weights,
+            extras: Extras::default(),
             threads: 0,
             isa: Isa::current(),
         })
@@ -120,6 +121,7 @@ impl Case {
             labels: (0..batch).map(|_| rng.below(spec.classes as u64) as u32).collect(),
             samples: (0..batch as u32).collect(),
             resolution,
+            ..Batch::default()
         }
     }
 
@@ -176,10 +178,12 @@ struct Ran {
     loss: f64,
 }
 
+/// The rule of every step.
+pub const SGD: Sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+
 /// Pass `index` of an optimiser step of `of`.
 pub fn step(index: usize, of: usize) -> Step {
-    let sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
-    Step { index, of, sgd, label_smoothing: 0.1 }
+    Step::plain(index, of, SGD, 0.1)
 }
 
 /// One pass, to its end.

@@ -10,6 +10,7 @@ use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Purpose, ScalePolicy};
 use crate::error::Result;
+use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::tensor::first_non_finite;
 
@@ -114,8 +115,9 @@ impl<M: Machine> Layers<'_, M> {
             let unscale = 1.0 / self.seen.before.state().scale;
             let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * unscale).collect();
             let end = self.seen.plan.layout.decay_end(self.seen.plan.options.decay);
-            let exempt = Sgd { weight_decay: 0.0, ..sent.step.sgd };
-            sent.step.sgd.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
+            let Rule::Sgd(rule) = sent.step.rule else { unreachable!("the steps of the check are SGD's") };
+            let exempt = Sgd { weight_decay: 0.0, ..rule };
+            rule.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
             exempt.step(&mut weights[end..], &mut velocities[end..], &gradient[end..]);
         }
         let storage = self.seen.storage();

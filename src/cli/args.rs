@@ -1,6 +1,7 @@
 //! The command line. Doc comments are the help texts.
 
 use super::device::Device;
+use super::weights::WeightsArgs;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
@@ -186,6 +187,9 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
 
+    #[command(flatten)]
+    pub weights: WeightsArgs,
+
     /// A folder or tar with a val/ split
     #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]
     pub data: PathBuf,
@@ -234,6 +238,9 @@ pub struct PredictArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
 
+    #[command(flatten)]
+    pub weights: WeightsArgs,
+
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
 
@@ -255,6 +262,9 @@ pub struct PredictArgs {
 pub struct ExportArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 
     #[arg(long, value_enum)]
     pub format: ExportFormat,

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
 use crate::terminal::message;
+use crate::train::passes::extras;
 use crate::train::state::Environment;
 use std::fs;
 use std::path::PathBuf;
@@ -127,6 +128,7 @@ fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Enviro
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
+        extras: extras(config),
         threads: config.device.threads,
         isa: Isa::current(),
     })?;
@@ -154,7 +156,7 @@ fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Enviro
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
-    use crate::backend::cuda::plan::{Recipe, ScalePolicy};
+    use crate::backend::cuda::plan::ScalePolicy;
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
@@ -179,7 +181,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
-        recipe: Recipe::default(),
+        recipe: recipe(config)?,
         storage,
         scale,
         input_channels: device.input_channels,
@@ -187,6 +189,36 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
     };
     let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;
     Ok((Box::new(backend), environment(identity)))
+}
+
+/// What a card's plans are made for. What it does not compute yet is refused before any data are read.
+#[cfg(feature = "cuda")]
+fn recipe(config: &Config) -> Result<crate::backend::cuda::plan::Recipe> {
+    use crate::backend::Objective;
+    use crate::backend::cuda::plan::{Loss, Recipe, Rule};
+    use crate::config::{Reduction, RuleKind};
+    use crate::train::passes::loss;
+    let lacks = |what: &str| {
+        Err(Error::usage(format!("the GPU has no {what}; train with --device cpu, or choose another recipe")))
+    };
+    let rule = match config.optim.rule {
+        RuleKind::Sgd if config.optim.clip_norm > 0.0 => return lacks("optim.clip_norm with SGD"),
+        RuleKind::Sgd => Rule::Sgd,
+        RuleKind::Lamb => Rule::Lamb,
+        RuleKind::Lars => return lacks("optim.rule lars"),
+    };
+    let loss = match loss(config).objective {
+        Objective::SoftmaxCrossEntropy => Loss::SoftmaxCrossEntropy,
+        Objective::BinaryCrossEntropy { threshold: Some(_), .. } => return lacks("loss.target_threshold"),
+        Objective::BinaryCrossEntropy { reduction: Reduction::Sum, .. } => {
+            return lacks("loss.reduction sum");
+        }
+        Objective::BinaryCrossEntropy { .. } => Loss::BinaryCrossEntropy,
+    };
+    if config.model.drop_path > 0.0 {
+        return lacks("model.drop_path");
+    }
+    Ok(Recipe { rule, loss, averages: config.ema.is_on() })
 }
 
 #[cfg(test)]

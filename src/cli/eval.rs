@@ -1,11 +1,12 @@
 //! `engine eval`.
 
 use super::args::EvalArgs;
+use crate::backend::Weights;
 use crate::backend::cpu::CpuBackend;
 use crate::data::{Class, EvalOptions, Loader, Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{Evaluation, evaluate};
 use crate::train::model_file::Model;
 use crate::train::stop::Stop;
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let model = Model::read(&args.checkpoint)?;
+    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
     let splits = Splits::open(&args.data)?;
     let outputs = outputs_of(&splits.classes, &model).map_err(|reason| {
         let (data, checkpoint) = (args.data.display(), args.checkpoint.display());
@@ -24,7 +25,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut loader = Loader::eval(validation(splits, &args.data)?, options)?;
     let mut backend =
         CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;
-    let score = evaluate(&mut backend, &mut loader, Some(&outputs), args.flip, &Stop::default())?;
+    let evaluation = Evaluation { weights: Weights::Live, outputs: Some(&outputs), flip: args.flip };
+    let score = evaluate(&mut backend, &mut loader, evaluation, &Stop::default())?;
     for bad in loader.bad() {
         message(format!("warning: left out: {}", bad.message));
     }
@@ -33,13 +35,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         (score.loss / count, 100.0 * score.top1 as f64 / count, 100.0 * score.top5 as f64 / count);
     if args.json {
         answer(serde_json::json!({
-            "images": score.count, "resolution": resolution, "flip": args.flip,
+            "images": score.count, "resolution": resolution, "flip": args.flip, "averaged": model.averaged,
             "val_loss": loss, "val_top1": top1, "val_top5": top5,
         }))
     } else {
         let images = score.count;
+        let of = if model.averaged { ", moving averages" } else { "" };
         answer(format!(
-            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px"
+            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px{of}"
         ))
     }
 }

@@ -30,9 +30,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     let checkpoint = read_weights(&args.checkpoint)?;
     // A copy in memory costs less than reading and verifying the file once more.
-    let model = Model::from_weights(&args.checkpoint, checkpoint.clone())?;
+    let model = Model::from_weights(&args.checkpoint, checkpoint.clone(), args.weights.take())?;
     let graph = lower(&model.spec, model.description.resolution)?;
-    let state = state_dict(&checkpoint, &graph, Weights::Live)?;
+    let weights = if model.averaged { Weights::Ema } else { Weights::Live };
+    let state = state_dict(&checkpoint, &graph, weights)?;
     match args.format {
         ExportFormat::Safetensors => {
             let metadata = [(MODEL_KEY.to_owned(), model.description.to_json())].into();
@@ -52,7 +53,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         }
     }
     let (to, classes) = (args.output.display(), model.spec.classes);
-    message(format!("wrote {to}: {} with {classes} classes", model.spec.name));
+    let of = if model.averaged { ", moving averages" } else { "" };
+    message(format!("wrote {to}: {} with {classes} classes{of}", model.spec.name));
     Ok(())
 }
 

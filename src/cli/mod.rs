@@ -18,6 +18,7 @@ mod plot;
 mod predict;
 mod report;
 mod train;
+mod weights;
 
 use crate::error::{Error, Kind, Result};
 use crate::terminal::message;

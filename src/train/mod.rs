@@ -9,6 +9,7 @@ pub mod notice;
 pub mod stop;
 pub mod trainer;
 mod output;
+pub mod passes;
 mod progress;
 mod words;
 

@@ -7,22 +7,29 @@ use super::guarded::Guarded;
 use super::machine::{Machine, Prepared, too_large};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
-use super::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout};
+use super::plan::{
+    Loss, Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout,
+};
 use super::replay;
 use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
-use crate::backend::{Backend, NamedTensors, Outcome, Score, Step, check_batch};
-use crate::config::Decay;
-use crate::data::Batch;
+use crate::backend::{
+    Backend, DropPath, NO_AVERAGES, NamedTensors, Objective, Outcome, Score, Step, Weights, check_batch,
+};
+use crate::config::{Decay, Reduction};
+use crate::data::{Batch, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
+use crate::optim;
+use crate::optim::lamb::Lamb;
+use crate::optim::sgd::Sgd;
 use crate::tensor::{HostTensor, first_non_finite};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
-pub use state::{EMA_PREFIX, SCALE_STATE, SECOND_MOMENT_PREFIX};
+pub use state::SCALE_STATE;
 
 /// The fault of every pass after one that had a fault.
 const HALTED: &str = "an earlier pass stopped the run";
@@ -37,7 +44,7 @@ pub struct CudaOptions {
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
     pub decay: Decay,
-    /// Rule, loss and averages; what LAMB does not take from here (learning rate, weight decay) comes with a step's `sgd`.
+    /// Rule, loss and averages; their constants come with each step.
     pub recipe: Recipe,
     pub storage: Storage,
     pub scale: ScalePolicy,
@@ -54,7 +61,7 @@ pub struct CudaBackend<M: Machine> {
     graph: Graph,
     layout: ParamLayout,
     machine: Guarded<M>,
-    prepared: BTreeMap<(usize, usize, Purpose), Prepared>,
+    prepared: BTreeMap<Pass, Prepared>,
     /// Passes submitted since the state was loaded; also the card's own count.
     passes: u64,
     /// Outcomes that were waited for and not polled yet.
@@ -65,6 +72,22 @@ pub struct CudaBackend<M: Machine> {
     halted: bool,
     /// The pass whose buffers `read` looks into.
     last: Option<Prepared>,
+}
+
+/// What a plan is prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pass {
+    resolution: usize,
+    batch: usize,
+    purpose: Purpose,
+    /// Which weights an evaluation is of.
+    weights: Weights,
+}
+
+impl Pass {
+    fn live(resolution: usize, batch: usize, purpose: Purpose) -> Self {
+        Self { resolution, batch, purpose, weights: Weights::Live }
+    }
 }
 
 /// A pass whose batch is still in its slot: `submit` takes in its outcome before the slot is filled again.
@@ -93,7 +116,7 @@ impl<M: Machine> CudaBackend<M> {
             last: None,
         };
         for purpose in purposes(micro_steps) {
-            backend.prepare(backend.options.resolution, batch, purpose)?;
+            backend.prepare(Pass::live(backend.options.resolution, batch, purpose))?;
         }
         let initial = backend.initial_state();
         backend.load_state(&initial)?;
@@ -107,25 +130,28 @@ impl<M: Machine> CudaBackend<M> {
 
     /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
     pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
-        let prepared = self.prepared.get(&(resolution, batch, purpose))?;
+        let prepared = self.prepared.get(&Pass::live(resolution, batch, purpose))?;
         Some((self.machine.inner(), self.machine.plan(*prepared)))
     }
 
-    fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
-        let CudaOptions { spec, storage, scale, input_channels, decay, recipe, keep, .. } = self.options;
+    fn plan_options(&self, pass: Pass) -> PlanOptions {
+        let Pass { resolution, batch, purpose, weights } = pass;
+        let CudaOptions { spec, storage, scale, input_channels, decay, mut recipe, keep, .. } = self.options;
+        // Where averages are kept, a plan for evaluations is of them.
+        recipe.averages &= purpose != Purpose::Evaluate || weights == Weights::Averaged;
         PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }
     }
 
-    fn prepare(&mut self, resolution: usize, batch: usize, purpose: Purpose) -> Result<Prepared> {
-        if let Some(&prepared) = self.prepared.get(&(resolution, batch, purpose)) {
+    fn prepare(&mut self, pass: Pass) -> Result<Prepared> {
+        if let Some(&prepared) = self.prepared.get(&pass) {
             return Ok(prepared);
         }
-        let plan = Plan::new(&self.plan_options(resolution, batch, purpose))?;
+        let plan = Plan::new(&self.plan_options(pass))?;
         if plan.bytes() > self.machine.capacity(&plan)? {
             return Err(too_large(&plan, &|plan| self.machine.capacity(plan)));
         }
         let prepared = self.machine.prepare(plan)?;
-        self.prepared.insert((resolution, batch, purpose), prepared);
+        self.prepared.insert(pass, prepared);
         Ok(prepared)
     }
 
@@ -271,11 +297,12 @@ impl<M: Machine> CudaBackend<M> {
 impl<M: Machine> Backend for CudaBackend<M> {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.options.spec.classes)?;
+        supported(&self.options.recipe, batch, step)?;
         let purpose = match (step.index + 1 == step.of, step.of) {
             (true, of) => Purpose::Finish { sum: of > 1 },
             (false, _) => Purpose::Accumulate,
         };
-        let prepared = self.prepare(batch.resolution, batch.labels.len(), purpose)?;
+        let prepared = self.prepare(Pass::live(batch.resolution, batch.labels.len(), purpose))?;
         let staging = self.machine.plan(prepared).staging;
         // The slot's last pass has to end before the slot is filled; its outcome is there then. Slots of another size
         // overlap in other ways.
@@ -289,7 +316,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
             return Ok(());
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
-        let hyper = hyper(batch, step, &self.options.recipe);
+        let hyper = hyper(batch, step);
         let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper);
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
@@ -313,9 +340,13 @@ impl<M: Machine> Backend for CudaBackend<M> {
         Ok(self.ready.pop_front())
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         check_batch(batch, self.options.spec.classes)?;
-        let prepared = self.prepare(batch.resolution, batch.labels.len(), Purpose::Evaluate)?;
+        if weights == Weights::Averaged && !self.options.recipe.averages {
+            return Err(Error::usage(NO_AVERAGES));
+        }
+        let (resolution, n) = (batch.resolution, batch.labels.len());
+        let prepared = self.prepare(Pass { resolution, batch: n, purpose: Purpose::Evaluate, weights })?;
         let staging = self.machine.plan(prepared).staging;
         let shape = vec![batch.labels.len(), self.options.spec.classes];
         let mut logits = vec![0.0; shape[0] * shape[1]];
@@ -382,34 +413,81 @@ fn state_region() -> Region {
     Region::new(Arena::State, 0, size_of::<abi::State>() as u64)
 }
 
-fn hyper(batch: &Batch, step: &Step, recipe: &Recipe) -> Hyper {
-    let images = batch.labels.len();
-    let rule = match recipe.rule {
-        Rule::Sgd => Hyper::default(),
-        Rule::Lamb { beta1, beta2, epsilon, max_norm } => {
-            Hyper { beta1, beta2, epsilon, max_norm, ..Hyper::default() }
+/// Refuses what a step or batch asks for and the recipe, for which the machine has made room, has not.
+fn supported(recipe: &Recipe, batch: &Batch, step: &Step) -> Result<()> {
+    let rule = match step.rule {
+        optim::Rule::Sgd(_) => Some(Rule::Sgd),
+        optim::Rule::Lamb(_) => Some(Rule::Lamb),
+        optim::Rule::Lars(_) => None,
+    };
+    let loss = match step.loss.objective {
+        Objective::SoftmaxCrossEntropy => Some(Loss::SoftmaxCrossEntropy),
+        Objective::BinaryCrossEntropy { threshold: None, reduction: Reduction::Mean } => {
+            Some(Loss::BinaryCrossEntropy)
         }
+        Objective::BinaryCrossEntropy { .. } => None,
+    };
+    let lacks = [
+        (rule.is_none(), "optim.rule lars"),
+        (loss.is_none(), "loss.target_threshold or loss.reduction sum"),
+        (step.clip_norm > 0.0 && rule != Some(Rule::Lamb), "optim.clip_norm without LAMB"),
+        (step.drop_path != DropPath::OFF, "model.drop_path"),
+        (!batch.erased.is_empty(), "erasing"),
+    ];
+    if let Some((_, what)) = lacks.iter().find(|(asked, _)| *asked) {
+        return Err(Error::usage(format!("the GPU has no {what}; train with --device cpu, or leave it out")));
+    }
+    let averages = step.ema_decay.is_none() || recipe.averages;
+    if rule != Some(recipe.rule) || loss != Some(recipe.loss) || !averages {
+        return Err(Error::failed(format!("a step of {step:?} for a network opened for {recipe:?}")));
+    }
+    Ok(())
+}
+
+fn hyper(batch: &Batch, step: &Step) -> Hyper {
+    let images = batch.labels.len();
+    let rule = match step.rule {
+        optim::Rule::Sgd(Sgd { momentum, nesterov, .. }) => {
+            Hyper { momentum, nesterov: u32::from(nesterov), ..Hyper::default() }
+        }
+        optim::Rule::Lamb(Lamb { beta1, beta2, epsilon, .. }) => {
+            Hyper { beta1, beta2, epsilon, max_norm: step.clip_norm, ..Hyper::default() }
+        }
+        optim::Rule::Lars(_) => unreachable!("`supported` refuses it"),
     };
     Hyper {
-        lr: step.sgd.lr,
-        momentum: step.sgd.momentum,
-        weight_decay: step.sgd.weight_decay,
-        label_smoothing: step.label_smoothing,
+        lr: step.rule.lr(),
+        weight_decay: step.rule.weight_decay(),
+        label_smoothing: step.loss.label_smoothing,
         gradient_scale: 1.0 / (images * step.of) as f32,
-        nesterov: u32::from(step.sgd.nesterov),
         images: images as u32,
         first: u32::from(step.index == 0),
-        ema_decay: recipe.ema.unwrap_or(0.0),
+        // An average that is all of itself stays to the bit.
+        ema_decay: step.ema_decay.unwrap_or(1.0),
         ..rule
     }
+}
+
+/// How image `index` enters the batch.
+fn item(batch: &Batch, index: usize) -> Item {
+    let label = batch.labels[index];
+    let Some(&Mix { partner, lambda, region }) = batch.mixes.get(index) else {
+        return Item { label, lambda: 1.0, ..Item::default() };
+    };
+    let (mix, rect) = match region {
+        None => (abi::MIXUP, Rect { top: 0, left: 0, height: 0, width: 0 }),
+        Some(rect) => (abi::CUTMIX, rect),
+    };
+    let [x0, y0] = [rect.left, rect.top].map(|edge| edge as u16);
+    let [x1, y1] = [rect.left + rect.width, rect.top + rect.height].map(|edge| edge as u16);
+    Item { label, partner, lambda, mix, flip: 0, x0, y0, x1, y1 }
 }
 
 fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hyper) {
     bytes[..batch.images.len()].copy_from_slice(&batch.images);
     let items = &mut bytes[staging.items_offset as usize..][..batch.labels.len() * size_of::<Item>()];
-    for (bytes, &label) in items.chunks_exact_mut(size_of::<Item>()).zip(&batch.labels) {
-        let item = Item { label, lambda: 1.0, ..Item::default() };
-        bytes.copy_from_slice(bytemuck::bytes_of(&item));
+    for (index, bytes) in items.chunks_exact_mut(size_of::<Item>()).enumerate() {
+        bytes.copy_from_slice(bytemuck::bytes_of(&item(batch, index)));
     }
     bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
 }

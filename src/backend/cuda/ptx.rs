@@ -63,8 +63,7 @@ mod tests {
             Purpose::Finish { sum: false },
             Purpose::Evaluate,
         ];
-        let lamb = Rule::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
-        let other = Recipe { rule: lamb, loss: Loss::BinaryCrossEntropy, ema: Some(0.9999) };
+        let other = Recipe { rule: Rule::Lamb, loss: Loss::BinaryCrossEntropy, averages: true };
         for storage in Storage::ALL {
             for (purpose, recipe) in
                 purposes.map(|purpose| [(purpose, Recipe::default()), (purpose, other)]).concat()

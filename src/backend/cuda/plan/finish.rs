@@ -21,9 +21,9 @@ impl Builder<'_> {
             self.update_scale();
             match self.options.recipe.rule {
                 Rule::Sgd => self.sgd(sum),
-                Rule::Lamb { .. } => self.lamb(sum),
+                Rule::Lamb => self.lamb(sum),
             }
-            if self.options.recipe.ema.is_some() {
+            if self.options.recipe.averages {
                 self.moving_averages();
             }
         }

@@ -57,7 +57,7 @@ impl Builder<'_> {
 
     /// Whether the pass is of the moving averages.
     fn averaged(&self) -> bool {
-        self.evaluates() && self.options.recipe.ema.is_some()
+        self.evaluates() && self.options.recipe.averages
     }
 
     /// Where biases, gammas and betas are read.

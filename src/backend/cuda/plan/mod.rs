@@ -93,27 +93,22 @@ pub struct PlanOptions {
 }
 
 /// What of a training pass is not the network's: plain SGD on softmax cross-entropy, where nothing else is said.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recipe {
     pub rule: Rule,
     pub loss: Loss,
-    /// The decay of the weights' and running statistics' moving averages by update; evaluations are of the averages then.
-    pub ema: Option<f32>,
+    /// Weights and running statistics have moving averages; evaluations are of the averages then.
+    pub averages: bool,
 }
 
-/// How gradients move the weights; learning rate and weight decay come with each step.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// How gradients move the weights; its constants come with each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rule {
     /// [`crate::optim::sgd::Sgd`]
     #[default]
     Sgd,
-    /// [`crate::optim::lamb::Lamb`], with those of its constants that a step does not carry.
-    Lamb { beta1: f32, beta2: f32, epsilon: f32, max_norm: f32 },
-}
-
-impl Rule {
-    /// timm's defaults (timm/optim/lamb.py).
-    pub const LAMB: Self = Self::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
+    /// [`crate::optim::lamb::Lamb`]
+    Lamb,
 }
 
 /// Both on soft targets: smoothed, and mixed of two images' labels.
@@ -267,7 +262,7 @@ fn arenas(
         (Arena::Running, 4 * (2 * layout.channels) as u64),
         (Arena::State, size_of::<abi::State>() as u64),
     ]);
-    if options.recipe.ema.is_some() {
+    if options.recipe.averages {
         arenas.insert(Arena::Ema, flat);
         arenas.insert(Arena::RunningEma, 4 * (2 * layout.channels) as u64);
     }
@@ -277,7 +272,7 @@ fn arenas(
         return arenas;
     }
     arenas.insert(Arena::Momentum, flat);
-    if matches!(options.recipe.rule, Rule::Lamb { .. }) {
+    if options.recipe.rule == Rule::Lamb {
         let table = Chunks::new(layout, options.decay);
         arenas.insert(Arena::SecondMoment, flat);
         arenas.insert(Arena::Chunks, table.regions().iter().map(|region| region.bytes).sum());
