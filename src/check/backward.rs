@@ -112,7 +112,7 @@ impl<M: Machine> Layers<'_, M> {
         if unit.x == self.seen.plan.graph.input {
             return Ok(());
         }
-        let w = self.seen.weight(unit.weight);
+        let w = self.seen.weight(unit.weight)?;
         let dx = self.oracle.dgrad(&shape, n, &dy, &w);
         let terms = shape.r * shape.s * shape.k;
         let error = dot_error(terms, longest_row(&dy, shape.k), longest_column(&w, shape.c));
@@ -255,7 +255,7 @@ impl<M: Machine> Layers<'_, M> {
         let graph = &self.seen.plan.graph;
         let (n, features, classes) = (self.seen.n(), graph.tensors[x].c, graph.tensors[y].c);
         let shape = classifier(n, features, classes);
-        let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight));
+        let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight)?);
         let dw = self.oracle.wgrad(&shape, 1, &from, &dy);
         let error = dot_error(n, longest_column(&from, features), longest_column(&dy, classes));
         self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &dw, error)?;

@@ -11,7 +11,7 @@ use super::oracle::Oracle;
 use super::seen::{Before, Seen};
 use super::{pass, step};
 use crate::backend::cuda::machine::Machine;
-use crate::backend::cuda::network::SCALE_STATE;
+use crate::backend::cuda::network::{EMA_PREFIX, SCALE_STATE};
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::{Plan, Purpose};
 use crate::backend::cuda::storage::Storage;
@@ -68,8 +68,7 @@ pub fn examine<M: Machine>(case: &Case, machine: M) -> Result<Vec<Finding>> {
     for index in 0..case.of {
         findings.extend(training(case, &mut network, &mut oracle, index)?);
     }
-    let statistics = batch_statistics(case, &network)?;
-    network.load_state(&initial.into_iter().chain(statistics).collect())?;
+    network.load_state(&to_evaluate(case, &network, initial)?)?;
     findings.extend(evaluation(case, &mut network, &mut oracle)?);
     if case.storage == Storage::F16 && case.of == 1 {
         findings.extend(overflow(case, &mut network, &mut oracle)?);
@@ -120,6 +119,24 @@ fn training<M: Machine>(
     Ok(layers.finish())
 }
 
+/// The initial state with the averages that the steps have left, which are no longer the weights, and with the last
+/// pass's statistics.
+fn to_evaluate<M: Machine>(
+    case: &Case,
+    network: &CudaBackend<M>,
+    initial: NamedTensors,
+) -> Result<NamedTensors> {
+    let averages = network.state()?.into_iter().filter(|(name, _)| name.starts_with(EMA_PREFIX));
+    let mut state: NamedTensors = initial.into_iter().chain(averages).collect();
+    for (name, statistic) in batch_statistics(case, network)? {
+        if case.recipe.ema.is_some() {
+            state.insert(format!("{EMA_PREFIX}{name}"), statistic.clone());
+        }
+        state.insert(name, statistic);
+    }
+    Ok(state)
+}
+
 /// The last pass's statistics as running ones: with the initial ones an evaluation of fresh weights leaves half's range.
 fn batch_statistics<M: Machine>(case: &Case, network: &CudaBackend<M>) -> Result<NamedTensors> {
     let (machine, plan) = look(case, network, purpose(case.of - 1, case.of))?;
@@ -150,6 +167,7 @@ fn evaluation<M: Machine>(
     let seen = Seen { machine, plan, before: &before };
     let mut layers = Layers { seen, oracle, units, findings: vec![] };
     layers.input(&batch)?;
+    layers.averages()?;
     layers.fold()?;
     layers.forward()?;
     Ok(layers.finish())

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this one | whole steps from the same weights and batches |
 //! | [`layers`] | every node of a pass with CPU code on the node's own inputs |
-//! | `forward`, `backward`, `update` | what each of them should give |
+//! | `forward`, `loss`, `backward`, `update`, `lamb` | what each of them should give |
 //! | `oracle` | the CPU's operations behind that |
 //! | `seen` | a card's memory by the names of the graph |
 //! | [`compare`] | two results, under a derived tolerance |
@@ -12,7 +12,9 @@
 mod backward;
 pub mod compare;
 mod forward;
+mod lamb;
 pub mod layers;
+mod loss;
 mod oracle;
 mod seen;
 mod update;
@@ -20,7 +22,7 @@ mod update;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::SCALE_STATE;
-use crate::backend::cuda::plan::{Recipe, ScalePolicy};
+use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, NamedTensors, Outcome, Step};
@@ -45,7 +47,11 @@ pub struct Case {
     pub steps: usize,
     /// Passes of an optimiser step.
     pub of: usize,
+    pub recipe: Recipe,
 }
+
+/// Every node that a step of plain SGD lacks.
+pub const EXTRAS: Recipe = Recipe { rule: Rule::LAMB, loss: Loss::BinaryCrossEntropy, ema: Some(0.9) };
 
 /// How far two answers may be apart: this many times what the CPU backend's own answer moves when each of its weights
 /// moves by one rounding of the storage type. The card rounds every activation and gradient on the way as well.
@@ -81,7 +87,7 @@ impl Case {
             // With gammas of zero most gradients are zero: nothing would be compared.
             zero_gamma: false,
             decay: Decay::Weights,
-            recipe: Recipe::default(),
+            recipe: self.recipe,
             storage: self.storage,
             scale: if self.storage == Storage::F16 { CAUTIOUS } else { ScalePolicy::NONE },
             input_channels: 4,

@@ -15,8 +15,15 @@ use engine::data::Batch;
 use engine::error::Error;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 16, storage: Storage::F16, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 16,
+    storage: Storage::F16,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 /// The layer whose weights are made large: behind two blocks, before one.
 const LAYER: &str = "layer2.0.conv1";

@@ -6,16 +6,23 @@ use engine::backend::cuda::abi::{Outcome, State};
 use engine::backend::cuda::network::{from_stored, to_stored};
 use engine::backend::cuda::plan::node::{Call, Node};
 use engine::backend::cuda::plan::region::{Arena, Region};
-use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose};
+use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe};
 use engine::backend::cuda::storage::Storage;
-use engine::check::Case;
 use engine::check::compare::{Finding, by_kind};
 use engine::check::layers::examine;
+use engine::check::{Case, EXTRAS};
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use std::collections::BTreeSet;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 8, storage: Storage::F16, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 8,
+    storage: Storage::F16,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 fn print(case: &Case, findings: &[Finding]) {
     println!("{} {:?}", case.spec.name, case.storage);
@@ -39,6 +46,9 @@ fn every_node_of_the_tiny_network_is_the_cpus() {
     for storage in Storage::ALL {
         passes(Case { storage, ..TINY });
         passes(Case { storage, of: 2, ..TINY });
+    }
+    for (storage, of) in Storage::ALL.into_iter().flat_map(|storage| [(storage, 1), (storage, 2)]) {
+        passes(Case { storage, of, recipe: EXTRAS, ..TINY });
     }
     // Odd sides: windows and tails that do not fill.
     passes(Case { resolution: 37, batch: 3, storage: Storage::F32, ..TINY });
@@ -108,6 +118,7 @@ fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
         Arena::Outcomes => spoil_outcomes,
         Arena::Weights | Arena::GradientMatrices => spoil_value,
         Arena::Activations if name.ends_with(".mask") || name.ends_with(".index") => spoil_byte,
+        Arena::Activations if name == "ema.weights" => spoil_value,
         Arena::Activations if plan.graph.tensors.iter().any(|info| info.name == tensor) => spoil_value,
         _ => spoil_f32,
     }
@@ -115,10 +126,15 @@ fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
 
 /// Plants a wrong element in each result of one node of each kind; a finding must name the node each time.
 fn planted(case: Case, purpose: Purpose) {
+    planted_in(case, purpose, |_| true);
+}
+
+/// The same, in the nodes that are wanted.
+fn planted_in(case: Case, purpose: Purpose, wanted: fn(&Node) -> bool) {
     let Some(host) = Host::kernels() else { return };
     let plan = plan(&case, purpose);
     let mut kinds = BTreeSet::new();
-    for node in plan.nodes.iter().filter(|node| kinds.insert(kind(node))) {
+    for node in plan.nodes.iter().filter(|node| wanted(node) && kinds.insert(kind(node))) {
         for (result, region) in written(&node.call).into_iter().enumerate() {
             let mut machine = HostMachine::new(host, 1);
             machine.plant =
@@ -140,6 +156,20 @@ fn a_wrong_element_of_any_node_is_noticed() {
     planted(TINY, Purpose::Finish { sum: false });
     planted(Case { storage: Storage::F32, batch: 4, ..TINY }, Purpose::Finish { sum: false });
     planted(TINY, Purpose::Evaluate);
+}
+
+#[test]
+fn a_wrong_element_of_lamb_binary_cross_entropy_or_an_average_is_noticed() {
+    let extras = Case { recipe: EXTRAS, ..TINY };
+    for purpose in [Purpose::Finish { sum: false }, Purpose::Evaluate] {
+        planted_in(extras, purpose, is_extra);
+    }
+    planted_in(Case { of: 2, ..extras }, Purpose::Finish { sum: true }, is_extra);
+}
+
+/// What the plain recipe has not.
+fn is_extra(node: &Node) -> bool {
+    ["lamb.", "ema", "loss"].iter().any(|part| node.name.starts_with(part))
 }
 
 #[test]

@@ -16,8 +16,15 @@ use engine::model::graph::{Graph, lower};
 use engine::model::spec::RESNET_TINY;
 use engine::optim::lamb::{Lamb, Moments};
 
-const CASE: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 4, storage: Storage::F32, steps: 1, of: 1 };
+const CASE: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 4,
+    storage: Storage::F32,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 const ALL: Recipe = Recipe { rule: Rule::LAMB, loss: Loss::BinaryCrossEntropy, ema: Some(0.9) };
 

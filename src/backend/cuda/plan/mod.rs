@@ -101,6 +101,11 @@ pub struct Recipe {
     pub ema: Option<f32>,
 }
 
+impl Recipe {
+    /// The default.
+    pub const PLAIN: Self = Self { rule: Rule::Sgd, loss: Loss::SoftmaxCrossEntropy, ema: None };
+}
+
 /// How gradients move the weights; learning rate and weight decay come with each step.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Rule {
