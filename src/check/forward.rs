@@ -3,7 +3,7 @@
 use super::compare::{Allowed, UNIT, Want, dot_error, largest, longest_row, rounding, to_f64};
 use super::layers::Layers;
 use super::oracle::{Affine, Bounded, classifier, moments};
-use crate::backend::cpu::input::normalise;
+use crate::backend::EPS;
 use crate::backend::cpu::pooling::{self, PoolShape};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::{from_stored, to_stored};
@@ -12,8 +12,6 @@ use crate::backend::cuda::plan::geometry::reduce_rows_per_block;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::storage::Storage;
-use crate::backend::{EPS, STD};
-use crate::data::Batch;
 use crate::error::Result;
 use crate::model::graph::{ConvShape, ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
@@ -32,28 +30,6 @@ impl<M: Machine> Layers<'_, M> {
     /// Names of kinds tell an evaluation from a training pass.
     fn kind(&self, training: &'static str, evaluation: &'static str) -> &'static str {
         if self.evaluates() { evaluation } else { training }
-    }
-
-    /// u8 pixels to normalised values with padding channels of zero.
-    pub fn input(&mut self, batch: &Batch) -> Result<()> {
-        let tensor = self.seen.plan.graph.input;
-        let padded = self.seen.plan.options.input_channels;
-        let mut y = vec![0.0f32; batch.images.len()];
-        normalise(self.oracle.cpu(), &batch.images, &mut y);
-        let (mut values, mut allowed) = (vec![], vec![]);
-        for pixel in y.chunks_exact(3) {
-            for c in 0..padded {
-                let value = pixel.get(c).map_or(0.0, |&value| f64::from(value));
-                // A pixel and a mean of at most 1 are divided by std.
-                let bound = STD.get(c).map_or(0.0, |&std| 4.0 * UNIT * 2.0 / f64::from(std));
-                values.push(value);
-                allowed.push(rounding(self.seen.storage(), value) + bound);
-            }
-        }
-        let got = to_f64(&self.seen.activation(tensor)?);
-        let want = Want { values, allowed: Allowed::Each(allowed) };
-        self.note("input", &["input".to_owned()], "images", &got, &want);
-        Ok(())
     }
 
     pub fn forward(&mut self) -> Result<()> {
@@ -164,6 +140,14 @@ impl<M: Machine> Layers<'_, M> {
     fn apply(&mut self, unit: &ConvUnit, raw: &[f32]) -> Result<()> {
         let affine = self.affine(unit)?;
         let mut sums: Vec<Bounded> = (0..raw.len()).map(|index| affine.at(raw, index)).collect();
+        if let Some(factors) = self.factors(unit)? {
+            let image = sums.len() / factors.len();
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let factor = f64::from(factors[index / image]);
+                let value = sum.value * factor;
+                *sum = Bounded { value, bound: sum.bound * factor + UNIT * value.abs() };
+            }
+        }
         if let Some(residual) = unit.residual {
             let add = |sum: &mut Bounded, other: Bounded| {
                 sum.value += other.value;

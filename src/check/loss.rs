@@ -4,8 +4,9 @@ use super::compare::{Allowed, UNIT, Want, rounding, to_f64};
 use super::layers::{Layers, Sent};
 use crate::backend::cuda::abi::RowScore;
 use crate::backend::cuda::machine::Machine;
-use crate::backend::cuda::plan::Loss;
-use crate::backend::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::loss::Target;
+use crate::backend::{Loss, Objective};
+use crate::config::Reduction;
 use crate::error::Result;
 use crate::model::units::Unit;
 
@@ -21,29 +22,17 @@ struct Row {
     allowed: Vec<f64>,
 }
 
-/// What the losses of a pass share.
-struct Constants {
-    smoothing: f32,
-    /// On the gradient: one over the step's images, times the loss scale.
-    factor: f32,
-}
-
 impl<M: Machine> Layers<'_, M> {
     pub fn loss(&mut self, sent: &Sent) -> Result<()> {
         let Some(&Unit::Linear { y, bias, .. }) = self.units.last() else { return Ok(()) };
         let (logits, bias) = (self.seen.f32s(self.seen.buffer("logits")?)?, self.seen.vector(bias));
         let images = (self.seen.n() * sent.step.of) as f32;
         let factor = (1.0 / images) * self.seen.before.state().scale;
-        let constants = Constants { smoothing: sent.step.label_smoothing, factor };
-        let row = match self.seen.plan.options.recipe.loss {
-            Loss::SoftmaxCrossEntropy => softmax,
-            Loss::BinaryCrossEntropy => binary_cross_entropy,
-        };
         let (mut rows, mut rows_allowed) = (vec![], vec![]);
         let (mut gradient, mut gradient_allowed) = (vec![], vec![]);
-        for (logits, &label) in logits.chunks_exact(bias.len()).zip(&sent.batch.labels) {
+        for (logits, target) in logits.chunks_exact(bias.len()).zip(&Target::all(sent.batch)) {
             let z: Vec<f32> = logits.iter().zip(&bias).map(|(logit, bias)| logit + bias).collect();
-            let Row { score, loss_allowed, slopes, allowed } = row(&z, label, &constants);
+            let Row { score, loss_allowed, slopes, allowed } = Row::of(&sent.step.loss, &z, target, factor);
             rows.extend(score);
             rows_allowed.extend([loss_allowed, 0.0, 0.0]);
             let stored = slopes.iter().map(|&slope| rounding(self.seen.storage(), slope));
@@ -82,48 +71,63 @@ impl<M: Machine> Layers<'_, M> {
     }
 }
 
-fn softmax(z: &[f32], label: u32, by: &Constants) -> Row {
-    let options = LossOptions { label_smoothing: by.smoothing, scale: by.factor };
-    let mut slopes = vec![0.0; z.len()];
-    let score = softmax_cross_entropy(z, &[label], options, Some(&mut slopes));
-    let span = f64::from(z.iter().copied().fold(f32::MIN, f32::max))
-        - f64::from(z.iter().copied().fold(f32::MAX, f32::min));
-    // exp of a difference that is rounded, and a sum of such, each a few units off.
-    let error = (48.0 + 4.0 * span) * UNIT;
-    let slopes = to_f64(&slopes);
-    let allowed = |&slope: &f64| {
-        // A probability less a target, which is 1 at most, and at most the smoothing where it is not the label.
-        let target = f64::from(if slope < 0.0 { 1.0 } else { by.smoothing });
-        error * (slope.abs() + target * f64::from(by.factor))
-    };
-    Row {
-        score: [score.loss, score.top1 as f64, score.top5 as f64],
-        loss_allowed: error + 16.0 * UNIT * score.loss.abs(),
-        allowed: slopes.iter().map(allowed).collect(),
-        slopes,
+/// The target of class `k` before any threshold.
+fn share(loss: &Loss, target: &Target, k: usize, classes: usize) -> f64 {
+    let (smoothing, lambda) = (f64::from(loss.label_smoothing), f64::from(target.lambda));
+    let of = |label: u32, share: f64| if k == label as usize { (1.0 - smoothing) * share } else { 0.0 };
+    smoothing / classes as f64 + of(target.label, lambda) + of(target.partner, 1.0 - lambda)
+}
+
+impl Row {
+    /// `factor`: on the gradient: one over the step's images, times the loss scale.
+    fn of(loss: &Loss, z: &[f32], target: &Target, factor: f32) -> Self {
+        let mut slopes = vec![0.0; z.len()];
+        let score = loss.of(z, std::slice::from_ref(target), factor, Some(&mut slopes));
+        let targets: Vec<f64> = (0..z.len()).map(|k| share(loss, target, k, z.len())).collect();
+        let (loss_allowed, allowed) = match loss.objective {
+            Objective::SoftmaxCrossEntropy => softmax(z, &slopes, &targets, score.loss, factor),
+            Objective::BinaryCrossEntropy { threshold, reduction } => {
+                let binary =
+                    |t: &f64| threshold.map_or(*t, |least| f64::from(u8::from(*t > f64::from(least))));
+                let over = if reduction == Reduction::Mean { z.len() as f64 } else { 1.0 };
+                let targets: Vec<f64> = targets.iter().map(binary).collect();
+                binary_cross_entropy(z, &slopes, &targets, factor, over)
+            }
+        };
+        let score = [score.loss, score.top1 as f64, score.top5 as f64];
+        Self { score, loss_allowed, slopes: to_f64(&slopes), allowed }
     }
 }
 
-/// The mean over classes of max(z, 0) - z t + log(1 + exp(-|z|)), in f64. On a card exp, log1p, their sum and products
-/// are each a few units off; a thread adds one class in `BLOCK`, then a tree of eight levels.
-fn binary_cross_entropy(z: &[f32], label: u32, by: &Constants) -> Row {
-    // Ranks are those of any loss.
-    let ranks = softmax_cross_entropy(z, &[label], LossOptions { label_smoothing: 0.0, scale: 0.0 }, None);
-    let classes = z.len() as f64;
-    let (smoothing, factor) = (f64::from(by.smoothing), f64::from(by.factor));
-    let additions = z.len().div_ceil(BLOCK) as f64 + 8.0;
-    let (mut loss, mut loss_allowed) = (0.0, 0.0);
-    let (mut slopes, mut allowed) = (vec![], vec![]);
-    for (k, &z) in z.iter().enumerate() {
+/// How far loss and slopes may be: exp of a difference that is rounded, and a sum of such, each a few units off; a slope is a
+/// probability less a target.
+fn softmax(z: &[f32], slopes: &[f32], targets: &[f64], loss: f64, factor: f32) -> (f64, Vec<f64>) {
+    let span = f64::from(z.iter().copied().fold(f32::MIN, f32::max))
+        - f64::from(z.iter().copied().fold(f32::MAX, f32::min));
+    let error = (48.0 + 4.0 * span) * UNIT;
+    let allowed =
+        |(slope, target): (&f32, &f64)| error * (f64::from(slope.abs()) + target * f64::from(factor));
+    (error + 16.0 * UNIT * loss.abs(), slopes.iter().zip(targets).map(allowed).collect())
+}
+
+/// The same of max(z, 0) - z t + log(1 + exp(-|z|)), summed over classes and divided by `over`: exp, log1p, their sum and
+/// products are each a few units off; a thread adds one class in `BLOCK`, then comes a tree of eight levels. A slope is a
+/// sigmoid less a target.
+fn binary_cross_entropy(
+    z: &[f32],
+    slopes: &[f32],
+    targets: &[f64],
+    factor: f32,
+    over: f64,
+) -> (f64, Vec<f64>) {
+    let additions = z.len().div_ceil(BLOCK) as f64 + 8.0 + 2.0;
+    let (mut loss, mut allowed) = (0.0, vec![]);
+    for ((&z, &slope), target) in z.iter().zip(slopes).zip(targets) {
         let z = f64::from(z);
-        let target = smoothing / classes + if k == label as usize { 1.0 - smoothing } else { 0.0 };
         let term = z.max(0.0) - z * target + (-z.abs()).exp().ln_1p();
-        let sigmoid = 1.0 / (1.0 + (-z).exp());
-        loss += term;
-        loss_allowed += UNIT * (additions * term + 8.0 * (z.abs() * (1.0 + target) + 1.0));
-        slopes.push((sigmoid - target) / classes * factor);
-        allowed.push(16.0 * UNIT * (sigmoid + target) / classes * factor);
+        loss += UNIT * (additions * term + 8.0 * (z.abs() * (1.0 + target) + 1.0));
+        let share = f64::from(factor) / over;
+        allowed.push(16.0 * UNIT * (f64::from(slope.abs()) + 2.0 * target * share));
     }
-    let score = [loss / classes, ranks.top1 as f64, ranks.top5 as f64];
-    Row { score, loss_allowed: loss_allowed / classes + 2.0 * UNIT * score[0], slopes, allowed }
+    (loss / over, allowed)
 }

@@ -112,7 +112,7 @@ impl<M: Machine> Seen<'_, M> {
 
     /// Whether the pass is of the moving averages.
     pub fn averaged(&self) -> bool {
-        self.plan.options.purpose == Purpose::Evaluate && self.plan.options.recipe.ema.is_some()
+        self.plan.options.purpose == Purpose::Evaluate && self.plan.options.recipe.averages
     }
 
     /// A vector of the weights that the pass computed with, from before it.

@@ -2,14 +2,16 @@
 
 use super::compare::{Allowed, UNIT, Want, to_f64};
 use super::layers::{Layers, Sent};
+use super::norms::Update;
 use crate::backend::RUNNING_MOMENTUM;
 use crate::backend::cuda::abi::{self, Outcome, State};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::{from_stored, to_stored};
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
-use crate::backend::cuda::plan::{OUTCOME_RING, Purpose, Rule, ScalePolicy};
+use crate::backend::cuda::plan::{OUTCOME_RING, Purpose, ScalePolicy};
 use crate::error::Result;
+use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::tensor::first_non_finite;
 
@@ -24,11 +26,17 @@ impl<M: Machine> Layers<'_, M> {
         self.running()?;
         let decision = self.state(&gradient, finishing)?;
         if finishing {
-            match self.seen.plan.options.recipe.rule {
-                Rule::Sgd => self.sgd(sent, &gradient, decision.skip != 0)?,
-                Rule::Lamb { .. } => self.lamb(sent, &gradient, &decision)?,
+            let update = self.update_of(&gradient, &decision);
+            let recipe = self.seen.plan.options.recipe;
+            let by = if recipe.needs_norm() { Some(self.clip(sent, &update)?) } else { None };
+            match (&sent.step.rule, by) {
+                (Rule::Sgd(rule), by) => self.sgd(rule, &update, by.map(|by| by.clip))?,
+                (Rule::Lamb(rule), Some(by)) => self.lamb(rule, &update, &by)?,
+                (Rule::Lamb(_), None) => unreachable!("LAMB needs the norm"),
+                (Rule::Lars(rule), by) => self.lars(rule, &update, by.map_or(1.0, |by| by.clip))?,
             }
-            if let Some(decay) = self.seen.plan.options.recipe.ema {
+            if self.seen.plan.options.recipe.averages {
+                let decay = sent.step.ema_decay.unwrap_or(1.0);
                 self.moving_averages(decay, decision.skip != 0)?;
             }
         }
@@ -111,16 +119,16 @@ impl<M: Machine> Layers<'_, M> {
         Ok(want)
     }
 
-    /// Weights, velocities and the weights' copy: same bits as the CPU's rule.
-    fn sgd(&mut self, sent: &Sent, gradient: &[f32], skip: bool) -> Result<()> {
+    /// Weights, velocities and the weights' copy: same bits as the CPU's rule. `clip`: what gradients are divided by.
+    fn sgd(&mut self, rule: &Sgd, update: &Update, clip: Option<f32>) -> Result<()> {
         let mut weights = self.seen.before.f32s(self.flat(Arena::Master));
         let mut velocities = self.seen.before.f32s(self.flat(Arena::Momentum));
-        if !skip {
-            let unscale = 1.0 / self.seen.before.state().scale;
-            let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * unscale).collect();
+        if !update.skip {
+            let clipped = |gradient: &f32| clip.map_or(*gradient, |clip| gradient / clip);
+            let gradient: Vec<f32> = update.gradient.iter().map(clipped).collect();
             let end = self.seen.plan.layout.decay_end(self.seen.plan.options.decay);
-            let exempt = Sgd { weight_decay: 0.0, ..sent.step.sgd };
-            sent.step.sgd.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
+            let exempt = Sgd { weight_decay: 0.0, ..*rule };
+            rule.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
             exempt.step(&mut weights[end..], &mut velocities[end..], &gradient[end..]);
         }
         let got = to_f64(&self.seen.f32s(self.flat(Arena::Momentum))?);

@@ -194,7 +194,7 @@ impl TrainJob {
         const WARM_UP: usize = 2;
         let batch = self.synthetic_batch();
         let sgd = Sgd { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
-        let step = Step { index: 0, of: 1, sgd, label_smoothing: 0.1 };
+        let step = Step::plain(0, 1, sgd, 0.1);
         let fine = |outcome: Outcome| outcome.fault.map_or(Ok(()), |fault| Err(Error::failed(fault)));
         for _ in 0..WARM_UP {
             backend.submit(&batch, &step)?;
@@ -257,6 +257,7 @@ impl TrainJob {
             labels: (0..self.batch).map(|_| rng.below(self.spec.classes as u64) as u32).collect(),
             samples: (0..self.batch as u32).collect(),
             resolution: self.resolution,
+            ..Batch::default()
         }
     }
 }

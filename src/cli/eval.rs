@@ -1,11 +1,12 @@
 //! `engine eval`.
 
 use super::args::EvalArgs;
+use crate::backend::Weights;
 use crate::backend::cpu::CpuBackend;
 use crate::data::{Class, EvalOptions, Loader, Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{Evaluation, evaluate};
 use crate::train::model_file::Model;
 use crate::train::stop::Stop;
 use std::collections::HashMap;
@@ -24,7 +25,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let mut loader = Loader::eval(validation(splits, &args.data)?, options)?;
     let mut backend =
         CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;
-    let score = evaluate(&mut backend, &mut loader, Some(&outputs), args.flip, &Stop::default())?;
+    let evaluation = Evaluation { weights: Weights::Live, outputs: Some(&outputs), flip: args.flip };
+    let score = evaluate(&mut backend, &mut loader, evaluation, &Stop::default())?;
     for bad in loader.bad() {
         message(format!("warning: left out: {}", bad.message));
     }

@@ -1,8 +1,8 @@
 //! `engine predict`.
 
 use super::args::PredictArgs;
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Weights};
 use crate::classify::{one_of, print};
 use crate::data::picture::read_picture;
 use crate::data::{Batch, Preprocessor, Reading};
@@ -24,7 +24,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         // One bad picture does not keep the others from their answer.
         match read_image(path, &mut preprocessor) {
             Ok(batch) => {
-                let logits = backend.eval_batch(&batch)?;
+                let logits = backend.eval_batch(&batch, Weights::Live)?;
                 let label = |index: usize| description.classes[index].1.as_str();
                 print(path, &top(&logits.data, label, args.top), args.json)?;
             }
@@ -39,5 +39,5 @@ fn read_image(path: &Path, preprocessor: &mut Preprocessor) -> Result<Batch> {
     let resolution = preprocessor.transform.crop;
     let mut images = vec![0; resolution * resolution * 3];
     preprocessor.run(&mut bytes, &mut images).map_err(|reason| Error::input_file(path, reason))?;
-    Ok(Batch { images, labels: vec![0], samples: vec![0], resolution })
+    Ok(Batch { images, labels: vec![0], samples: vec![0], resolution, ..Batch::default() })
 }

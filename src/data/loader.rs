@@ -19,23 +19,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::augment::TrainTransform;
+use super::batch::Batch;
+use super::mix::MixOptions;
 use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::worker::{self, Job, Recipe, Slots};
 use crate::error::{Error, Result};
 use crate::model::graph::MAX_RESOLUTION;
 use crate::rng::{Purpose, Rng};
-
-/// Images and labels of one step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// u8 [n, resolution, resolution, 3], n = `labels.len()`.
-    pub images: Vec<u8>,
-    pub labels: Vec<u32>,
-    /// Index of each image in its split.
-    pub samples: Vec<u32>,
-    pub resolution: usize,
-}
 
 /// A sample that could not be used; the message names the file and says why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +38,8 @@ pub struct BadFile {
 #[derive(Debug, Clone)]
 pub struct TrainOptions {
     pub transform: TrainTransform,
+    /// How the images of a batch are mixed; they are handed out as they are, with what to do.
+    pub mix: Option<MixOptions>,
     pub batch: usize,
     pub seed: u64,
     pub epoch: u64,
@@ -61,7 +54,17 @@ pub struct TrainOptions {
 impl TrainOptions {
     pub fn new(transform: TrainTransform, batch: usize) -> Self {
         let workers = available_workers();
-        Self { transform, batch, seed: 0, epoch: 0, start_batch: 0, limit: 0, workers, bad_share: 0.01 }
+        Self {
+            transform,
+            mix: None,
+            batch,
+            seed: 0,
+            epoch: 0,
+            start_batch: 0,
+            limit: 0,
+            workers,
+            bad_share: 0.01,
+        }
     }
 }
 
@@ -159,7 +162,7 @@ impl Loader {
         options: TrainOptions,
         mut order: Vec<u32>,
     ) -> Result<Self> {
-        let TrainOptions { transform, batch, seed, epoch, .. } = options;
+        let TrainOptions { transform, mix, batch, seed, epoch, .. } = options;
         if batch == 0 || order.len() < batch {
             let n = order.len();
             return Err(Error::usage(format!(
@@ -167,7 +170,7 @@ impl Loader {
             )));
         }
         order.truncate(order.len() / batch * batch);
-        let recipe = Recipe::Train { transform, seed, epoch };
+        let recipe = Recipe::Train { transform, mix, seed, epoch };
         Self::start(split, order, batch, recipe, options.start_batch, options.workers, options.bad_share)
     }
 
@@ -312,9 +315,15 @@ impl Loader {
             .extend(failures.into_iter().map(|(slot, message)| BadFile { sample: samples[slot], message }));
         self.check_share(bad_slots.len() == samples.len())?;
         let labels = samples.iter().map(|&s| self.shared.split.label(s as usize)).collect();
-        let mut batch = Batch { images: slots.into_images(), labels, samples, resolution };
+        let images = slots.into_images();
+        let mut batch = Batch { images, labels, samples, resolution, ..Batch::default() };
         match self.shared.recipe {
-            Recipe::Train { .. } => batch.fill(&bad_slots),
+            Recipe::Train { mix, seed, epoch, .. } => {
+                batch.fill(&bad_slots);
+                if let Some(mix) = mix {
+                    batch.mixes = mix.draw((seed, epoch, number as u64), batch.labels.len(), resolution);
+                }
+            }
             Recipe::Eval { .. } => batch.remove(&bad_slots),
         }
         Ok(batch)
@@ -337,34 +346,6 @@ impl Loader {
             self.bad_share,
             first.join("; ")
         )))
-    }
-}
-
-impl Batch {
-    fn stride(&self) -> usize {
-        self.resolution * self.resolution * 3
-    }
-
-    /// Each bad slot gets a copy of the next good one, cyclically. At least one slot is good.
-    fn fill(&mut self, bad: &[usize]) {
-        let (n, stride) = (self.labels.len(), self.stride());
-        for &slot in bad {
-            let good = (1..n).map(|i| (slot + i) % n).find(|s| !bad.contains(s));
-            if let Some(good) = good {
-                self.images.copy_within(good * stride..(good + 1) * stride, slot * stride);
-                self.labels[slot] = self.labels[good];
-                self.samples[slot] = self.samples[good];
-            }
-        }
-    }
-
-    fn remove(&mut self, bad: &[usize]) {
-        let stride = self.stride();
-        for &slot in bad.iter().rev() {
-            self.images.drain(slot * stride..(slot + 1) * stride);
-            self.labels.remove(slot);
-            self.samples.remove(slot);
-        }
     }
 }
 

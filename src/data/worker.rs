@@ -2,13 +2,14 @@
 
 use super::augment::TrainTransform;
 use super::decode::{Limits, read_header};
+use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
 
 /// What is done to each image.
 #[derive(Debug, Clone)]
 pub(crate) enum Recipe {
-    Train { transform: TrainTransform, seed: u64, epoch: u64 },
+    Train { transform: TrainTransform, mix: Option<MixOptions>, seed: u64, epoch: u64 },
     Eval { transform: EvalTransform },
 }
 
@@ -85,7 +86,7 @@ impl Worker {
         job.split.read_into(sample, &mut self.bytes).map_err(|e| e.message)?;
         let bytes = &mut self.bytes;
         let made = read_header(bytes, Limits::default()).and_then(|header| match job.recipe {
-            Recipe::Train { transform, seed, epoch } => {
+            Recipe::Train { transform, seed, epoch, .. } => {
                 self.workshop.train(bytes, &header, transform, (*seed, *epoch, sample as u64), out)
             }
             Recipe::Eval { transform } => self.workshop.eval(bytes, &header, transform, out),

@@ -17,6 +17,7 @@ pub fn loader_options(config: &Config) -> LoaderOptions {
     };
     LoaderOptions {
         transform,
+        mix: config.mix.options(),
         batch: config.micro_batch(),
         seed: config.seed,
         epoch: 0,

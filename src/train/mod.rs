@@ -8,6 +8,7 @@ pub mod state;
 pub mod stop;
 pub mod trainer;
 mod output;
+pub mod passes;
 mod progress;
 mod words;
 

@@ -1,15 +1,16 @@
 //! The epoch loop.
 
-use super::evaluate::evaluate;
+use super::evaluate::{Evaluation, evaluate};
 use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::model_file::Description;
 use super::output::{Output, RunFile};
+use super::passes::{At, Passes};
 use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
 use super::words::{finished, opening, summary};
-use crate::backend::{Backend, Score, Step};
+use crate::backend::{Backend, Score, Weights};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
 use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
@@ -17,8 +18,6 @@ use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
-use crate::optim::schedule::LearningRate;
-use crate::optim::sgd::Sgd;
 use crate::terminal::{answer, message};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -92,7 +91,7 @@ pub fn train(
     let mut trainer = Trainer {
         config,
         dataset,
-        rate: LearningRate::new(config, steps_per_epoch),
+        passes: Passes::new(config, steps_per_epoch),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
         steps_done: Arc::clone(&steps_done),
@@ -124,7 +123,7 @@ pub fn train(
 struct Trainer<'a> {
     config: &'a Config,
     dataset: &'a Dataset,
-    rate: LearningRate,
+    passes: Passes<'a>,
     steps_per_epoch: usize,
     /// The network's description, as checkpoints carry it.
     model: String,
@@ -218,7 +217,7 @@ impl Trainer<'_> {
         progress: &mut Progress,
     ) -> Result<()> {
         let of = self.config.micro_steps();
-        let lr = self.rate.at(self.state.total_steps as usize);
+        let lr = self.passes.lr(self.at());
         self.underway.push_back(Underway {
             step: self.state.step + 1,
             total_steps: self.state.total_steps + 1,
@@ -229,7 +228,7 @@ impl Trainer<'_> {
         });
         for index in 0..of {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            let submitted = backend.submit(&batch, &self.pass(lr, index, of));
+            let submitted = backend.submit(&batch, &self.passes.step(self.at(), index));
             submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
             self.state.passes += 1;
@@ -283,15 +282,9 @@ impl Trainer<'_> {
         Error::device(format!("{}; {kept}", error.message))
     }
 
-    fn pass(&self, lr: f64, index: usize, of: usize) -> Step {
-        let optim = &self.config.optim;
-        let sgd = Sgd {
-            lr: lr as f32,
-            momentum: optim.momentum as f32,
-            nesterov: optim.nesterov,
-            weight_decay: optim.weight_decay as f32,
-        };
-        Step { index, of, sgd, label_smoothing: self.config.loss.label_smoothing as f32 }
+    fn at(&self) -> At {
+        let RunState { epoch, step, total_steps, passes, .. } = self.state;
+        At { epoch, step, total_steps, passes }
     }
 
     fn report_step(
@@ -342,7 +335,9 @@ impl Trainer<'_> {
                 bad_share: self.config.data.bad_share,
             },
         )?;
-        let score = evaluate(backend, &mut loader, None, false, &self.stop)?;
+        let weights = if self.config.ema.is_on() { Weights::Averaged } else { Weights::Live };
+        let evaluation = Evaluation { weights, outputs: None, flip: false };
+        let score = evaluate(backend, &mut loader, evaluation, &self.stop)?;
         Ok((score, loader.bad().to_vec()))
     }
 

@@ -10,7 +10,7 @@ use engine::backend::cuda::plan::region::Arena;
 use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, ScalePolicy};
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
-use engine::backend::{Backend, Outcome};
+use engine::backend::{Backend, Outcome, Weights};
 use engine::check::{Case, step};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
@@ -99,7 +99,8 @@ fn evaluation_is_the_cpu_backends() {
         card.load_state(&cpu.state().unwrap()).unwrap();
         // Another resolution and batch than training's.
         let batch = Case { resolution: 48, batch: 3, ..case }.images(2);
-        let (got, want) = (card.eval_batch(&batch).unwrap(), cpu.eval_batch(&batch).unwrap());
+        let (got, want) =
+            (card.eval_batch(&batch, Weights::Live).unwrap(), cpu.eval_batch(&batch, Weights::Live).unwrap());
         close_in_norm("logits", &got.data, &want.data, tolerance);
     }
 }

@@ -11,8 +11,8 @@ pub mod pooling;
 mod params;
 mod walk;
 
-use super::{Backend, NamedTensors, Outcome, Step, check_batch};
-use crate::config::Decay;
+use super::{Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step, Weights, check_batch};
+use crate::config::{Decay, RuleKind};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::lower;
@@ -35,6 +35,7 @@ pub struct CpuOptions {
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
     pub decay: Decay,
+    pub extras: Extras,
     /// 0 means one a core.
     pub threads: usize,
     pub isa: Isa,
@@ -101,16 +102,37 @@ impl CpuBackend {
         threads: usize,
     ) -> Result<Self> {
         let (seed, zero_gamma, decay, isa) = (0, false, Decay::Weights, Isa::current());
+        let (spec, extras) = (*spec, Extras::default());
         let mut backend =
-            Self::new(&CpuOptions { spec: *spec, resolution, seed, zero_gamma, decay, threads, isa })?;
+            Self::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, extras, threads, isa })?;
         backend.load_state(tensors)?;
         Ok(backend)
+    }
+}
+
+/// What this backend computes, of all that a batch and a step can ask for.
+fn supported(batch: &Batch, step: &Step) -> Result<()> {
+    let lacks = [
+        (step.rule.kind() != RuleKind::Sgd, "optim.rule other than sgd"),
+        (step.loss.objective != Objective::SoftmaxCrossEntropy, "loss.kind other than softmax"),
+        (step.clip_norm > 0.0, "optim.clip_norm"),
+        (step.ema_decay.is_some(), "ema.decay"),
+        (step.drop_path != DropPath::OFF, "model.drop_path"),
+        (!batch.mixes.is_empty(), "mix.mixup and mix.cutmix"),
+        (!batch.erased.is_empty(), "erasing"),
+    ];
+    match lacks.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => {
+            Err(Error::usage(format!("the CPU has no {what} yet; train on a GPU, or leave it out")))
+        }
+        None => Ok(()),
     }
 }
 
 impl Backend for CpuBackend {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.spec.classes)?;
+        supported(batch, step)?;
         if batch.resolution != self.training.graph.resolution {
             self.training = Walk::new(lower(&self.spec, batch.resolution)?, self.keep);
         }
@@ -127,8 +149,11 @@ impl Backend for CpuBackend {
         self.poll()
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         check_batch(batch, self.spec.classes)?;
+        if weights == Weights::Averaged {
+            return Err(Error::usage("the CPU keeps no averages; set ema.decay=0"));
+        }
         let walk = if batch.resolution == self.training.graph.resolution {
             &mut self.training
         } else {

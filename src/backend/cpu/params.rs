@@ -8,6 +8,7 @@ use crate::config::Decay;
 use crate::error::Result;
 use crate::model::graph::{ConvShape, Graph, ParamId};
 use crate::model::params::{Param, Role};
+use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::simd::conv;
 use crate::simd::dispatch::multiversion;
@@ -58,7 +59,8 @@ impl Params {
     }
 
     /// One optimiser step over all parameters.
-    pub fn update(&mut self, cpu: Cpu, graph: &Graph, sgd: &Sgd) {
+    pub fn update(&mut self, cpu: Cpu, graph: &Graph, rule: &Rule) {
+        let Rule::Sgd(sgd) = rule else { unreachable!("the backend takes no other rule") };
         const CHUNK: usize = 64 * 1024;
         let mut items = vec![];
         let slices = self.weight.iter_mut().zip(&mut self.velocity).zip(&self.gradient);

@@ -6,7 +6,7 @@ use super::params::Params;
 use super::pooling::{self, PoolShape};
 use super::{Cpu, Engine, input};
 use crate::backend::fault::BadOutput;
-use crate::backend::loss::{LossOptions, softmax_cross_entropy};
+use crate::backend::loss::Target;
 use crate::backend::{Outcome, Step};
 use crate::data::Batch;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId, TensorInfo};
@@ -91,10 +91,10 @@ impl Walk {
             self.forward(engine, params, index, Mode::Training);
         }
         let images = batch.labels.len() * step.of;
-        let options = LossOptions { label_smoothing: step.label_smoothing, scale: 1.0 / images as f32 };
         let mut gradient = self.memory.buffers.take(batch.labels.len() * self.graph.spec.classes);
         let logits = self.memory.activation(self.graph.logits);
-        let score = softmax_cross_entropy(logits, &batch.labels, options, Some(&mut gradient));
+        let scale = 1.0 / images as f32;
+        let score = step.loss.of(logits, &Target::all(batch), scale, Some(&mut gradient));
         self.memory.gradient[self.graph.logits] = Some(gradient);
         let fault = if score.loss.is_finite() {
             self.finish(engine, params, step)
@@ -124,7 +124,7 @@ impl Walk {
             }
         }
         if step.index + 1 == step.of {
-            params.update(engine.cpu(), &self.graph, &step.sgd);
+            params.update(engine.cpu(), &self.graph, &step.rule);
         }
         None
     }

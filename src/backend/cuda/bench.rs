@@ -217,10 +217,11 @@ fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
         labels: (0..job.batch).map(|_| rng.below(job.spec.classes as u64) as u32).collect(),
         samples: (0..job.batch as u32).collect(),
         resolution: job.resolution,
+        ..Batch::default()
     };
     let sgd = Sgd { lr: 0.0, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
     for _ in 0..super::plan::STAGING_SLOTS {
-        backend.submit(&batch, &Step { index: 0, of: 1, sgd, label_smoothing: 0.1 })?;
+        backend.submit(&batch, &Step::plain(0, 1, sgd, 0.1))?;
     }
     while backend.wait()?.is_some() {}
     Ok(())
