@@ -21,10 +21,10 @@ mod train;
 mod weights;
 
 use crate::error::{Error, Kind, Result};
+use crate::leave::leave_silently;
 use crate::terminal::message;
 use args::{Cli, Command};
 use clap::Parser;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -52,18 +52,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             message(format!("engine: {error}"));
             if error.kind == Kind::Device {
-                leave_at_once(error.exit_code());
+                leave_silently(error.exit_code());
             }
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// Ends the process without its exit handlers: the libraries of a card that is lost have some that may wait for it.
-fn leave_at_once(code: u8) -> ! {
-    // What cannot be written has no reader any more.
-    let _ = std::io::stdout().flush();
-    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn run(command: Command) -> Result<()> {

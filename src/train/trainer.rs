@@ -16,11 +16,13 @@ use crate::config::{Config, recipe_keys};
 use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
+use crate::leave::LastWords;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
 use crate::terminal::{answer, message};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where a run begins.
@@ -85,14 +87,16 @@ pub fn train(
         log.note(&note)?;
     }
     let now = Instant::now();
+    let steps_done = Arc::new(AtomicU64::new(state.total_steps));
     let mut trainer = Trainer {
         config,
         dataset,
         passes: Passes::new(config, steps_per_epoch),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
+        steps_done: Arc::clone(&steps_done),
         state,
-        writer: BackgroundWriter::new(store),
+        writer: BackgroundWriter::new(store.clone()),
         log,
         output: &output,
         run,
@@ -103,7 +107,9 @@ pub fn train(
         named_bad: BTreeSet::new(),
     };
     message(opening(config, dataset, &trainer.state, &output));
+    let words = LastWords::new(move || what_is_kept(&store, steps_done.load(Ordering::Relaxed)));
     let outcome = trainer.run(backend);
+    drop(words);
     trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
     let durable = trainer.wait_for_save();
     let finishing = trainer.log.finish();
@@ -122,6 +128,8 @@ struct Trainer<'a> {
     /// The network's description, as checkpoints carry it.
     model: String,
     state: RunState,
+    /// Optimiser steps handed over, for who ends the process from outside.
+    steps_done: Arc<AtomicU64>,
     writer: BackgroundWriter,
     log: RunLog,
     output: &'a Output,
@@ -227,6 +235,7 @@ impl Trainer<'_> {
             if index + 1 == of {
                 self.state.step += 1;
                 self.state.total_steps += 1;
+                self.steps_done.store(self.state.total_steps, Ordering::Relaxed);
             }
             self.collect(backend, Some(progress), false)?;
         }
@@ -269,15 +278,8 @@ impl Trainer<'_> {
             return error;
         }
         let _ = self.wait_for_save();
-        let newest = self.writer.store().newest().ok().and_then(|search| search.found);
-        let kept = match newest {
-            Some(found) => {
-                let lost = self.state.total_steps.saturating_sub(found.at.step);
-                format!("{} is whole, steps lost since: {lost}", found.path.display())
-            }
-            None => format!("there is no checkpoint yet, steps lost: {}", self.state.total_steps),
-        };
-        Error::device(format!("{}; {kept}; run the same command again to go on from there", error.message))
+        let kept = what_is_kept(self.writer.store(), self.state.total_steps);
+        Error::device(format!("{}; {kept}", error.message))
     }
 
     fn at(&self) -> At {
@@ -449,6 +451,18 @@ impl Trainer<'_> {
             score.loss / score.count.max(1) as f64,
         ))
     }
+}
+
+/// What is left of a run whose device is lost.
+fn what_is_kept(store: &Store, total_steps: u64) -> String {
+    let kept = match store.newest().ok().and_then(|search| search.found) {
+        Some(found) => {
+            let lost = total_steps.saturating_sub(found.at.step);
+            format!("{} is whole, steps lost since: {lost}", found.path.display())
+        }
+        None => format!("there is no checkpoint yet, steps lost: {total_steps}"),
+    };
+    format!("{kept}; run the same command again to go on from there")
 }
 
 fn scores(score: Score) -> Scores {
