@@ -2,13 +2,14 @@
 //!
 //! | file | gives |
 //! |---|---|
-//! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
+//! | [`index`], `listing`, `shard`, [`ilsvrc`], [`split`] | what samples there are, their labels, and their bytes |
 //! | [`picture`] | a path or standard input -> bytes |
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
 //! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
+//! | [`pack`] | samples -> tar shards that the above reads in place |
 
 #[cfg(feature = "train")]
 pub mod augment;
@@ -21,12 +22,16 @@ pub mod check;
 pub mod decode;
 pub mod exif;
 #[cfg(feature = "train")]
+pub mod ilsvrc;
+#[cfg(feature = "train")]
 pub mod index;
 mod jpeg;
 #[cfg(feature = "train")]
 mod listing;
 #[cfg(feature = "train")]
 pub mod loader;
+#[cfg(feature = "train")]
+pub mod pack;
 pub mod picture;
 pub mod preprocess;
 pub mod resize;

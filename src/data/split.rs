@@ -93,6 +93,12 @@ impl Split {
         }
     }
 
+    /// The name without folders and without what follows the last dot.
+    pub fn stem(&self, i: usize) -> &str {
+        let base = self.member(i).rsplit('/').next().unwrap_or("");
+        base.rsplit_once('.').map_or(base, |(stem, _)| stem)
+    }
+
     /// Size of the file in bytes.
     pub fn bytes(&self, i: usize) -> Result<u64> {
         match &self.places[self.samples[i].place as usize] {
