@@ -7,7 +7,7 @@
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
+//! | [`loader`], `worker`, [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
 //! | [`pack`] | samples -> tar shards that the above reads in place |
 
@@ -39,6 +39,7 @@ pub mod resize;
 mod shard;
 #[cfg(feature = "train")]
 pub mod split;
+pub mod stages;
 #[cfg(feature = "train")]
 pub mod synth;
 #[cfg(feature = "turbojpeg")]

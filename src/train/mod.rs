@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 pub mod images;
+mod limit;
 pub mod model_file;
 mod resume;
 pub mod state;

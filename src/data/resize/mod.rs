@@ -10,7 +10,9 @@ mod avx2;
 mod weights;
 
 use super::decode::Region;
+use super::stages::thread_time;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use weights::{PRECISION, Weights};
 
 /// Pillow's BILINEAR (triangle, support 1) or BICUBIC (Catmull-Rom, a = -0.5, support 2), widened by the scale.
@@ -44,12 +46,14 @@ pub struct Resizer {
     rows: Weights,
     /// The picture at its new width and old height, [height, stride] bytes.
     narrowed: Vec<u8>,
+    /// CPU time of all resizes.
+    pub(super) spent: Duration,
 }
 
 impl Default for Resizer {
     fn default() -> Self {
         let (columns, rows) = (Weights::default(), Weights::default());
-        Self { set: detect(), columns, rows, narrowed: Vec::new() }
+        Self { set: detect(), columns, rows, narrowed: Vec::new(), spent: Duration::ZERO }
     }
 }
 
@@ -77,6 +81,20 @@ impl Resizer {
     ///
     /// The region is cut out before it is resized, as torchvision's `resized_crop` does, so no pixel outside it counts.
     pub fn resize(
+        &mut self,
+        region: Region<'_>,
+        interpolation: Interpolation,
+        height: usize,
+        width: usize,
+        out: &mut [u8],
+    ) -> Result<(), String> {
+        let begin = thread_time();
+        let done = self.run(region, interpolation, height, width, out);
+        self.spent += thread_time() - begin;
+        done
+    }
+
+    fn run(
         &mut self,
         region: Region<'_>,
         interpolation: Interpolation,
