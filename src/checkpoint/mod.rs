@@ -14,4 +14,4 @@ mod tests;
 pub use background::BackgroundWriter;
 pub use format::{Checkpoint, StateDict, Tensor, Values};
 pub use store::{Found, Position, Search, Store};
-pub use weights::read_weights;
+pub use weights::{read_averages, read_weights};

@@ -1,15 +1,16 @@
 //! The command line. Doc comments are the help texts.
 
 use super::device::Device;
-use crate::config::{Interpolation, MAX_THREADS, Precision};
+use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
+use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::simd::isa::Isa;
 use crate::train::Resume;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit codes:\n  \
+pub const EXIT_CODES: &str = "Exit codes:\n  \
     0   done\n  \
     1   failed\n  \
     2   command line or configuration\n  \
@@ -84,6 +85,15 @@ pub struct TrainArgs {
     /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: Device,
+
+    /// Find a learning rate instead of training: this many steps from the beginning, at rates that grow evenly by their
+    /// logarithm. Draws lr_find.svg in the output folder, suggests a rate, and touches neither logs nor checkpoints
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100", value_parser = clap::value_parser!(u32).range(10..))]
+    pub lr_find: Option<u32>,
+
+    /// The first and the last of these rates
+    #[arg(long, value_name = "RATE", num_args = 2, default_values_t = [1e-5, 10.0], requires = "lr_find")]
+    pub lr_range: Vec<f64>,
 }
 
 impl TrainArgs {
@@ -144,7 +154,8 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored)
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored).
+/// Folders named 0 to 999, as ImageNet-V2's, are the outputs of those numbers
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
@@ -160,12 +171,33 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PIXELS")]
     pub resolution: Option<usize>,
 
+    /// One table over these sides instead: --sweep 224,256,288. Plain and, with --flip, mirrored; the weights and, where the
+    /// checkpoint has them, their averages
+    #[arg(long, value_name = "PIXELS,..", value_delimiter = ',', conflicts_with = "resolution", value_parser = side)]
+    pub sweep: Vec<usize>,
+
+    /// The crop's share of the resized shorter side; several with --sweep: 0.875,0.95,1. Without it, the checkpoint's
+    #[arg(long, value_name = "RATIO,..", value_delimiter = ',', value_parser = crop_ratio)]
+    pub crop_ratio: Vec<f64>,
+
     /// Average with the mirrored image
     #[arg(long)]
     pub flip: bool,
 
+    /// live: the weights; ema: their moving averages; all: both. Without it, live, and all with --sweep
+    #[arg(long, value_enum)]
+    pub weights: Option<EvalWeights>,
+
+    /// Also score against ReaL's labels (real.json): of ImageNet's validation images, by the numbers in their names
+    #[arg(long, value_name = "FILE")]
+    pub real: Option<PathBuf>,
+
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
+
+    /// cpu, auto (a GPU where one is usable), cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
 
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -173,6 +205,24 @@ pub struct EvalArgs {
     /// One JSON object instead of a line
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EvalWeights {
+    Live,
+    Ema,
+    All,
+}
+
+fn side(text: &str) -> std::result::Result<usize, String> {
+    let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
+    let side = text.parse().ok().filter(|side| sides.contains(side));
+    side.ok_or_else(|| format!("expected pixels from {MIN_RESOLUTION} to {MAX_RESOLUTION}"))
+}
+
+fn crop_ratio(text: &str) -> std::result::Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.05..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a share from 0.05 to 1".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -282,7 +332,7 @@ pub enum DataCommand {
         #[arg(value_name = "DIR|TAR")]
         data: PathBuf,
     },
-    Pack(PackArgs),
+    Pack(super::pack::PackArgs),
     /// Count classes, images and bytes
     Info {
         #[arg(value_name = "DIR|TAR")]
@@ -298,61 +348,6 @@ pub enum DataCommand {
         #[arg(short = 'o', long = "to", value_name = "FILE")]
         to: PathBuf,
     },
-}
-
-/// Write tar shards in WebDataset's form, which `train` and Python's webdataset read in place; a killed run goes on by the
-/// same command
-#[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
-pub struct PackArgs {
-    /// Class folders, tars, or the folder with image-net.org's ILSVRC2012_img_train.tar, _img_val.tar and
-    /// _devkit_t12.tar.gz as they were downloaded
-    #[arg(value_name = "DIR|TAR")]
-    pub data: PathBuf,
-
-    /// The folder for the shards
-    #[arg(short, long, value_name = "DIR")]
-    pub output: PathBuf,
-
-    /// Shrink pictures whose shorter side is longer than this to it, with Pillow's antialiasing; without it, every file is
-    /// copied as it is. 256 makes ImageNet a quarter of its size and twice as fast to load, at some cost in accuracy
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(8..=8192))]
-    pub shorter_side: Option<u32>,
-
-    /// Of the JPEGs that shrinking makes
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub quality: u8,
-
-    /// bilinear or bicubic
-    #[arg(long, default_value = "bilinear", value_parser = interpolation)]
-    pub interpolation: Interpolation,
-
-    /// Pictures in a shard
-    #[arg(long, default_value_t = 5120, value_parser = clap::value_parser!(u32).range(1..))]
-    pub per_shard: u32,
-
-    /// Mix the order once, for programs that read shards from one end to the other; `train` needs no such thing
-    #[arg(long)]
-    pub shuffle: bool,
-
-    /// What data without train/ and val/ are
-    #[arg(long, default_value = "train", value_parser = ["train", "val"])]
-    pub split: String,
-
-    /// Do not read and decode everything again at the end
-    #[arg(long)]
-    pub no_verify: bool,
-
-    #[command(flatten)]
-    pub threads: ThreadArgs,
-}
-
-fn interpolation(name: &str) -> std::result::Result<Interpolation, String> {
-    match name {
-        "bilinear" => Ok(Interpolation::Bilinear),
-        "bicubic" => Ok(Interpolation::Bicubic),
-        _ => Err("expected bilinear or bicubic".to_owned()),
-    }
 }
 
 /// Draw the curves of a logs.md

@@ -3,10 +3,12 @@
 pub mod evaluate;
 pub mod images;
 mod limit;
+pub mod lr_find;
 pub mod model_file;
 mod resume;
 pub mod state;
 pub mod stop;
+pub mod sweep;
 pub mod trainer;
 mod output;
 mod progress;

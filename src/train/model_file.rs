@@ -3,7 +3,7 @@
 
 use super::state::named_tensors;
 use crate::backend::NamedTensors;
-use crate::checkpoint::{Checkpoint, read_weights};
+use crate::checkpoint::{Checkpoint, read_averages, read_weights};
 use crate::config::{Config, Interpolation};
 use crate::data::{Class, EvalTransform};
 use crate::error::{Error, Result};
@@ -67,6 +67,11 @@ impl Model {
     /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
     pub fn read(path: &Path) -> Result<Self> {
         Self::from_weights(path, read_weights(path)?)
+    }
+
+    /// The same with the moving averages of the weights in the place of the weights; `None` where the file has none.
+    pub fn read_averages(path: &Path) -> Result<Option<Self>> {
+        read_averages(path)?.map(|checkpoint| Self::from_weights(path, checkpoint)).transpose()
     }
 
     /// What [`Self::read`] makes of the file's content; `path` is for messages.

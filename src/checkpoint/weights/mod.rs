@@ -24,18 +24,43 @@ const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_e
 /// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
 /// `ema.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
 pub fn read_weights(path: &Path) -> Result<Checkpoint> {
-    let Checkpoint { tensors: state, metadata } =
-        read(path).map_err(|reason| Error::input_file(path, reason))?;
-    let is_parallel = !state.is_empty() && state.keys().all(|name| name.starts_with("module."));
-    let rename =
-        |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
-    let is_weight = |name: &str| !name.starts_with("optim.") && !name.starts_with("ema.");
-    let state: StateDict =
-        state.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_weight(name)).collect();
+    let Checkpoint { tensors, metadata } = read_all(path)?;
+    let is_weight = |name: &str| !name.starts_with("optim.") && !name.starts_with(EMA);
+    let state: StateDict = tensors.into_iter().filter(|(name, _)| is_weight(name)).collect();
     match state.is_empty() {
         true => Err(Error::input_file(path, "has no tensor")),
         false => Ok(Checkpoint { tensors: state, metadata }),
     }
+}
+
+/// Prefix of moving averages.
+const EMA: &str = "ema.";
+
+/// The same with `ema.NAME` in the place of NAME, and NAME itself where it has no average; `None` where nothing has one.
+pub fn read_averages(path: &Path) -> Result<Option<Checkpoint>> {
+    let Checkpoint { tensors, metadata } = read_all(path)?;
+    let (averages, mut state): (StateDict, StateDict) =
+        tensors.into_iter().partition(|(name, _)| name.starts_with(EMA));
+    if averages.is_empty() {
+        return Ok(None);
+    }
+    state.retain(|name, _| !name.starts_with("optim."));
+    for (name, tensor) in averages {
+        // A counter of the averages themselves stands for no weight.
+        if let Some(live) = state.get_mut(&name[EMA.len()..]) {
+            *live = tensor;
+        }
+    }
+    Ok(Some(Checkpoint { tensors: state, metadata }))
+}
+
+fn read_all(path: &Path) -> Result<Checkpoint> {
+    let Checkpoint { tensors, metadata } = read(path).map_err(|reason| Error::input_file(path, reason))?;
+    let is_parallel = !tensors.is_empty() && tensors.keys().all(|name| name.starts_with("module."));
+    let rename =
+        |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
+    let tensors = tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+    Ok(Checkpoint { tensors, metadata })
 }
 
 fn read(path: &Path) -> Result<Checkpoint, String> {
