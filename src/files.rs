@@ -63,6 +63,51 @@ pub fn write_bytes_atomically(scope: &str, path: &Path, bytes: &[u8]) -> Result<
     })
 }
 
+/// A file that is written over a while, under a temporary name until [`Self::commit`]; dropped before, it is removed.
+#[derive(Debug)]
+pub struct PendingFile {
+    pub file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    is_committed: bool,
+}
+
+impl PendingFile {
+    pub fn create(target: &Path) -> Result<Self> {
+        let temporary = temporary_name(target);
+        let file = File::create(&temporary).map_err(|source| Error::output_file(target, "write", &source))?;
+        Ok(Self { file, temporary, target: target.to_owned(), is_committed: false })
+    }
+
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Makes what was written durable under its own name. `scope` names the failpoints.
+    pub fn commit(mut self, scope: &str) -> Result<()> {
+        failpoint::hit(scope, "tmp_written");
+        let commit = || {
+            self.file.sync_all()?;
+            failpoint::hit(scope, "tmp_synced");
+            fs::rename(&self.temporary, &self.target)?;
+            failpoint::hit(scope, "renamed");
+            sync_folder(folder_of(&self.target))
+        };
+        commit().map_err(|source| Error::output_file(&self.target, "write", &source))?;
+        self.is_committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What is left of it is removed by the next run as well.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
 fn temporary_name(target: &Path) -> PathBuf {
     let mut name: OsString = target.as_os_str().to_owned();
     name.push(format!(".{}{TEMPORARY}", std::process::id()));

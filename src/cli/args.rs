@@ -5,12 +5,13 @@ use super::weights::WeightsArgs;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
+use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::simd::isa::Isa;
 use crate::train::Resume;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit codes:\n  \
+pub const EXIT_CODES: &str = "Exit codes:\n  \
     0   done\n  \
     1   failed\n  \
     2   command line or configuration\n  \
@@ -88,6 +89,15 @@ pub struct TrainArgs {
     /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: Device,
+
+    /// Find a learning rate instead of training: this many steps from the beginning, at rates that grow evenly by their
+    /// logarithm. Draws lr_find.svg in the output folder, suggests a rate, and touches neither logs nor checkpoints
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100", value_parser = clap::value_parser!(u32).range(10..))]
+    pub lr_find: Option<u32>,
+
+    /// The first and the last of these rates
+    #[arg(long, value_name = "RATE", num_args = 2, default_values_t = [1e-5, 10.0], requires = "lr_find")]
+    pub lr_range: Vec<f64>,
 }
 
 impl TrainArgs {
@@ -179,7 +189,8 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored)
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored).
+/// Folders named 0 to 999, as ImageNet-V2's, are the outputs of those numbers
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
@@ -198,12 +209,29 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PIXELS")]
     pub resolution: Option<usize>,
 
+    /// One table over these sides instead: --sweep 224,256,288. Plain and, with --flip, mirrored; the weights and, where the
+    /// checkpoint has them, their averages
+    #[arg(long, value_name = "PIXELS,..", value_delimiter = ',', conflicts_with = "resolution", value_parser = side)]
+    pub sweep: Vec<usize>,
+
+    /// The crop's share of the resized shorter side; several with --sweep: 0.875,0.95,1. Without it, the checkpoint's
+    #[arg(long, value_name = "RATIO,..", value_delimiter = ',', value_parser = crop_ratio)]
+    pub crop_ratio: Vec<f64>,
+
     /// Average with the mirrored image
     #[arg(long)]
     pub flip: bool,
 
+    /// Also score against ReaL's labels (real.json): of ImageNet's validation images, by the numbers in their names
+    #[arg(long, value_name = "FILE")]
+    pub real: Option<PathBuf>,
+
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
+
+    /// cpu, auto (a GPU where one is usable), cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
 
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -211,6 +239,17 @@ pub struct EvalArgs {
     /// One JSON object instead of a line
     #[arg(long)]
     pub json: bool,
+}
+
+fn side(text: &str) -> std::result::Result<usize, String> {
+    let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
+    let side = text.parse().ok().filter(|side| sides.contains(side));
+    side.ok_or_else(|| format!("expected pixels from {MIN_RESOLUTION} to {MAX_RESOLUTION}"))
+}
+
+fn crop_ratio(text: &str) -> std::result::Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.05..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a share from 0.05 to 1".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -332,6 +371,7 @@ pub enum DataCommand {
         #[arg(value_name = "DIR|TAR")]
         data: PathBuf,
     },
+    Pack(super::pack::PackArgs),
     /// Count classes, images and bytes
     Info {
         #[arg(value_name = "DIR|TAR")]
@@ -478,7 +518,8 @@ pub enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Decode, RandomResizedCrop and flip, without training
+    /// Decode, RandomResizedCrop and flip, without training: images a second and a CPU-second, and what reading, decoding,
+    /// resizing and the rest take of it
     Loader {
         /// Class folders or a tar of them
         #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]

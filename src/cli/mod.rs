@@ -12,6 +12,7 @@ mod doctor;
 mod dump;
 mod eval;
 mod export;
+mod pack;
 #[cfg(feature = "cuda")]
 mod plan;
 mod plot;

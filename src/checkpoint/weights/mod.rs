@@ -21,17 +21,17 @@ const MAX_PICKLE: u64 = 256 << 20;
 /// Under these keys training scripts keep the state dict.
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_ema"];
 
-/// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
-/// `ema.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
+/// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; with `ema.*`, without
+/// `optim.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a
+/// `module.` in front of every name is dropped.
 pub fn read_weights(path: &Path) -> Result<Checkpoint> {
-    let Checkpoint { tensors: state, metadata } =
-        read(path).map_err(|reason| Error::input_file(path, reason))?;
-    let is_parallel = !state.is_empty() && state.keys().all(|name| name.starts_with("module."));
+    let Checkpoint { tensors, metadata } = read(path).map_err(|reason| Error::input_file(path, reason))?;
+    let is_parallel = !tensors.is_empty() && tensors.keys().all(|name| name.starts_with("module."));
     let rename =
         |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
-    let is_weight = |name: &str| !name.starts_with("optim.") && !name.starts_with("ema.");
+    let is_kept = |name: &str| !name.starts_with("optim.");
     let state: StateDict =
-        state.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_weight(name)).collect();
+        tensors.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_kept(name)).collect();
     match state.is_empty() {
         true => Err(Error::input_file(path, "has no tensor")),
         false => Ok(Checkpoint { tensors: state, metadata }),
