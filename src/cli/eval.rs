@@ -2,13 +2,12 @@
 
 use super::args::EvalArgs;
 use crate::backend::cpu::CpuBackend;
-use crate::data::{Class, EvalOptions, Loader, Split, Splits};
+use crate::data::{EvalOptions, Loader, Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
 use crate::train::evaluate::evaluate;
-use crate::train::model_file::Model;
+use crate::train::model_file::{Model, outputs_of};
 use crate::train::stop::Stop;
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,28 +52,4 @@ fn validation(splits: Splits, data: &Path) -> Result<Arc<Split>> {
             "has training images only; expected val/<class>/ folders or val*.tar beside them",
         )
     })
-}
-
-/// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such
-/// as torchvision's, go by position, and need as many classes as the data have.
-fn outputs_of(classes: &[Class], model: &Model) -> std::result::Result<Vec<u32>, String> {
-    let names = &model.description.classes;
-    let by_name: HashMap<&str, u32> = (0..).zip(names).map(|(index, (id, _))| (id.as_str(), index)).collect();
-    let unknown = classes.iter().find(|class| !by_name.contains_key(class.id.as_str()));
-    let Some(unknown) = unknown else {
-        return Ok(classes.iter().map(|class| by_name[class.id.as_str()]).collect());
-    };
-    let is_unnamed = names.iter().enumerate().all(|(index, (id, _))| *id == index.to_string());
-    match (is_unnamed, classes.len() == names.len()) {
-        (true, true) => Ok((0..names.len() as u32).collect()),
-        (true, false) => Err(format!(
-            "{} in the data, {} without names in the weights; give data with all of the weights' classes",
-            classes.len(),
-            names.len()
-        )),
-        (false, _) => Err(format!(
-            "the network was not trained on {}; remove it from the data, or give the checkpoint that knows it",
-            unknown.id
-        )),
-    }
 }
