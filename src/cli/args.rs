@@ -1,6 +1,7 @@
 //! The command line. Doc comments are the help texts.
 
 use super::device::Device;
+use super::export::args::ExportArgs;
 use super::weights::WeightsArgs;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
@@ -8,10 +9,10 @@ use crate::infer::Precision as InferencePrecision;
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::simd::isa::Isa;
 use crate::train::Resume;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-pub const EXIT_CODES: &str = "Exit codes:\n  \
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  \
     0   done\n  \
     1   failed\n  \
     2   command line or configuration\n  \
@@ -293,61 +294,6 @@ pub struct PredictArgs {
 
     #[command(flatten)]
     pub threads: ThreadArgs,
-}
-
-/// Write a checkpoint's weights in a format that others load
-#[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
-pub struct ExportArgs {
-    #[arg(long, value_name = "PATH")]
-    pub checkpoint: PathBuf,
-
-    #[command(flatten)]
-    pub weights: WeightsArgs,
-
-    #[arg(long, value_enum)]
-    pub format: ExportFormat,
-
-    #[arg(long, value_name = "PATH")]
-    pub output: PathBuf,
-
-    /// With --format cpu: 8-bit weights beside the f32 ones, and a table of what they cost each layer
-    #[arg(long, requires = "calibrate")]
-    pub int8: bool,
-
-    /// Photographs like those that the network will see, for --int8: a folder of images or of class folders, or a tar;
-    /// train/ of a data set
-    #[arg(long, value_name = "DIR|TAR", requires = "int8")]
-    pub calibrate: Option<PathBuf>,
-
-    /// How many of them are used
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
-    pub calibration_images: u32,
-
-    /// How the range of an activation is chosen
-    #[arg(long, value_enum, default_value_t = Range::Mse)]
-    pub calibration: Range,
-
-    #[command(flatten)]
-    pub threads: ThreadArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Range {
-    /// Least mean square error
-    Mse,
-    /// 99.99 % of all values lie within it
-    Percentile,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// A state dict that load_state_dict takes strictly
-    Safetensors,
-    /// The same for torch.load(weights_only=True)
-    Pth,
-    /// A model file for `classify`: weights, class names and the preparation of pictures
-    Cpu,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,13 +5,13 @@ use super::device::{self, Device};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::config::Config;
-use crate::data::{Class, Split, Splits};
+use crate::data::{Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::model_file::{Model, Take};
+use crate::train::model_file::{Model, Take, outputs_of};
 use crate::train::stop::Stop;
 use crate::train::sweep::{Contender, RealLabels, Row, Sweep, View};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -188,41 +188,4 @@ fn validation(splits: Splits, data: &Path) -> Result<Arc<Split>> {
             "has training images only; expected val/<class>/ folders or val*.tar beside them",
         )
     })
-}
-
-/// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such
-/// as torchvision's, go by position, and need as many classes as the data have. Data whose classes are all numbers, such
-/// as ImageNet-V2's folders 0 to 999, name the outputs themselves: "10" is the eleventh, wherever its folder is sorted.
-fn outputs_of(classes: &[Class], model: &Model) -> std::result::Result<Vec<u32>, String> {
-    let names = &model.description.classes;
-    let by_name: HashMap<&str, u32> = (0..).zip(names).map(|(index, (id, _))| (id.as_str(), index)).collect();
-    let unknown = classes.iter().find(|class| !by_name.contains_key(class.id.as_str()));
-    let Some(unknown) = unknown else {
-        return Ok(classes.iter().map(|class| by_name[class.id.as_str()]).collect());
-    };
-    if let Some(numbers) = numbers(classes) {
-        return match numbers.iter().find(|&&number| number as usize >= names.len()) {
-            None => Ok(numbers),
-            Some(number) => Err(format!("the data have class {number}, the network {} outputs", names.len())),
-        };
-    }
-    let is_unnamed = names.iter().enumerate().all(|(index, (id, _))| *id == index.to_string());
-    match (is_unnamed, classes.len() == names.len()) {
-        (true, true) => Ok((0..names.len() as u32).collect()),
-        (true, false) => Err(format!(
-            "{} in the data, {} without names in the weights; give data with all of the weights' classes",
-            classes.len(),
-            names.len()
-        )),
-        (false, _) => Err(format!(
-            "the network was not trained on {}; remove it from the data, or give the checkpoint that knows it",
-            unknown.id
-        )),
-    }
-}
-
-/// The ids as numbers, where all of them are written as numbers are.
-fn numbers(classes: &[Class]) -> Option<Vec<u32>> {
-    let number = |class: &Class| class.id.parse::<u32>().ok().filter(|number| number.to_string() == class.id);
-    classes.iter().map(number).collect()
 }

@@ -8,6 +8,7 @@ mod bugs;
 mod commands;
 mod configuration;
 mod device;
+mod exports;
 mod libraries;
 mod model_file;
 mod other_weights;

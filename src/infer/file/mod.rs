@@ -39,7 +39,7 @@ pub fn head(entries: &mut [Entry], description: &Description) -> Vec<u8> {
     layout::sort(entries);
     let crc32c = entries.iter().map(|entry| (entry.name.to_string(), layout::digits(&entry.bytes))).collect();
     let description = Description { crc32c, ..description.clone() };
-    layout::encode(entries, &serde_json::to_string(&description).expect("plain fields"))
+    layout::encode(entries, &description.to_json())
 }
 
 #[cfg(target_endian = "big")]
