@@ -106,7 +106,7 @@ def sentence(error):
     """For a person: begins with a capital and ends with a stop."""
     text = str(error)
     text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?", ")")) else text + "."
+    return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def main():
@@ -118,8 +118,9 @@ def main():
         described = classifier.describe()
     except (Refused, Unavailable) as error:
         sys.exit(f"app.py: {error}")
+    os.environ["GRADIO_SERVER_PORT"] = str(args.port)
     blocks = page.build(described, Answers(classifier), args.run, args.examples)
-    page.serve(blocks, args.port)
+    page.serve(blocks)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The page itself: what stands where, and what leads to what."""
 
 import os
+from html import escape
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -17,17 +18,22 @@ PRIVACY = (
     "Pictures are read by a program on this server and by nothing else. They are deleted within "
     f"{(KEPT + SWEEP) // 60} minutes, and nothing is recorded of them."
 )
-API = """
-```python
-from gradio_client import Client, handle_file
+API = """from gradio_client import Client, handle_file
 
-client = Client(ADDRESS)  # of this page
-answer = client.predict(handle_file("photo.jpg"), PRECISION, api_name="/classify")
+client = Client("{address}")
+answer = client.predict(handle_file("photo.jpg"), "{precision}", api_name="/classify")
 print(answer["predictions"][0]["label"])
-```
 """
-# The answer is announced to those who hear the page.
-ON_LOAD = """() => { document.querySelector("#answer")?.setAttribute("aria-live", "polite"); }"""
+# The answer is announced to those who hear the page, and each example has a name for them.
+ON_LOAD = """() => {
+    document.querySelector("#answer")?.setAttribute("aria-live", "polite");
+    const name = () => document.querySelectorAll("#examples .gallery-item").forEach((item, at) => {
+        const file = item.querySelector("img")?.src.split("/").pop().split(".")[0] ?? at + 1;
+        item.setAttribute("aria-label", `Example: ${decodeURIComponent(file)}`);
+    });
+    name();
+    setTimeout(name, 1000);
+}"""
 
 
 class Photograph(gradio.Image):
@@ -73,9 +79,9 @@ def build(described, answers, run, examples_folder):
                 f"<h2>Limits</h2><p>JPEG, PNG and WebP are read, up to {MAX_FILE.upper().replace('MB', ' MB')} and "
                 f"{MAX_PIXELS / 1e6:.0f} million pixels, turned as their camera says, transparency on white. "
                 "One picture is answered at a time.</p>"
-                f"<h2>The heat map</h2><p>{HEAT_MAP}</p><h2>From a program</h2></section>"
+                f"<h2>The heat map</h2><p>{HEAT_MAP}</p><h2>From a program</h2>"
+                f"<pre>{escape(API.format(address=address(), precision=machine['precision']))}</pre></section>"
             )
-            gradio.Markdown(API.replace("PRECISION", repr(machine["precision"])))
         wire(answers, picture, precision, answer)
         blocks.load(fn=None, js=ON_LOAD)
     return blocks
@@ -86,6 +92,11 @@ HEAT_MAP = (
     "belongs to the class alone, is the class's score, and the scores become the percentages. The map shows the terms of "
     "this sum and no estimate: yellow parts speak for the class, red ones the most, clear ones not at all or against it."
 )
+
+
+def address():
+    """Of this page, as a client names it: hosts tell the Space's name."""
+    return os.environ.get("SPACE_ID") or f"http://127.0.0.1:{os.environ.get('GRADIO_SERVER_PORT', 7860)}/"
 
 
 def choice_name(name, machine):
@@ -108,7 +119,7 @@ def wire(answers, picture, precision, answer):
     )
 
 
-def serve(blocks, port):
+def serve(blocks):
     """Until the process is ended."""
     neutral = gradio.themes.colors.slate
     theme = gradio.themes.Base(
@@ -122,7 +133,8 @@ def serve(blocks, port):
     )
     blocks.queue(max_size=MAX_WAITING)
     blocks.launch(
-        server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), server_port=port, theme=theme,
+        server_name=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"),
+        theme=theme,
         css_paths=HERE / "style.css", max_file_size=MAX_FILE, footer_links=["api"], run_history=False,
         ssr_mode=False, share=False, show_error=False,
     )

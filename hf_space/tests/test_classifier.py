@@ -4,7 +4,8 @@ import sys
 import threading
 import unittest
 
-import space  # noqa: F401  (finds the modules of the page)
+import space  # noqa: F401  Finds the modules of the page.
+
 from classifier import Classifier, Refused, Unavailable
 
 PROGRAM = """

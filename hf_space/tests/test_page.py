@@ -21,9 +21,8 @@ from PIL import Image
 
 import space
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 # A JPEG's own losses, where one is decoded twice by different ways, in grey levels.
 NEAR = 6.0
 
