@@ -101,7 +101,7 @@ impl Fuzzer {
             model,
             requests,
             preprocessor,
-            classifier: Classifier::new(file, Isa::current(), 1),
+            classifier: Classifier::new(file, Limits::default(), Isa::current(), 1),
             counts: BTreeMap::new(),
             panics: 0,
             slowest: Duration::ZERO,

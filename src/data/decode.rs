@@ -259,6 +259,11 @@ impl Decoder {
         }
     }
 
+    /// Bytes of the buffers that are kept from picture to picture.
+    pub fn held_bytes(&self) -> usize {
+        self.pixels.capacity() + self.scratch.capacity()
+    }
+
     /// Decodes at least `rect`, which lies inside the image. `bytes` are changed while this runs, and are as they
     /// were when it returns.
     ///

@@ -117,7 +117,9 @@ impl Worker {
             Recipe::Train { transform, seed, epoch, .. } => {
                 self.workshop.train(bytes, &header, transform, (*seed, *epoch, sample as u64), out)
             }
-            Recipe::Eval { transform } => self.workshop.eval(bytes, &header, transform, out),
+            Recipe::Eval { transform } => {
+                self.workshop.eval(bytes, &header, Limits::default(), transform, out)
+            }
         });
         made.map_err(|reason| format!("{}: {reason}", job.split.name(sample)))
     }

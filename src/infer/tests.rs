@@ -283,6 +283,40 @@ fn a_program_takes_fewer_images_than_its_batch_and_refuses_others() {
     assert!(program.tensor("layer9").unwrap_err().message.contains("no tensor layer9"));
 }
 
+/// Each image of a batch has maps of its own, from the plain loops' last feature map.
+#[test]
+fn activation_maps_add_up_in_a_batch() {
+    let case = Case::new(&RESNET_TINY, 64, 3);
+    let last = case.graph.tensors.iter().position(|tensor| tensor.name == "layer2.0.relu").unwrap();
+    let (info, classes) = (&case.graph.tensors[last], case.graph.tensors[case.graph.logits].c);
+    let weights = Random { graph: &case.graph, largest: vec![] };
+    let Some(Unit::Linear { weight, bias, .. }) = units(&case.graph).pop() else {
+        panic!("ends in a classifier")
+    };
+    let rows = weights.classifier(weight, bias).unwrap().weight;
+    let all: Vec<usize> = (0..classes).collect();
+    for precision in Precision::ALL.into_iter().filter(|precision| runs_on(Isa::current(), *precision)) {
+        let mut program = case.program(precision, Isa::current(), 2, Keep::None);
+        let logits = program.run(&case.images).unwrap().to_vec();
+        for (image, logits) in logits.chunks_exact(classes).enumerate() {
+            let maps = program.activation_maps(image, &all).unwrap();
+            let sums: Vec<f32> = maps.iter().map(|map| map.logit() as f32).collect();
+            // 16 positions and 32 features in a row, each rounded to 24 bits, of terms some times the largest logit.
+            let what = format!("{} image {image}", precision.name());
+            Difference::between(&sums, logits).assert_within(&what, 512.0 * f64::from(f32::EPSILON));
+            let positions =
+                case.want[last][image * info.elements()..(image + 1) * info.elements()].chunks(info.c);
+            let value = |(row, a): (&[f32], &[f32])| {
+                row.iter().zip(a).map(|(w, a)| w * a).sum::<f32>() / (info.h * info.w) as f32
+            };
+            let want: Vec<f32> =
+                rows.chunks(info.c).flat_map(|row| positions.clone().map(move |a| value((row, a)))).collect();
+            let got: Vec<f32> = maps.into_iter().flat_map(|map| map.values).collect();
+            Difference::between(&got, &want).assert_within(&what, tolerance(precision));
+        }
+    }
+}
+
 /// Every kind of layer of ResNet-50, at a resolution whose maps leave remainders of the tiles.
 #[test]
 fn resnet26_agrees_between_sets_and_threads() {

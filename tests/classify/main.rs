@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
+mod explain;
 mod stdio;
 
 use common::{Done, data, engine, finish, lasting, path, tiny};
