@@ -137,6 +137,7 @@ impl Classifier {
             mean: description.mean,
             std: description.std,
             keep: Keep::None,
+            direct: false,
         };
         self.check_memory(precision)?;
         Program::compile(self.model.graph(), &self.model, &options)
