@@ -2,13 +2,13 @@
 //! arXiv:1506.01186).
 
 use super::images::{loader_options, steps_per_epoch};
+use super::passes::{At, Passes};
 use super::stop::Stop;
-use crate::backend::{Backend, Score, Step};
+use crate::backend::{Backend, Score};
 use crate::config::Config;
 use crate::data::{Dataset, Loader};
 use crate::error::{Error, Result};
 use crate::log::rate_plot::RatePoint;
-use crate::optim::sgd::Sgd;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -62,9 +62,15 @@ pub fn lr_find(
     stop: &Stop,
 ) -> Result<Found> {
     range.check()?;
-    let mut test =
-        Test { config, backend, smooth: Smooth::default(), underway: VecDeque::new(), points: vec![] };
     let per_epoch = steps_per_epoch(config, dataset)?;
+    let mut test = Test {
+        micro_steps: config.micro_steps(),
+        passes: Passes::new(config, per_epoch),
+        backend,
+        smooth: Smooth::default(),
+        underway: VecDeque::new(),
+        points: vec![],
+    };
     let mut loader = None;
     for step in 0..range.steps {
         if stop.requested() {
@@ -77,7 +83,9 @@ pub fn lr_find(
             loader = Some(Loader::train(train, crate::data::TrainOptions { epoch, ..options })?);
         }
         let loader = loader.as_mut().expect("the first step opens it");
-        if test.step(loader, range.rate(step))? {
+        let passes = (step * test.micro_steps) as u64;
+        let at = At { epoch: step / per_epoch, step: step % per_epoch, total_steps: step as u64, passes };
+        if test.step(loader, range.rate(step), at)? {
             break;
         }
     }
@@ -86,7 +94,8 @@ pub fn lr_find(
 }
 
 struct Test<'a> {
-    config: &'a Config,
+    micro_steps: usize,
+    passes: Passes<'a>,
     backend: &'a mut dyn Backend,
     smooth: Smooth,
     /// Rate, passes whose outcome has not come, score.
@@ -96,29 +105,19 @@ struct Test<'a> {
 
 impl Test<'_> {
     /// Whether the loss has run away.
-    fn step(&mut self, loader: &mut Loader, lr: f64) -> Result<bool> {
-        let of = self.config.micro_steps();
+    fn step(&mut self, loader: &mut Loader, lr: f64, at: At) -> Result<bool> {
+        let of = self.micro_steps;
         self.underway.push_back((lr, of, Score::default()));
         for index in 0..of {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            self.backend.submit(&batch, &self.pass(lr, index, of))?;
+            let at = At { passes: at.passes + index as u64, ..at };
+            self.backend.submit(&batch, &self.passes.step_at_rate(lr, at, index))?;
             loader.recycle(batch);
             if self.collect(false)? {
                 return Ok(true);
             }
         }
         Ok(false)
-    }
-
-    fn pass(&self, lr: f64, index: usize, of: usize) -> Step {
-        let optim = &self.config.optim;
-        let sgd = Sgd {
-            lr: lr as f32,
-            momentum: optim.momentum as f32,
-            nesterov: optim.nesterov,
-            weight_decay: optim.weight_decay as f32,
-        };
-        Step { index, of, sgd, label_smoothing: self.config.loss.label_smoothing as f32 }
     }
 
     /// Takes in outcomes; whether the loss has run away. A loss that is not finite has, and is no fault here.

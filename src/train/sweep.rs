@@ -2,10 +2,10 @@
 //!
 //! A view is read and decoded once, for all weights and both of plain and mirrored.
 
-use super::evaluate::logits;
+use super::evaluate::{Evaluation, logits};
 use super::stop::Stop;
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
-use crate::backend::{Backend, Score};
+use crate::backend::{Backend, Score, Weights};
 use crate::data::ilsvrc::val_number;
 use crate::data::{BadFile, Batch, EvalOptions, EvalTransform, Interpolation, Loader, Split};
 use crate::error::{Error, Result};
@@ -122,7 +122,8 @@ impl Sweep<'_> {
             batch.labels.iter_mut().for_each(|label| *label = self.outputs[*label as usize]);
             for (contender, rows) in contenders.iter_mut().zip(rows.chunks_mut(flips.len())) {
                 for row in rows {
-                    let logits = logits(contender.backend.as_mut(), &batch, row.flip)?;
+                    let evaluation = Evaluation { weights: Weights::Live, outputs: None, flip: row.flip };
+                    let logits = logits(contender.backend.as_mut(), &batch, evaluation)?;
                     self.count(row, &batch, &logits);
                 }
             }

@@ -1,7 +1,7 @@
 //! What runs a written file.
 
 use super::images::BATCH;
-use crate::backend::Backend;
+use crate::backend::{Backend, Weights};
 use crate::backend::cpu::CpuBackend;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -59,7 +59,7 @@ impl Runner {
     /// f32 [n][classes].
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         match self {
-            Self::Weights(backend) => Ok(backend.eval_batch(batch)?.data),
+            Self::Weights(backend) => Ok(backend.eval_batch(batch, Weights::Live)?.data),
             Self::Program(program) => Ok(program.run(&batch.images)?.to_vec()),
             Self::Onnx { session, normalisation, side } => {
                 session.run(normalise(&batch.images, normalisation), *side)
