@@ -3,7 +3,7 @@
 use super::args::PlanArgs;
 use super::device;
 use crate::backend::cuda::forecast::{CARDS, CardModel, Forecast, SHARE, Training};
-use crate::backend::cuda::plan::{PlanOptions, Purpose, Recipe, ScalePolicy};
+use crate::backend::cuda::plan::{PlanOptions, Purpose, ScalePolicy};
 use crate::config::Config;
 use crate::data::{JPEG_DECODER, Splits};
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ fn training(config: &Config, classes: usize) -> Training {
             purpose: Purpose::Finish { sum: false },
             input_channels: config.device.input_channels,
             decay: config.optim.decay,
-            recipe: Recipe::default(),
+            recipe: device::recipe(config),
             scale: ScalePolicy::FP16,
             keep: false,
         },
