@@ -157,7 +157,9 @@ class TheBrowser(unittest.TestCase):
         from playwright.sync_api import sync_playwright
 
         cls.playwright = sync_playwright().start()
-        cls.browser = cls.playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # A camera that shows a test picture, and needs no click to be allowed.
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        cls.browser = cls.playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
 
     @classmethod
     def tearDownClass(cls):
@@ -242,6 +244,14 @@ class TheBrowser(unittest.TestCase):
             data,
         )
         page.get_by_label("Paste from clipboard").click()
+        page.wait_for_selector(".answer")
+
+    def test_a_picture_of_the_webcam(self):
+        page = self.visit(permissions=["camera"])
+        page.get_by_label("Capture from camera").click()
+        page.locator("#picture").get_by_text("Click to Access Webcam").click()
+        page.wait_for_function("document.querySelector('#picture video')?.videoWidth > 0")
+        page.get_by_label("capture photo").click()
         page.wait_for_selector(".answer")
 
     def test_an_example_is_answered(self):
