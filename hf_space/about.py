@@ -60,10 +60,16 @@ def model_table(described):
     rows = [
         ("Architecture", architecture(model)),
         ("Classes", f"{len(model['labels']):,}"),
-        ("Input", f"the middle {side} x {side} pixels, after the shorter side was resized to {round(side / model['crop_ratio'])}"),
+        (
+            "Input",
+            f"the middle {side} x {side} pixels, the shorter side resized to {round(side / model['crop_ratio'])} first",
+        ),
         ("Accuracy", accuracy(source).removesuffix(".")),
         ("Steps of training", f"{source['steps']:,}" if "steps" in source else "not stated"),
-        ("8-bit numbers", f"calibrated on {int8['images']:,} pictures ({int8['method']})" if int8 else "none in this file"),
+        (
+            "8-bit numbers",
+            f"calibrated on {int8['images']:,} pictures ({int8['method']})" if int8 else "none in this file",
+        ),
         ("Weights from", f"checkpoint with SHA-256 {source['sha256']}"),
         ("Written by", source["written_by"]),
         ("Run by", f"{machine['program']}, {machine['isa']}: {', '.join(machine['precisions'])}"),
@@ -78,7 +84,8 @@ def model_table(described):
     labels = "".join(f"<li>{escape(label)}</li>" for label in model["labels"])
     return (
         f"<table class='facts-table'>{cells}</table>{details}"
-        f"<details><summary>All {len(model['labels']):,} classes</summary><ol class='labels' start='0'>{labels}</ol></details>"
+        f"<details><summary>All {len(model['labels']):,} classes</summary>"
+        f"<ol class='labels' start='0'>{labels}</ol></details>"
     )
 
 
@@ -91,7 +98,7 @@ def last_run(text):
         elif found := EPOCH.match(line.strip()):
             if not runs or runs[-1][0] != name:
                 runs.append((name, []))
-            runs[-1][1].append(dict(zip(FIELDS, found.groups())))
+            runs[-1][1].append(dict(zip(FIELDS, found.groups(), strict=True)))
     return runs[-1] if runs else None
 
 
@@ -115,7 +122,9 @@ def training(folder):
         # In an <img>, no script of an SVG runs.
         uri = "data:image/svg+xml;base64," + base64.b64encode(curve.read_bytes()).decode()
         what = f" of {run[0]}" if run else ""
-        parts.append(f"<img class='curve' src='{uri}' alt='Curves of loss and accuracy by epoch{escape(what, quote=True)}'>")
+        parts.append(
+            f"<img class='curve' src='{uri}' alt='Curves of loss and accuracy by epoch{escape(what, quote=True)}'>"
+        )
     if run:
         parts.append(epoch_table(*run))
     return "".join(parts) or "<p>No training log came with it, so there are no curves to show.</p>"

@@ -11,7 +11,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from classifier import Classifier, Refused, Unavailable
@@ -20,14 +19,30 @@ from settings import HERE, LIMIT_SECONDS, MAX_PIXELS
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=os.environ.get("MODEL", HERE / "model.engine"), type=Path,
-                        help="the model file that `engine export --format cpu` wrote")
-    parser.add_argument("--classify", default=os.environ.get("CLASSIFY"), type=Path,
-                        help="the binary; default: beside app.py, then target/release, then PATH")
-    parser.add_argument("--run", default=os.environ.get("RUN", HERE), type=Path,
-                        help="folder with logs.md and curve.svg of the training")
-    parser.add_argument("--examples", default=os.environ.get("EXAMPLES", HERE / "examples"), type=Path,
-                        help="folder with example pictures; where there is none, some are drawn")
+    parser.add_argument(
+        "--model",
+        default=os.environ.get("MODEL", HERE / "model.engine"),
+        type=Path,
+        help="the model file that `engine export --format cpu` wrote",
+    )
+    parser.add_argument(
+        "--classify",
+        default=os.environ.get("CLASSIFY"),
+        type=Path,
+        help="the binary; default: beside app.py, then target/release, then PATH",
+    )
+    parser.add_argument(
+        "--run",
+        default=os.environ.get("RUN", HERE),
+        type=Path,
+        help="folder with logs.md and curve.svg of the training",
+    )
+    parser.add_argument(
+        "--examples",
+        default=os.environ.get("EXAMPLES", HERE / "examples"),
+        type=Path,
+        help="folder with example pictures; where there is none, some are drawn",
+    )
     parser.add_argument("--port", default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)), type=int)
     return parser.parse_args()
 
@@ -38,8 +53,10 @@ def binary(wanted):
     on_path = shutil.which("classify")
     path = next((path for path in found if path.is_file()), on_path and Path(on_path))
     if not path:
-        sys.exit(f"app.py: there is no binary classify ({', '.join(map(str, found))}, PATH): "
-                 "cargo build --release --bin classify makes it")
+        sys.exit(
+            f"app.py: there is no binary classify ({', '.join(map(str, found))}, PATH): "
+            "cargo build --release --bin classify makes it"
+        )
     if not os.access(path, os.X_OK):
         try:
             path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
@@ -58,61 +75,12 @@ def start(args):
         sys.exit(f"app.py: {error}")
 
 
-class Answers:
-    """What the page and its API ask the classifier."""
-
-    def __init__(self, classifier):
-        self.classifier = classifier
-
-    def found(self, path, precision):
-        request = {"file": str(path), "top": 5, "explain": True}
-        if precision:
-            request["precision"] = precision
-        try:
-            return self.classifier.ask(**request)
-        except Refused as error:
-            # The file's place on the server is no visitor's business.
-            raise Refused(str(error).removeprefix(f"{path}: ")) from None
-
-    def for_page(self, path, precision):
-        """HTML: an answer, or the sentence that says why there is none."""
-        import result
-
-        if path is None:
-            return result.WAITING
-        begin = time.monotonic()
-        try:
-            found = self.found(path, precision)
-        except (Refused, Unavailable) as error:
-            return result.failure(sentence(error))
-        return result.answer(found, 1000 * (time.monotonic() - begin))
-
-    def for_programs(self, path, precision):
-        """The classifier's own answer, or an error with its sentence."""
-        import gradio
-
-        if path is None:
-            raise gradio.Error("No picture was given.", print_exception=False)
-        try:
-            found = self.found(path, precision)
-        except (Refused, Unavailable) as error:
-            raise gradio.Error(sentence(error), print_exception=False) from None
-        answer = {key: found[key] for key in ("predictions", "explanation", "milliseconds")}
-        # Gradio's clients take whatever has a key "path" for a file.
-        return {**answer, "cpu_path": found["path"]}
-
-
-def sentence(error):
-    """For a person: begins with a capital and ends with a stop."""
-    text = str(error)
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?")) else text + "."
-
-
 def main():
     args = parse()
     classifier = start(args)
-    import page  # After the start: its libraries take longer to read than the model.
+    # After the start: their libraries take longer to read than the model.
+    import page
+    from answers import Answers
 
     try:
         described = classifier.describe()

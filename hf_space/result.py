@@ -1,6 +1,7 @@
 """An answer of the classifier, or the reason why there is none, as HTML. Needs no script: the choice of the class whose
 evidence is shown is a group of radio buttons, which the style sheet reads."""
 
+import time
 from html import escape
 
 import explain
@@ -30,8 +31,8 @@ def failure(sentence):
     return f'<div class="note failure" role="alert"><h2>No answer</h2><p>{escape(sentence)}</p></div>'
 
 
-def answer(found, all_milliseconds):
-    """`found` is an answer with explanation; `all_milliseconds` what it took from the request to the page's text."""
+def answer(found, begin):
+    """`found` is an answer with explanation; `begin` when it was asked for (time.monotonic)."""
     predictions, maps = found["predictions"], found["explanation"]["maps"]
     first, _ = name(predictions[0]["label"])
     verdict = f"{escape(first)} <span>{percent(predictions[0]['probability'])}</span>"
@@ -45,14 +46,14 @@ def answer(found, all_milliseconds):
     </fieldset>
     <figure class="evidence">
       <div class="stack">
-        <img src="{explain.seen_picture(found["explanation"]["seen"])}" alt="The part of the picture that the network saw">
+        <img src="{explain.seen_picture(found["explanation"]["seen"])}" alt="What the network saw">
         {"".join(layer(place, one, predictions[place]) for place, one in enumerate(maps))}
       </div>
       <label class="switch"><input type="checkbox" id="heat" checked> Show the heat map</label>
       <figcaption>{"".join(caption(place, one) for place, one in enumerate(maps))}</figcaption>
     </figure>
   </div>
-  {facts(found, all_milliseconds)}
+  {facts(found, 1000 * (time.monotonic() - begin))}
 </div>
 """
 
@@ -82,7 +83,7 @@ def caption(place, evidence):
     against = sum(value for value in values if value < 0)
     return (
         f'<span class="sum sum-{place}">{len(values)} parts: {speaks_for:+.2f} for it, {against:+.2f} against it, '
-        f'{evidence["bias"]:+.2f} for the class itself: score {evidence["logit"]:.2f}</span>'
+        f"{evidence['bias']:+.2f} for the class itself: score {evidence['logit']:.2f}</span>"
     )
 
 

@@ -1,9 +1,9 @@
-"""Uploads that are no sound photographs, through the page's own address and through its API's, in turns.
+"""Uploads that are no sound photographs, through the page's own address and its API's in turns.
 
     MODEL=model.engine CLASSIFY=target/release/classify python3 malformed.py [COUNT [SEED]]
 
-Each must be answered with a sentence (or with classes, where the damage left a picture); the binary must neither end nor
-grow. The same seed gives the same uploads. Ends with a table, and with code 1 where anything else happened.
+Each must be answered with a sentence (or with classes, where the damage left a picture); the binary must neither end
+nor grow. The same seed gives the same uploads. Ends with a table, and with code 1 where anything else happened.
 """
 
 import random
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
 
 import space
 
@@ -91,10 +90,22 @@ class Uploads:
     def wrong_type(self):
         kinds = [
             b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
-            b"<!DOCTYPE html><script>alert(1)</script>", b"%PDF-1.7\n", b"GIF89a" + bytes(40), b"BM" + bytes(60),
-            b"II*\0" + bytes(60), b"PK\x03\x04" + bytes(60), b"\x1f\x8b" + bytes(60), b"\x7fELF" + bytes(60),
-            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x1cftypavif\0\0\0\0", b"\0\0\0\x18ftypisom\0\0\0\0",
-            b"P6 9999999 9999999 255\n", b"\xff\x0a" + bytes(30), b"{\"a\": 1}", "Grüße".encode(), b"#!/bin/sh\nrm -rf /\n",
+            b"<!DOCTYPE html><script>alert(1)</script>",
+            b"%PDF-1.7\n",
+            b"GIF89a" + bytes(40),
+            b"BM" + bytes(60),
+            b"II*\0" + bytes(60),
+            b"PK\x03\x04" + bytes(60),
+            b"\x1f\x8b" + bytes(60),
+            b"\x7fELF" + bytes(60),
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            b"\0\0\0\x1cftypavif\0\0\0\0",
+            b"\0\0\0\x18ftypisom\0\0\0\0",
+            b"P6 9999999 9999999 255\n",
+            b"\xff\x0a" + bytes(30),
+            b'{"a": 1}',
+            "Grüße".encode(),
+            b"#!/bin/sh\nrm -rf /\n",
         ]
         return self.chance.choice(kinds)
 
@@ -115,7 +126,16 @@ class Uploads:
 
 
 KINDS = ("truncated", "random_bytes", "flipped", "bomb", "wrong_type", "huge_dimensions")
-NAMES = ("photo.jpg", "photo.png", "x.webp", "Grüße 🙂.jpg", "a" * 120 + ".jpeg", "noname", "evil.svg", "..%2f..%2fetc.png")
+NAMES = (
+    "photo.jpg",
+    "photo.png",
+    "x.webp",
+    "Grüße 🙂.jpg",
+    "a" * 120 + ".jpeg",
+    "noname",
+    "evil.svg",
+    "..%2f..%2fetc.png",
+)
 
 
 def answered(client, path, by_page):
@@ -175,8 +195,10 @@ def main():
     for text, times in sentences.most_common(25):
         print(f"  {times:5} {text}")
     grown = memory[count][1] - memory[min(200, count)][1] if count >= 200 else 0.0
-    print(f"the binary was {'' if restarted else 'not '}restarted; it grew by {grown:.1f} MB since upload 200; "
-          f"a sound picture is then {'' if last else 'not '}answered; {len(wrong)} wrong")
+    print(
+        f"the binary was {'' if restarted else 'not '}restarted; it grew by {grown:.1f} MB since upload 200; "
+        f"a sound picture is then {'' if last else 'not '}answered; {len(wrong)} wrong"
+    )
     for number, kind, text in wrong[:20]:
         print(f"  {number} {kind}: {text[:300]!r}")
     return 1 if wrong or restarted or not last or grown > MAY_GROW else 0

@@ -2,8 +2,8 @@
 
     MODEL=model.engine CLASSIFY=target/release/classify python3 measure.py [ROUNDS]
 
-Starts the page, asks it through its API, and prints a table. The machine's load is in the first line: on a busy machine take
-the smallest of several runs.
+Starts the page, asks it through its API, and prints a table. The machine's load is in the first line: on a busy machine
+take the smallest of several runs.
 """
 
 import os

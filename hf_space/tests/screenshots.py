@@ -1,6 +1,6 @@
 """Takes the pictures in hf_space/screenshots/: the page as it runs here, with pictures that are drawn.
 
-    MODEL=model.engine CLASSIFY=target/release/classify python3 screenshots.py [RUN_FOLDER]
+MODEL=model.engine CLASSIFY=target/release/classify python3 screenshots.py [RUN_FOLDER]
 """
 
 import sys

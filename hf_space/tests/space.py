@@ -35,7 +35,9 @@ class Space:
         self.begin = time.monotonic()
         self.popen = subprocess.Popen(
             [sys.executable, APP, "--port", str(self.port), *map(str, arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
         )
         self._wait()
 
@@ -88,8 +90,15 @@ def drawing(width=480, height=360):
     image = Image.new("RGB", (width, height), (214, 206, 190))
     draw = ImageDraw.Draw(image)
     half = (width // 2, height // 2)
-    for (x, y), colour in {(0, 0): (190, 60, 50), (1, 0): (60, 140, 80), (0, 1): (50, 80, 180), (1, 1): (230, 190, 60)}.items():
-        draw.rectangle((x * half[0] + 20, y * half[1] + 20, x * half[0] + half[0] - 20, y * half[1] + half[1] - 20), colour)
+    for (x, y), colour in {
+        (0, 0): (190, 60, 50),
+        (1, 0): (60, 140, 80),
+        (0, 1): (50, 80, 180),
+        (1, 1): (230, 190, 60),
+    }.items():
+        draw.rectangle(
+            (x * half[0] + 20, y * half[1] + 20, x * half[0] + half[0] - 20, y * half[1] + half[1] - 20), colour
+        )
     draw.ellipse((half[0] - 60, half[1] - 60, half[0] + 60, half[1] + 60), (250, 250, 245))
     return image
 

@@ -1,6 +1,7 @@
 """The long-lived process: what becomes of a request when it dies, hangs, or cannot start. Needs no model."""
 
 import sys
+import tempfile
 import threading
 import unittest
 
@@ -36,8 +37,6 @@ for line in sys.stdin:
 
 class TheProcess(unittest.TestCase):
     def classifier(self, limit=5.0):
-        import tempfile
-
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         classifier = Classifier([sys.executable, "-c", PROGRAM, folder.name + "/mark"], limit)

@@ -64,7 +64,9 @@ class Staged(unittest.TestCase):
     def test_for_gradio_everything_lies_at_the_root(self):
         done, folder = self.stage("--sdk", "gradio", "--classify", Path("classify"))
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertTrue({"app.py", "model.engine", "logs.md", "classify", "requirements.txt"} <= {p.name for p in folder.iterdir()})
+        self.assertTrue(
+            {"app.py", "model.engine", "logs.md", "classify", "requirements.txt"} <= {p.name for p in folder.iterdir()}
+        )
         self.assertTrue(os.access(folder / "classify", os.X_OK))
         text = (folder / "README.md").read_text()
         self.assertTrue(text.startswith("---\n") and "\nsdk: gradio\n" in text and "# What is in this picture?" in text)
@@ -78,7 +80,14 @@ class Staged(unittest.TestCase):
     def test_for_docker_the_sources_lie_beside_the_page(self):
         done, folder = self.stage("--sdk", "docker")
         self.assertEqual(done.returncode, 0, done.stderr)
-        for name in ("Dockerfile", "README.md", "app/app.py", "app/model.engine", "engine/Cargo.lock", "engine/src/bin/classify.rs"):
+        for name in (
+            "Dockerfile",
+            "README.md",
+            "app/app.py",
+            "app/model.engine",
+            "engine/Cargo.lock",
+            "engine/src/bin/classify.rs",
+        ):
             self.assertTrue((folder / name).is_file(), name)
         self.assertIn("\nsdk: docker\napp_port: 7860\n", (folder / "README.md").read_text())
 
@@ -115,7 +124,9 @@ class Waiting(unittest.TestCase):
         return now[0]
 
     def test_it_waits_for_its_own_commit(self):
-        seconds = self.wait(("RUNNING", "old"), ("RUNNING_BUILDING", "old"), ("APP_STARTING", "new"), ("RUNNING", "new"))
+        seconds = self.wait(
+            ("RUNNING", "old"), ("RUNNING_BUILDING", "old"), ("APP_STARTING", "new"), ("RUNNING", "new")
+        )
         self.assertEqual(seconds, 3 * publish.LOOK_SECONDS)
 
     def test_what_ends_is_told_with_its_log(self):
