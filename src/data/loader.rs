@@ -4,6 +4,9 @@
 //! batch that the loader was started at. Workers take single images in order and write them into their place of a
 //! fixed window of batches, so memory is bounded by the window and a slow image delays nothing but its own batch.
 //!
+//! **Memory.** Buffers go round: after the first images nothing is allocated for one (`tests/allocations.rs`). A batch is plain
+//! memory, which the CUDA backend copies once into its page-locked slots: some 10 us an image, beside 400 to 1,000 of decoding.
+//!
 //! **Bad files.** A sample that cannot be read or decoded is collected in [`Loader::bad`] once. In training, its
 //! place is taken by a copy of the next good image of the same batch, cyclically, with that image's label and sample
 //! number; in evaluation it is left out. `next` fails once the bad ones are more than

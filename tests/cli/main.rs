@@ -9,10 +9,12 @@ mod commands;
 mod configuration;
 mod device;
 mod exports;
+mod evaluating;
 mod libraries;
 mod model_file;
 mod other_weights;
 mod outputs;
 #[cfg(feature = "cuda")]
 mod plan;
+mod packing;
 mod stopping;

@@ -7,7 +7,12 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod mirror;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 mod weights;
+
+pub(crate) use mirror::mirror;
 
 use super::decode::Region;
 use super::stages::thread_time;
@@ -29,14 +34,25 @@ enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX512-VNNI, on 256-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
 }
 
-fn detect() -> Set {
+/// What this machine has, weakest first.
+fn available() -> Vec<Set> {
+    let mut sets = vec![Set::Portable];
     #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avx2") {
-        return Set::Avx2;
+    {
+        use std::is_x86_feature_detected as has;
+        if has!("avx2") {
+            sets.push(Set::Avx2);
+        }
+        if has!("avx2") && has!("avx512vl") && has!("avx512bw") && has!("avx512vnni") {
+            sets.push(Set::Vnni);
+        }
     }
-    Set::Portable
+    sets
 }
 
 /// Resizing with its buffers: one per worker.
@@ -53,7 +69,8 @@ pub struct Resizer {
 impl Default for Resizer {
     fn default() -> Self {
         let (columns, rows) = (Weights::default(), Weights::default());
-        Self { set: detect(), columns, rows, narrowed: Vec::new(), spent: Duration::ZERO }
+        let set = available().pop().unwrap_or(Set::Portable);
+        Self { set, columns, rows, narrowed: Vec::new(), spent: Duration::ZERO }
     }
 }
 
@@ -75,6 +92,12 @@ impl Resizer {
     #[cfg(test)]
     pub(crate) fn without_simd() -> Self {
         Self { set: Set::Portable, ..Self::default() }
+    }
+
+    /// One for each instruction set of this machine.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        available().into_iter().map(|set| Self { set, ..Self::default() }).collect()
     }
 
     /// `region` -> `out` [height, width, 3] RGB u8.
@@ -151,13 +174,15 @@ impl Resizer {
 
 /// The pass along the rows: `source` -> `out` [source.height, out_stride] with `weights.len()` pixels a row.
 fn narrow(set: Set, source: Source<'_>, weights: &Weights, out: &mut [u8], out_stride: usize) {
-    let mut done = 0;
-    #[cfg(target_arch = "x86_64")]
-    if set == Set::Avx2 {
+    let done = match set {
+        Set::Portable => 0,
         // SAFETY: the set was detected.
-        done = unsafe { avx2::narrow(source, weights, out, out_stride) };
-    }
-    let _ = set;
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2 => unsafe { avx2::narrow(source, weights, out, out_stride) },
+        // SAFETY: the set was detected.
+        #[cfg(target_arch = "x86_64")]
+        Set::Vnni => unsafe { vnni::narrow(source, weights, out, out_stride) },
+    };
     for y in done..source.height {
         let row = &source.pixels[y * source.stride..][..source.width * 3];
         let to = &mut out[y * out_stride..][..weights.len() * 3];
@@ -177,13 +202,15 @@ fn narrow(set: Set, source: Source<'_>, weights: &Weights, out: &mut [u8], out_s
 /// The pass along the columns: `source` -> `out` [weights.len(), source.width, 3].
 fn shorten(set: Set, source: Source<'_>, weights: &Weights, out: &mut [u8]) {
     for (y, to) in out.chunks_exact_mut(source.width * 3).enumerate() {
-        let mut done = 0;
-        #[cfg(target_arch = "x86_64")]
-        if set == Set::Avx2 {
-            // SAFETY: the set was detected; the rows have SLACK bytes behind them.
-            done = unsafe { avx2::shorten(source, weights, y, to) };
-        }
-        let _ = set;
+        let done = match set {
+            Set::Portable => 0,
+            // SAFETY: the set was detected.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => unsafe { avx2::shorten(source, weights, y, to) },
+            // SAFETY: the set was detected.
+            #[cfg(target_arch = "x86_64")]
+            Set::Vnni => unsafe { vnni::shorten(source, weights, y, to) },
+        };
         let (first, weights) = weights.of(y);
         const BLOCK: usize = 64;
         for (block, to) in to[done..].chunks_mut(BLOCK).enumerate() {

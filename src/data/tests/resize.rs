@@ -1,7 +1,7 @@
 //! The resize beside Pillow's own output.
 
 use super::super::decode::{Rect, Region};
-use super::super::resize::{Interpolation, Resizer};
+use super::super::resize::{Interpolation, Resizer, mirror};
 use sha2::{Digest, Sha256};
 
 /// Noise, in which a wrong weight or a wrong rounding shows at once: [height, width, 3].
@@ -36,9 +36,8 @@ fn every_byte_is_pillows() {
         Rect { top: 90, left: 120, height: 5, width: 9 },
         Rect { top: 3, left: 0, height: 1, width: 131 },
     ];
-    for make in [Resizer::default, Resizer::without_simd] {
-        // One for all: what an earlier picture left in the buffers must not count.
-        let mut resizer = make();
+    // Each for all: what an earlier picture left in the buffers must not count.
+    for mut resizer in Resizer::all() {
         for ((h, w), bilinear, bicubic) in PILLOW {
             for (interpolation, want) in
                 [(Interpolation::Bilinear, bilinear), (Interpolation::Bicubic, bicubic)]
@@ -64,4 +63,16 @@ fn a_rectangle_outside_the_picture_is_refused() {
         Region { pixels: &pixels, height: 4, width: 4, rect: Rect { top: 1, left: 0, height: 4, width: 4 } };
     let error = Resizer::default().resize(region, Interpolation::Bilinear, 2, 2, &mut [0; 12]).unwrap_err();
     assert!(error.contains("of a picture of 4 x 4 pixels to 2 x 2"), "{error}");
+}
+
+#[test]
+fn mirrored_rows_read_backwards() {
+    for width in 1..80 {
+        let pixels = noise(3, width);
+        let mut got = pixels.clone();
+        mirror(&mut got, width);
+        let row = |row: &[u8]| row.chunks_exact(3).rev().flatten().copied().collect::<Vec<u8>>();
+        let want: Vec<u8> = pixels.chunks_exact(width * 3).flat_map(row).collect();
+        assert!(got == want, "{width} pixels a row");
+    }
 }
