@@ -181,7 +181,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
-        recipe: recipe(config)?,
+        recipe: recipe(config),
         storage,
         scale,
         input_channels: device.input_channels,
@@ -191,34 +191,27 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
     Ok((Box::new(backend), environment(identity)))
 }
 
-/// What a card's plans are made for. What it does not compute yet is refused before any data are read.
+/// What a card's plans are made for.
 #[cfg(feature = "cuda")]
-fn recipe(config: &Config) -> Result<crate::backend::cuda::plan::Recipe> {
-    use crate::backend::Objective;
+pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
     use crate::backend::cuda::plan::{Loss, Recipe, Rule};
-    use crate::config::{Reduction, RuleKind};
-    use crate::train::passes::loss;
-    let lacks = |what: &str| {
-        Err(Error::usage(format!("the GPU has no {what}; train with --device cpu, or choose another recipe")))
-    };
-    let rule = match config.optim.rule {
-        RuleKind::Sgd if config.optim.clip_norm > 0.0 => return lacks("optim.clip_norm with SGD"),
-        RuleKind::Sgd => Rule::Sgd,
-        RuleKind::Lamb => Rule::Lamb,
-        RuleKind::Lars => return lacks("optim.rule lars"),
-    };
-    let loss = match loss(config).objective {
-        Objective::SoftmaxCrossEntropy => Loss::SoftmaxCrossEntropy,
-        Objective::BinaryCrossEntropy { threshold: Some(_), .. } => return lacks("loss.target_threshold"),
-        Objective::BinaryCrossEntropy { reduction: Reduction::Sum, .. } => {
-            return lacks("loss.reduction sum");
-        }
-        Objective::BinaryCrossEntropy { .. } => Loss::BinaryCrossEntropy,
-    };
-    if config.model.drop_path > 0.0 {
-        return lacks("model.drop_path");
+    use crate::config::{LossKind, RuleKind};
+    Recipe {
+        rule: match config.optim.rule {
+            RuleKind::Sgd => Rule::Sgd,
+            RuleKind::Lamb => Rule::Lamb,
+            RuleKind::Lars => Rule::Lars,
+        },
+        loss: match config.loss.kind {
+            LossKind::Softmax => Loss::SoftmaxCrossEntropy,
+            LossKind::Bce => Loss::BinaryCrossEntropy,
+        },
+        averages: config.ema.is_on(),
+        clip: config.optim.clip_norm > 0.0,
+        drop_path: config.model.drop_path > 0.0,
+        // The loader erases nothing: no key asks for it.
+        erase: false,
     }
-    Ok(Recipe { rule, loss, averages: config.ema.is_on() })
 }
 
 #[cfg(test)]

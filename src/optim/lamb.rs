@@ -76,7 +76,7 @@ impl Lamb {
     }
 
     /// u = (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + epsilon) + weight_decay w.
-    fn direction(&self, by: &Corrections, w: f32, m: f32, v: f32) -> f32 {
+    pub fn direction(&self, by: &Corrections, w: f32, m: f32, v: f32) -> f32 {
         (m / by.bias1) / (v.sqrt() / by.bias2_root + self.epsilon) + self.weight_decay * w
     }
 }

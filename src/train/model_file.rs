@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::graph::{Graph, MAX_RESOLUTION, MIN_RESOLUTION, lower};
 use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Metadata key of [`Description`].
@@ -137,6 +138,43 @@ fn taken(mut tensors: NamedTensors, take: Take) -> Result<(NamedTensors, bool)> 
         }
     }
     Ok((tensors, averaged))
+}
+
+/// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such
+/// as torchvision's, go by position, and need as many classes as the data have. Data whose classes are all numbers, such
+/// as ImageNet-V2's folders 0 to 999, name the outputs themselves: "10" is the eleventh, wherever its folder is sorted.
+pub fn outputs_of(classes: &[Class], model: &Model) -> std::result::Result<Vec<u32>, String> {
+    let names = &model.description.classes;
+    let by_name: HashMap<&str, u32> = (0..).zip(names).map(|(index, (id, _))| (id.as_str(), index)).collect();
+    let unknown = classes.iter().find(|class| !by_name.contains_key(class.id.as_str()));
+    let Some(unknown) = unknown else {
+        return Ok(classes.iter().map(|class| by_name[class.id.as_str()]).collect());
+    };
+    if let Some(numbers) = numbers(classes) {
+        return match numbers.iter().find(|&&number| number as usize >= names.len()) {
+            None => Ok(numbers),
+            Some(number) => Err(format!("the data have class {number}, the network {} outputs", names.len())),
+        };
+    }
+    let is_unnamed = names.iter().enumerate().all(|(index, (id, _))| *id == index.to_string());
+    match (is_unnamed, classes.len() == names.len()) {
+        (true, true) => Ok((0..names.len() as u32).collect()),
+        (true, false) => Err(format!(
+            "{} in the data, {} without names in the weights; give data with all of the weights' classes",
+            classes.len(),
+            names.len()
+        )),
+        (false, _) => Err(format!(
+            "the network was not trained on {}; remove it from the data, or give the checkpoint that knows it",
+            unknown.id
+        )),
+    }
+}
+
+/// The ids as numbers, where all of them are written as numbers are.
+fn numbers(classes: &[Class]) -> Option<Vec<u32>> {
+    let number = |class: &Class| class.id.parse::<u32>().ok().filter(|number| number.to_string() == class.id);
+    classes.iter().map(number).collect()
 }
 
 /// The known network whose parameters have these names and shapes.

@@ -2,6 +2,8 @@
 
 use super::evaluate::{Evaluation, evaluate};
 use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::init::Init;
+use super::limit::Limit;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
@@ -16,11 +18,13 @@ use crate::config::{Config, recipe_keys};
 use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
+use crate::leave::LastWords;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
 use crate::terminal::{answer, message};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where a run begins.
@@ -40,7 +44,7 @@ pub struct TrainOptions {
     pub output: PathBuf,
     pub resume: Resume,
     /// First weights from elsewhere.
-    pub init: Option<PathBuf>,
+    pub init: Option<Init>,
     pub stop: Stop,
 }
 
@@ -85,14 +89,16 @@ pub fn train(
         log.note(&note)?;
     }
     let now = Instant::now();
+    let steps_done = Arc::new(AtomicU64::new(state.total_steps));
     let mut trainer = Trainer {
         config,
         dataset,
         passes: Passes::new(config, steps_per_epoch),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
+        steps_done: Arc::clone(&steps_done),
         state,
-        writer: BackgroundWriter::new(store),
+        writer: BackgroundWriter::new(store.clone()),
         log,
         output: &output,
         run,
@@ -101,9 +107,12 @@ pub fn train(
         saved_step: None,
         underway: VecDeque::new(),
         named_bad: BTreeSet::new(),
+        limit: Limit::default(),
     };
     message(opening(config, dataset, &trainer.state, &output));
+    let words = LastWords::new(move || what_is_kept(&store, steps_done.load(Ordering::Relaxed)));
     let outcome = trainer.run(backend);
+    drop(words);
     trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
     let durable = trainer.wait_for_save();
     let finishing = trainer.log.finish();
@@ -122,6 +131,8 @@ struct Trainer<'a> {
     /// The network's description, as checkpoints carry it.
     model: String,
     state: RunState,
+    /// Optimiser steps handed over, for who ends the process from outside.
+    steps_done: Arc<AtomicU64>,
     writer: BackgroundWriter,
     log: RunLog,
     output: &'a Output,
@@ -134,6 +145,7 @@ struct Trainer<'a> {
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
     named_bad: BTreeSet<(&'static str, u32)>,
+    limit: Limit,
 }
 
 /// An optimiser step that the backend has been given.
@@ -161,8 +173,12 @@ impl Trainer<'_> {
         let mut loader = self.training_loader()?;
         let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
+        self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
             self.step(backend, &mut loader, &mut progress)?;
+            if let Some(line) = self.limit.look(&loader, self.config.workers()) {
+                progress.line(&line);
+            }
             failpoint::hit("train", "step");
             if self.stop.requested() {
                 self.collect(backend, Some(&mut progress), true)?;
@@ -227,6 +243,7 @@ impl Trainer<'_> {
             if index + 1 == of {
                 self.state.step += 1;
                 self.state.total_steps += 1;
+                self.steps_done.store(self.state.total_steps, Ordering::Relaxed);
             }
             self.collect(backend, Some(progress), false)?;
         }
@@ -269,15 +286,8 @@ impl Trainer<'_> {
             return error;
         }
         let _ = self.wait_for_save();
-        let newest = self.writer.store().newest().ok().and_then(|search| search.found);
-        let kept = match newest {
-            Some(found) => {
-                let lost = self.state.total_steps.saturating_sub(found.at.step);
-                format!("{} is whole, steps lost since: {lost}", found.path.display())
-            }
-            None => format!("there is no checkpoint yet, steps lost: {}", self.state.total_steps),
-        };
-        Error::device(format!("{}; {kept}; run the same command again to go on from there", error.message))
+        let kept = what_is_kept(self.writer.store(), self.state.total_steps);
+        Error::device(format!("{}; {kept}", error.message))
     }
 
     fn at(&self) -> At {
@@ -394,7 +404,8 @@ impl Trainer<'_> {
         let by_steps =
             policy.every_steps > 0 && self.state.total_steps.is_multiple_of(policy.every_steps as u64);
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
-        by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
+        let by_clock = policy.every_minutes > 0.0 && minutes >= policy.every_minutes;
+        by_steps || by_clock || self.stop.takes_checkpoint_request()
     }
 
     /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no
@@ -448,6 +459,18 @@ impl Trainer<'_> {
             score.loss / score.count.max(1) as f64,
         ))
     }
+}
+
+/// What is left of a run whose device is lost.
+fn what_is_kept(store: &Store, total_steps: u64) -> String {
+    let kept = match store.newest().ok().and_then(|search| search.found) {
+        Some(found) => {
+            let lost = total_steps.saturating_sub(found.at.step);
+            format!("{} is whole, steps lost since: {lost}", found.path.display())
+        }
+        None => format!("there is no checkpoint yet, steps lost: {total_steps}"),
+    };
+    format!("{kept}; run the same command again to go on from there")
 }
 
 fn scores(score: Score) -> Scores {

@@ -17,8 +17,15 @@ use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::optim::Rule;
 use engine::optim::sgd::Sgd;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 16, storage: Storage::F16, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 16,
+    storage: Storage::F16,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 /// The layer whose weights are made large: behind two blocks, before one.
 const LAYER: &str = "layer2.0.conv1";

@@ -21,8 +21,15 @@ use engine::optim;
 use engine::optim::clip::divisor;
 use engine::optim::lamb::{Lamb, Moments};
 
-const CASE: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 4, storage: Storage::F32, steps: 1, of: 1 };
+const CASE: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 4,
+    storage: Storage::F32,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 const ALL: Recipe = Recipe { rule: Rule::Lamb, loss: Loss::BinaryCrossEntropy, averages: true };
 

@@ -1,34 +1,31 @@
 //! The backend: a network on a machine that runs plans.
 
+mod slot;
 mod state;
 
-use super::abi::{self, Hyper, Item};
+use super::abi::{self, Hyper};
 use super::guarded::Guarded;
 use super::machine::{Machine, Prepared, too_large};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
-use super::plan::{
-    Loss, Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout,
-};
+use super::plan::{Plan, PlanOptions, Purpose, Recipe, STAGING_SLOTS, ScalePolicy};
 use super::replay;
 use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
 use crate::backend::{
-    Backend, DropPath, NO_AVERAGES, NamedTensors, Objective, Outcome, Score, Step, Weights, check_batch,
+    Backend, DropPath, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
 };
-use crate::config::{Decay, Reduction};
-use crate::data::{Batch, Mix, Rect};
+use crate::config::Decay;
+use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
-use crate::optim;
-use crate::optim::lamb::Lamb;
-use crate::optim::sgd::Sgd;
 use crate::tensor::{HostTensor, first_non_finite};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
+use slot::{fill_slot, hyper, supported};
 pub use state::SCALE_STATE;
 
 /// The fault of every pass after one that had a fault.
@@ -129,8 +126,14 @@ impl<M: Machine> CudaBackend<M> {
     }
 
     /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
-    pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
-        let prepared = self.prepared.get(&Pass::live(resolution, batch, purpose))?;
+    pub fn look(
+        &self,
+        resolution: usize,
+        batch: usize,
+        purpose: Purpose,
+        weights: Weights,
+    ) -> Option<(&M, &Plan)> {
+        let prepared = self.prepared.get(&Pass { resolution, batch, purpose, weights })?;
         Some((self.machine.inner(), self.machine.plan(*prepared)))
     }
 
@@ -317,7 +320,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
         let hyper = hyper(batch, step);
-        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper);
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper, step.drop_path);
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
         self.underway.push_back(Underway { prepared, slot });
@@ -350,7 +353,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
         let staging = self.machine.plan(prepared).staging;
         let shape = vec![batch.labels.len(), self.options.spec.classes];
         let mut logits = vec![0.0; shape[0] * shape[1]];
-        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, Hyper::default());
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, Hyper::default(), DropPath::OFF);
         self.machine.evaluate(prepared, &mut fill, &mut logits)?;
         HostTensor::new("logits", shape, logits)
     }
@@ -411,83 +414,4 @@ fn purposes(micro_steps: usize) -> Vec<Purpose> {
 
 fn state_region() -> Region {
     Region::new(Arena::State, 0, size_of::<abi::State>() as u64)
-}
-
-/// Refuses what a step or batch asks for and the recipe, for which the machine has made room, has not.
-fn supported(recipe: &Recipe, batch: &Batch, step: &Step) -> Result<()> {
-    let rule = match step.rule {
-        optim::Rule::Sgd(_) => Some(Rule::Sgd),
-        optim::Rule::Lamb(_) => Some(Rule::Lamb),
-        optim::Rule::Lars(_) => None,
-    };
-    let loss = match step.loss.objective {
-        Objective::SoftmaxCrossEntropy => Some(Loss::SoftmaxCrossEntropy),
-        Objective::BinaryCrossEntropy { threshold: None, reduction: Reduction::Mean } => {
-            Some(Loss::BinaryCrossEntropy)
-        }
-        Objective::BinaryCrossEntropy { .. } => None,
-    };
-    let lacks = [
-        (rule.is_none(), "optim.rule lars"),
-        (loss.is_none(), "loss.target_threshold or loss.reduction sum"),
-        (step.clip_norm > 0.0 && rule != Some(Rule::Lamb), "optim.clip_norm without LAMB"),
-        (step.drop_path != DropPath::OFF, "model.drop_path"),
-        (!batch.erased.is_empty(), "erasing"),
-    ];
-    if let Some((_, what)) = lacks.iter().find(|(asked, _)| *asked) {
-        return Err(Error::usage(format!("the GPU has no {what}; train with --device cpu, or leave it out")));
-    }
-    let averages = step.ema_decay.is_none() || recipe.averages;
-    if rule != Some(recipe.rule) || loss != Some(recipe.loss) || !averages {
-        return Err(Error::failed(format!("a step of {step:?} for a network opened for {recipe:?}")));
-    }
-    Ok(())
-}
-
-fn hyper(batch: &Batch, step: &Step) -> Hyper {
-    let images = batch.labels.len();
-    let rule = match step.rule {
-        optim::Rule::Sgd(Sgd { momentum, nesterov, .. }) => {
-            Hyper { momentum, nesterov: u32::from(nesterov), ..Hyper::default() }
-        }
-        optim::Rule::Lamb(Lamb { beta1, beta2, epsilon, .. }) => {
-            Hyper { beta1, beta2, epsilon, max_norm: step.clip_norm, ..Hyper::default() }
-        }
-        optim::Rule::Lars(_) => unreachable!("`supported` refuses it"),
-    };
-    Hyper {
-        lr: step.rule.lr(),
-        weight_decay: step.rule.weight_decay(),
-        label_smoothing: step.loss.label_smoothing,
-        gradient_scale: 1.0 / (images * step.of) as f32,
-        images: images as u32,
-        first: u32::from(step.index == 0),
-        // An average that is all of itself stays to the bit.
-        ema_decay: step.ema_decay.unwrap_or(1.0),
-        ..rule
-    }
-}
-
-/// How image `index` enters the batch.
-fn item(batch: &Batch, index: usize) -> Item {
-    let label = batch.labels[index];
-    let Some(&Mix { partner, lambda, region }) = batch.mixes.get(index) else {
-        return Item { label, lambda: 1.0, ..Item::default() };
-    };
-    let (mix, rect) = match region {
-        None => (abi::MIXUP, Rect { top: 0, left: 0, height: 0, width: 0 }),
-        Some(rect) => (abi::CUTMIX, rect),
-    };
-    let [x0, y0] = [rect.left, rect.top].map(|edge| edge as u16);
-    let [x1, y1] = [rect.left + rect.width, rect.top + rect.height].map(|edge| edge as u16);
-    Item { label, partner, lambda, mix, flip: 0, x0, y0, x1, y1 }
-}
-
-fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hyper) {
-    bytes[..batch.images.len()].copy_from_slice(&batch.images);
-    let items = &mut bytes[staging.items_offset as usize..][..batch.labels.len() * size_of::<Item>()];
-    for (index, bytes) in items.chunks_exact_mut(size_of::<Item>()).enumerate() {
-        bytes.copy_from_slice(bytemuck::bytes_of(&item(batch, index)));
-    }
-    bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
 }

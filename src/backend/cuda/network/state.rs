@@ -139,6 +139,8 @@ impl<M: Machine> CudaBackend<M> {
             };
             let region = self.layout.all_f32(Arena::SecondMoment);
             self.machine.write(region, bytemuck::cast_slice(&second))?;
+        }
+        if self.options.recipe.needs_chunks() {
             let table = Chunks::new(&self.layout, self.options.decay);
             let [mut region, ranges] = table.regions();
             region.bytes += ranges.bytes;
