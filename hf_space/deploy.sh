@@ -40,7 +40,7 @@ needs() { grep -ao 'GLIBC_2\.[0-9]*' "$1" | sed 's/GLIBC_//' | sort -uV | tail -
 
 stage_app() {
     mkdir -p "$1"
-    cp "$here"/{app,answers,classifier,page,result,about,explain,examples,settings}.py "$here"/{style.css,requirements.txt} "$1"
+    cp "$here"/{app,answers,classifier,gradio_without_stubs,page,result,about,explain,examples,settings}.py "$here"/{style.css,requirements.txt} "$1"
     cp "$model" "$1/model.engine"
     if [ -n "$run" ]; then
         for name in logs.md curve.svg; do

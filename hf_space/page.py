@@ -3,13 +3,10 @@
 import os
 from html import escape
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-import gradio
-
 import about
 import examples
 import result
+from gradio_without_stubs import gradio
 from settings import HERE, KEPT, MAX_FILE, MAX_PIXELS, MAX_WAITING, SWEEP
 
 PRECISIONS = {"fp32": "fp32: 32 bits", "bf16": "bf16: 16 bits", "int8": "int8: 8 bits"}
