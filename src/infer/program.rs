@@ -245,6 +245,7 @@ impl Compiler<'_> {
             packed,
             bias: vec![],
             scale: vec![],
+            starts: vec![],
             r_scale: 1.0,
             stride: unit.shape.stride,
             pad: unit.shape.pad,
@@ -252,6 +253,8 @@ impl Compiler<'_> {
         };
         if self.precision == Precision::Int8 {
             let numbers = self.weights.quantised(unit)?;
+            conv.packed.suit(self.isa, &numbers.weight);
+            conv.starts = conv.packed.starts(&numbers.weight);
             self.requantise(unit, &numbers, &mut conv)?;
             self.pack(&conv.packed, Source::I8(&numbers.weight));
         } else {
