@@ -47,8 +47,14 @@ stage_app() {
             [ ! -f "$run/$name" ] || cp "$run/$name" "$1"
         done
     fi
-    # Photographs suit a network of photographs; where the package cannot be had, the page draws its own.
-    python3 "$here/examples.py" "$1/examples" || { rm -rf "$1/examples"; echo "no photographs: the page draws its examples" >&2; }
+    # What the run drew for its validation suits its network; else photographs; where those cannot be had, the page draws.
+    local drawings=$run/datasets/synth/val
+    if [ -n "$run" ] && [ -d "$drawings" ]; then
+        python3 "$here/examples.py" "$1/examples" "$drawings"
+    else
+        python3 "$here/examples.py" "$1/examples" ||
+            { rm -rf "$1/examples"; echo "no photographs could be had: the page draws its examples" >&2; }
+    fi
 }
 
 folder=${stage:-$(mktemp -d)}

@@ -2,6 +2,7 @@
 
 import os
 from html import escape
+from pathlib import Path
 
 import about
 import examples
@@ -70,7 +71,7 @@ def build(described, answers, run, examples_folder):
                         elem_id="precision",
                     )
                     gradio.Examples(
-                        [[str(path)] for path in examples.pictures(examples_folder)],
+                        [[str(path)] for path in examples.pictures(examples_folder, Path(run, "datasets/synth/val"))],
                         [picture],
                         label="Or take one of these",
                         cache_examples=False,

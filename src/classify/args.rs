@@ -40,8 +40,8 @@ Requests of --stdio:
                                                                and precision may be left out
   {\"id\", \"file\", \"predictions\", \"milliseconds\": {\"decode\", \"run\"}, \"path\": \"avx512 int8\"}       an answer
   {\"id\", \"error\": sentence}                                   what is wrong with this request; the next is answered
-  with \"explain\": true, an answer has \"explanation\": {\"seen\", \"maps\"}: the pixels that the network saw, and what each
-  part of them adds to the logit of each prediction
+  with \"explain\": true, an answer has \"explanation\": {\"seen\", \"step\", \"maps\"}: the pixels that the network saw, and what
+  each part of them adds to the logit of each prediction
   {\"id\": any, \"describe\": true}                                what the model file says of itself, and the machine
 
 Exit codes:

@@ -7,8 +7,8 @@ use super::weights::{Folded, Quantised, Weights};
 use super::{Keep, Options, Precision, Program};
 use crate::data::{Preprocessor, Reading};
 use crate::error::Result;
-use crate::model::graph::{Graph, ParamId, TensorId, lower};
-use crate::model::spec::{RESNET_TINY, RESNET26, ResNetSpec};
+use crate::model::graph::{Graph, Op, ParamId, TensorId, lower};
+use crate::model::spec::{ALL, RESNET_TINY, RESNET26, ResNetSpec};
 use crate::model::units::{ConvUnit, Unit, units};
 use crate::rng::{Purpose, Rng};
 use crate::simd::filters::Filters;
@@ -352,6 +352,26 @@ fn a_program_takes_fewer_images_than_its_batch_and_refuses_others() {
     assert!(program.tensor("maxpool").unwrap_err().message.contains("not kept"));
     assert!(program.tensor("layer1.0.conv1").unwrap_err().message.contains("fused"));
     assert!(program.tensor("layer9").unwrap_err().message.contains("no tensor layer9"));
+}
+
+/// What [`ActivationMap::step`](super::explain::ActivationMap) says of positions: a window that is padded by half of what
+/// it covers is centred on `stride` times its own place, and so are windows of windows.
+#[test]
+fn every_window_is_centred() {
+    for spec in ALL {
+        let graph = lower(&spec, 96).unwrap();
+        for op in &graph.ops {
+            if let Op::Conv { shape, .. } = op {
+                assert_eq!((shape.r, 2 * shape.pad + 1), (shape.s, shape.r), "{}: {shape:?}", spec.name);
+            }
+        }
+        let last = graph.ops.iter().find_map(|op| match op {
+            Op::GlobalAvgPool { x, .. } => Some(&graph.tensors[*x]),
+            _ => None,
+        });
+        let step = 4 * spec.stages.iter().map(|stage| stage.stride).product::<usize>();
+        assert_eq!(last.unwrap().h, 96usize.div_ceil(step), "{}", spec.name);
+    }
 }
 
 /// Each image of a batch has maps of its own, from the plain loops' last feature map.
