@@ -20,6 +20,7 @@ use engine::model::graph::{Graph, ParamId, TensorId, lower};
 use engine::model::spec::RESNET50;
 use engine::model::units::ConvUnit;
 use engine::rng::{Purpose, Rng};
+use engine::simd::direct::quads;
 use engine::simd::filters::Filters;
 use engine::simd::isa::Isa;
 use engine::simd::peak;
@@ -163,8 +164,9 @@ impl Random<'_> {
 
     fn quantise(folded: Folded, channels: usize) -> Quantised {
         let largest = folded.weight.iter().fold(0.0f32, |max, w| max.max(w.abs()));
-        let weight = folded.weight.iter().map(|w| (w / largest * 127.0).round() as i8).collect();
-        let scale = vec![largest / 127.0; folded.bias.len()];
+        let levels = (quads::MOST / 4) as f32;
+        let weight = folded.weight.iter().map(|w| (w / largest * levels).round() as i8).collect();
+        let scale = vec![largest / levels; folded.bias.len()];
         Quantised { weight, scale, bias: folded.bias, padding: vec![0; channels] }
     }
 }

@@ -49,8 +49,8 @@ def accuracy(source):
     if "val_top1" not in scores:
         return "the model file states no accuracy."
     top5 = f", top-5 {scores['val_top5']:.2f} %" if "val_top5" in scores else ""
-    after = f" after epoch {source['epoch']}" if "epoch" in source else ""
-    return f"top-1 {scores['val_top1']:.2f} %{top5} in its training's last validation{after}."
+    when = f"the validation after epoch {source['epoch']} of" if "epoch" in source else "the last validation of"
+    return f"top-1 {scores['val_top1']:.2f} %{top5} at {when} its training."
 
 
 def model_table(described):

@@ -41,7 +41,7 @@ def parse():
         "--examples",
         default=os.environ.get("EXAMPLES", HERE / "examples"),
         type=Path,
-        help="folder with example pictures; where there is none, some are drawn",
+        help="folder with example pictures; else those of the run's own data, else some are drawn",
     )
     parser.add_argument("--port", default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)), type=int)
     return parser.parse_args()

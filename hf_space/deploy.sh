@@ -40,15 +40,21 @@ needs() { grep -ao 'GLIBC_2\.[0-9]*' "$1" | sed 's/GLIBC_//' | sort -uV | tail -
 
 stage_app() {
     mkdir -p "$1"
-    cp "$here"/{app,answers,classifier,page,result,about,explain,examples,settings}.py "$here"/{style.css,requirements.txt} "$1"
+    cp "$here"/{app,answers,classifier,gradio_without_stubs,page,result,about,explain,examples,settings}.py "$here"/{style.css,requirements.txt} "$1"
     cp "$model" "$1/model.engine"
     if [ -n "$run" ]; then
         for name in logs.md curve.svg; do
             [ ! -f "$run/$name" ] || cp "$run/$name" "$1"
         done
     fi
-    # Photographs suit a network of photographs; where the package cannot be had, the page draws its own.
-    python3 "$here/examples.py" "$1/examples" || { rm -rf "$1/examples"; echo "no photographs: the page draws its examples" >&2; }
+    # What the run drew for its validation suits its network; else photographs; where those cannot be had, the page draws.
+    local drawings=$run/datasets/synth/val
+    if [ -n "$run" ] && [ -d "$drawings" ]; then
+        python3 "$here/examples.py" "$1/examples" "$drawings"
+    else
+        python3 "$here/examples.py" "$1/examples" ||
+            { rm -rf "$1/examples"; echo "no photographs could be had: the page draws its examples" >&2; }
+    fi
 }
 
 folder=${stage:-$(mktemp -d)}

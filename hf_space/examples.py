@@ -1,14 +1,15 @@
 """Example pictures: of a folder, or drawn here.
 
-    python3 examples.py DIR
+    python3 examples.py DIR [FROM]
 
-fills DIR with photographs that the package scikit-image ships and that are in the public domain (its `skimage.data`
-says so): Chelsea the cat and a cup of coffee (CC0 by Stefan van der Walt and Rachel Michetti), a rocket (released
-by SpaceX) and an astronaut (NASA). None of them is kept in the repository.
+fills DIR from the folder FROM, or else with photographs that the package scikit-image ships and that are in the public
+domain (its `skimage.data` says so): Chelsea the cat and a cup of coffee (CC0 by Stefan van der Walt and Rachel
+Michetti), a rocket (released by SpaceX) and an astronaut (NASA). None of them is kept in the repository.
 """
 
 import math
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +26,29 @@ PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 SIDE = 288
 
 
-def pictures(folder):
-    """Those of `folder`, sorted; where it has none, four drawings in a temporary folder."""
-    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES) if folder else []
-    return found[:MOST] or drawn(Path(tempfile.mkdtemp(prefix="examples-")))
+def pictures(*folders):
+    """Those of the first folder that has any; else four drawings in a temporary folder."""
+    scratch = Path(tempfile.mkdtemp(prefix="examples-"))
+    for folder in folders:
+        if found := sorted(path for path in Path(folder).glob("*") if is_picture(path))[:MOST] or by_class(
+            folder, scratch
+        ):
+            return found
+    return drawn(scratch)
+
+
+def is_picture(path):
+    return path.suffix.lower() in SUFFIXES
+
+
+def by_class(folder, scratch):
+    """The first picture of each class folder, copied under the name of its class."""
+    copies = []
+    for of_class in sorted(path for path in Path(folder).glob("*") if path.is_dir())[:MOST]:
+        first = min(filter(is_picture, of_class.glob("*")), default=None)
+        if first:
+            copies.append(Path(shutil.copy(first, scratch / (of_class.name + first.suffix))))
+    return copies
 
 
 def drawn(folder):
@@ -102,7 +122,15 @@ def photographs(folder):
                 (folder / name).write_bytes(wheel.read(f"skimage/data/{name}"))
 
 
+def main(folder, source=None):
+    if source is None:
+        return photographs(Path(folder))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path in pictures(source):
+        shutil.copy(path, folder)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    photographs(Path(sys.argv[1]))
+    main(*sys.argv[1:])

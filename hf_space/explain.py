@@ -29,15 +29,19 @@ def seen_picture(seen):
     return data_uri(image, "JPEG", quality=88)
 
 
-def heat_map(values):
+def heat_map(values, step, side):
     """What speaks for the class, as an address for `<img>` to lay over the picture; clear where nothing does.
 
-    `values` [rows][columns] add up, with the bias, to the class's logit. Shares of the largest are shown, so that maps
-    of different classes compare in place and not in strength.
+    `values` [rows][columns] add up, with the bias, to the class's logit; row y and column x look at the pixel (step y,
+    step x) of the picture of `side` pixels, and around it. Shares of the largest are shown, so that maps of different
+    classes compare in place and not in strength.
     """
     grid = numpy.asarray(values, numpy.float32)
     share = numpy.clip(grid, 0, None) / max(float(grid.max()), 1e-9)
-    smooth = Image.fromarray(share).resize((HEAT, HEAT), Image.Resampling.BICUBIC)
+    # Behind the last row and column, which are centred up to a step before the edge, the map goes on as it is there.
+    share = Image.fromarray(numpy.pad(share, (0, 1), mode="edge"))
+    first, last = 0.5 - 0.5 / step, 0.5 + (side - 0.5) / step
+    smooth = share.resize((HEAT, HEAT), Image.Resampling.BICUBIC, box=(first, first, last, last))
     share = numpy.clip(numpy.asarray(smooth), 0, 1)[..., None]
     colour = numpy.asarray(WEAK) * (1 - share) + numpy.asarray(STRONG) * share
     # Weak evidence is nearly everywhere: a power above 1 keeps it from veiling the picture.
@@ -45,17 +49,15 @@ def heat_map(values):
     return data_uri(Image.fromarray(pixels.round().astype(numpy.uint8), "RGBA"), "PNG")
 
 
-def place(values):
+def place(values, step, side):
     """Where the strongest evidence lies, in words."""
     grid = numpy.asarray(values, numpy.float32)
     if grid.max() <= 0:
         return "no part of the picture speaks for it"
     row, column = numpy.unravel_index(grid.argmax(), grid.shape)
 
-    def third(at, size, names):
-        return names[min(2, int(3 * (at + 0.5) / size))]
+    def third(at, names):
+        return names[min(2, int(3 * (at * step + 0.5) / side))]
 
-    vertical = third(row, grid.shape[0], ("upper", "middle", "lower"))
-    horizontal = third(column, grid.shape[1], ("left", "centre", "right"))
-    words = {"middle centre": "centre"}.get(f"{vertical} {horizontal}", f"{vertical} {horizontal}")
-    return f"strongest in the {words}"
+    words = f"{third(row, ('upper', 'middle', 'lower'))} {third(column, ('left', 'centre', 'right'))}"
+    return f"strongest in the {'centre' if words == 'middle centre' else words}"

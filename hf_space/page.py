@@ -2,14 +2,12 @@
 
 import os
 from html import escape
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-import gradio
+from pathlib import Path
 
 import about
 import examples
 import result
+from gradio_without_stubs import gradio
 from settings import HERE, KEPT, MAX_FILE, MAX_PIXELS, MAX_WAITING, SWEEP
 
 PRECISIONS = {"fp32": "fp32: 32 bits", "bf16": "bf16: 16 bits", "int8": "int8: 8 bits"}
@@ -73,7 +71,7 @@ def build(described, answers, run, examples_folder):
                         elem_id="precision",
                     )
                     gradio.Examples(
-                        [[str(path)] for path in examples.pictures(examples_folder)],
+                        [[str(path)] for path in examples.pictures(examples_folder, Path(run, "datasets/synth/val"))],
                         [picture],
                         label="Or take one of these",
                         cache_examples=False,

@@ -47,7 +47,7 @@ def answer(found, begin):
     <figure class="evidence">
       <div class="stack">
         <img src="{explain.seen_picture(found["explanation"]["seen"])}" alt="What the network saw">
-        {"".join(layer(place, one, predictions[place]) for place, one in enumerate(maps))}
+        {"".join(layer(place, found) for place in range(len(maps)))}
       </div>
       <label class="switch"><input type="checkbox" id="heat" checked> Show the heat map</label>
       <figcaption>{"".join(caption(place, one) for place, one in enumerate(maps))}</figcaption>
@@ -70,10 +70,13 @@ def bar(place, prediction):
       </label>"""
 
 
-def layer(place, evidence, prediction):
-    first, _ = name(prediction["label"])
-    words = escape(f"Heat map for {first}: {explain.place(evidence['values'])}", quote=True)
-    return f'<img class="heat heat-{place}" src="{explain.heat_map(evidence["values"])}" alt="{words}">'
+def layer(place, found):
+    explanation = found["explanation"]
+    values = explanation["maps"][place]["values"]
+    where = (values, explanation["step"], explanation["seen"]["width"])
+    first, _ = name(found["predictions"][place]["label"])
+    words = escape(f"Heat map for {first}: {explain.place(*where)}", quote=True)
+    return f'<img class="heat heat-{place}" src="{explain.heat_map(*where)}" alt="{words}">'
 
 
 def caption(place, evidence):

@@ -231,6 +231,39 @@ fn imagenet_reads_the_devkits_meta_mat() {
     assert!(stderr(&cut).contains("cannot be read as the devkit's meta.mat"), "{}", stderr(&cut));
 }
 
+/// The engine reads the same archives as they are, and finds what the script lays out.
+#[cfg(feature = "train")]
+#[test]
+fn imagenet_is_read_in_place_with_the_same_labels() {
+    for compressed in [false, true] {
+        let home = Home::new();
+        fake_ilsvrc(&home, &meta_mat(compressed));
+        let data = engine::data::Dataset::open(&home.path("in")).unwrap();
+        let classes: Vec<_> =
+            data.classes.iter().map(|class| (class.id.as_str(), class.label.as_str())).collect();
+        let want = [("n01", "tench, Tinca tinca"), ("n02", "kit fox, Vulpes macrotis"), ("n03", "goose")];
+        assert_eq!(classes, want);
+        let contents = |split: &engine::data::Split| -> Vec<(u32, String)> {
+            let text = |i| String::from_utf8(split.read(i).unwrap()).unwrap();
+            (0..split.len()).map(|i| (split.label(i), text(i))).collect()
+        };
+        let pairs =
+            |pairs: &[(u32, &str)]| -> Vec<_> { pairs.iter().map(|&(l, t)| (l, t.to_owned())).collect() };
+        let train = [(0, "n01"), (0, "n01"), (0, "n01"), (1, "n02"), (1, "n02"), (2, "n03")];
+        assert_eq!(contents(&data.train), pairs(&train));
+        // The ground truth is 2 1 3 2 1, and id 2 is n01.
+        assert_eq!(contents(&data.val), pairs(&[(0, "1"), (0, "4"), (1, "2"), (1, "5"), (2, "3")]));
+    }
+    let home = Home::new();
+    fake_ilsvrc(&home, &meta_mat(true)[..300]);
+    let error = engine::data::Dataset::open(&home.path("in")).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(
+        error.message.contains("its meta.mat cannot be read") && error.message.contains("synsets.tsv"),
+        "{error}"
+    );
+}
+
 #[test]
 fn imagenet_checks_the_archives() {
     let home = Home::new();

@@ -3,10 +3,12 @@
 MODEL=model.engine CLASSIFY=target/release/classify python3 screenshots.py [RUN_FOLDER]
 """
 
+import io
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import space
@@ -20,9 +22,10 @@ TARGET = space.HERE.parent / "screenshots"
 def main():
     run = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
     folder = Path(tempfile.mkdtemp())
-    star, triangle = examples.drawn(folder)[:2]
+    of_class = {path.stem: path for path in examples.pictures(Path(run, "datasets/synth/val"))}
+    first, second = (of_class.get(name) or examples.drawn(folder)[0] for name in ("rings", "disc"))
     cut = folder / "cut.jpg"
-    cut.write_bytes(star.read_bytes()[:5000])
+    cut.write_bytes(first.read_bytes()[:2000])
     TARGET.mkdir(exist_ok=True)
     running = space.Space("--run", run, EXAMPLES=str(folder / "none"))
     with sync_playwright() as playwright:
@@ -39,15 +42,16 @@ def main():
                 page.get_by_role("tab", name="About").click()
                 page.wait_for_selector(".about h2")
             page.wait_for_timeout(1500)
-            page.screenshot(path=TARGET / f"{name}.png", full_page=True)
+            shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+            shot.quantize(255, dither=Image.Dither.NONE).save(TARGET / f"{name}.png", optimize=True)
             page.context.close()
 
         shot("start")
-        shot("answer", star)
-        shot("dark", triangle, color_scheme="dark")
+        shot("answer", first)
+        shot("dark", second, color_scheme="dark")
         shot("refusal", cut)
         shot("about", about=True)
-        shot("telephone", star, width=390, is_mobile=True, has_touch=True)
+        shot("telephone", first, width=390, is_mobile=True, has_touch=True)
         browser.close()
     running.close()
 

@@ -1,5 +1,6 @@
 """What the tests of the page share: a running Space, pictures for it, and its processes."""
 
+import atexit
 import base64
 import contextlib
 import io
@@ -39,6 +40,8 @@ class Space:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
         )
+        # Also where a test or a script ends in the middle.
+        atexit.register(self.close)
         self._wait()
 
     def _wait(self):

@@ -67,6 +67,8 @@ class Staged(unittest.TestCase):
         self.assertTrue(
             {"app.py", "model.engine", "logs.md", "classify", "requirements.txt"} <= {p.name for p in folder.iterdir()}
         )
+        modules = {path.name for path in space.HERE.parent.glob("*.py")} - {"publish.py"}
+        self.assertEqual({path.name for path in folder.glob("*.py")}, modules)
         self.assertTrue(os.access(folder / "classify", os.X_OK))
         text = (folder / "README.md").read_text()
         self.assertTrue(text.startswith("---\n") and "\nsdk: gradio\n" in text and "# What is in this picture?" in text)

@@ -79,12 +79,12 @@ pub const EXTRAS: [Recipe; 3] = [
 
 /// Constants of the rules of a check.
 pub const SGD: Sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
-const LAMB: Lamb = Lamb { lr: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 1e-4 };
-const LARS: Lars =
+pub const LAMB: Lamb = Lamb { lr: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 1e-4 };
+pub const LARS: Lars =
     Lars { lr: 0.1, momentum: 0.9, nesterov: false, weight_decay: 1e-4, trust: 0.001, epsilon: 1e-8 };
 /// Of all gradients together; those of fresh weights are longer.
-const CLIP_NORM: f32 = 1.0;
-const EMA_DECAY: f32 = 0.9;
+pub const CLIP_NORM: f32 = 1.0;
+pub const EMA_DECAY: f32 = 0.9;
 
 /// How far two answers may be apart: this many times what the CPU backend's own answer moves when each of its weights
 /// moves by one rounding of the storage type. The card rounds every activation and gradient on the way as well.

@@ -27,7 +27,7 @@ Options:
   --stdio            Answer requests until the end of standard input: one JSON object a line in, one a line out
   --max-pixels N     Refuse larger pictures before they are decoded [default: 178956970, Pillow's limit]
   --threads N        Threads; 0 means one a core [default: 0]
-  --isa NAME         Instructions to use: auto, avx512, avx2, neon, portable [default: auto]
+  --isa NAME         Instructions to use: auto, avx512, avxvnni, avx2, dotprod, neon, portable [default: auto]
   --precision NAME   auto, fp32, bf16 or int8 [default: auto: int8 where the model has 8-bit numbers and the
                      machine multiplies bytes quickly, else bf16 where it has instructions for that, else fp32]
   --profile          After the answers, a table on standard error: each layer's time and its share of what this
@@ -40,8 +40,8 @@ Requests of --stdio:
                                                                and precision may be left out
   {\"id\", \"file\", \"predictions\", \"milliseconds\": {\"decode\", \"run\"}, \"path\": \"avx512 int8\"}       an answer
   {\"id\", \"error\": sentence}                                   what is wrong with this request; the next is answered
-  with \"explain\": true, an answer has \"explanation\": {\"seen\", \"maps\"}: the pixels that the network saw, and what each
-  part of them adds to the logit of each prediction
+  with \"explain\": true, an answer has \"explanation\": {\"seen\", \"step\", \"maps\"}: the pixels that the network saw, and what
+  each part of them adds to the logit of each prediction
   {\"id\": any, \"describe\": true}                                what the model file says of itself, and the machine
 
 Exit codes:
@@ -188,7 +188,10 @@ mod tests {
             ("--model m --top 0 a.jpg", "--top: expected a number of classes from 1, got 0"),
             ("--model m --max-pixels 0 a.jpg", "--max-pixels: expected a number from 1 to 178956970, got 0"),
             ("--model m --threads -1 a.jpg", "--threads: expected a number from 0 to 1024, got -1"),
-            ("--model m --isa sse a.jpg", "expected auto, avx512, avx2, neon or portable; this machine has"),
+            (
+                "--model m --isa sse a.jpg",
+                "expected auto, avx512, avxvnni, avx2, dotprod, neon or portable; this machine has",
+            ),
             ("--model m --precision fp8 a.jpg", "expected auto, fp32, bf16 or int8, got fp8"),
             ("--model m --modell a.jpg", "invalid option '--modell'"),
         ] {

@@ -48,11 +48,13 @@ pub struct Answer<'a> {
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     pub seen: Seen,
+    /// A map's value in row y and column x is centred on the pixel (step y, step x) of what was seen.
+    pub step: usize,
     /// By prediction.
     pub maps: Vec<EvidenceMap>,
 }
 
-/// What of the picture went into the network: a map's cells divide it evenly.
+/// What of the picture went into the network.
 #[derive(Debug, Serialize)]
 pub struct Seen {
     pub width: usize,
@@ -205,8 +207,10 @@ fn explain_by(
     logits: &[f32],
 ) -> Result<Explanation> {
     let classes: Vec<usize> = predictions.iter().map(|prediction| prediction.index).collect();
-    let maps = program.activation_maps(0, &classes)?.into_iter().zip(&classes);
-    let maps = maps.map(|(map, &index)| EvidenceMap {
+    let maps = program.activation_maps(0, &classes)?;
+    // No class, no map: nothing is centred anywhere.
+    let step = maps.first().map_or(0, |map| map.step);
+    let maps = maps.into_iter().zip(&classes).map(|(map, &index)| EvidenceMap {
         index,
         logit: logits[index],
         bias: map.bias,
@@ -214,5 +218,5 @@ fn explain_by(
     });
     let side = (pixels.len() / 3).isqrt();
     let seen = Seen { width: side, height: side, rgb: base64::encode(pixels) };
-    Ok(Explanation { seen, maps: maps.collect() })
+    Ok(Explanation { seen, step, maps: maps.collect() })
 }

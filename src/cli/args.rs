@@ -384,7 +384,7 @@ pub struct InferArgs {
     #[arg(long, value_parser = inference_precision)]
     pub precision: Option<InferencePrecision>,
 
-    /// auto, avx512, avx2, neon or portable
+    /// auto, avx512, avxvnni, avx2, dotprod, neon or portable
     #[arg(long, default_value = "auto", value_parser = Isa::named)]
     pub isa: Isa,
 

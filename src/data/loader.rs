@@ -4,8 +4,8 @@
 //! batch that the loader was started at. Workers take single images in order and write them into their place of a
 //! fixed window of batches, so memory is bounded by the window and a slow image delays nothing but its own batch.
 //!
-//! **Memory.** Buffers go round: after the first images nothing is allocated for one (`tests/allocations.rs`). A batch is plain
-//! memory, which the CUDA backend copies once into its page-locked slots: some 10 us an image, beside 400 to 1,000 of decoding.
+//! **Memory.** Buffers go round: after the first images nothing is allocated for one (`tests/allocations.rs`). The CUDA backend
+//! copies a batch into its page-locked slots: some 10 us an image, beside 400 to 1,000 of decoding.
 //!
 //! **Bad files.** A sample that cannot be read or decoded is collected in [`Loader::bad`] once. In training, its
 //! place is taken by a copy of the next good image of the same batch, cyclically, with that image's label and sample
@@ -123,6 +123,7 @@ struct InFlight {
     failures: Vec<(usize, String)>,
 }
 
+#[derive(Default)]
 struct State {
     /// Next position of the order to be handed to a worker.
     next: usize,
@@ -220,16 +221,7 @@ impl Loader {
         let batches = order.len().div_ceil(batch);
         let front = start_batch.min(batches);
         let next = (front * batch).min(order.len());
-        let window = VecDeque::new();
-        let state = State {
-            next,
-            announced: next,
-            stages: Stages::default(),
-            front,
-            window,
-            stop: false,
-            fatal: None,
-        };
+        let state = State { next, announced: next, front, ..State::default() };
         let shared = Shared {
             split,
             order,

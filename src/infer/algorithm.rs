@@ -18,7 +18,8 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Winograd where it has kernels and multiplies less: 3x3 convolutions of stride 1. Eight bits are too few for it. On a
-    /// few small maps F(2x2) is as fast as F(4x4), whose weights are more than twice as many: 26 MB of ResNet-50's.
+    /// few small maps F(2x2) is about as fast as F(4x4) (on AVX2 a hundredth of the network slower), whose weights are more
+    /// than twice as many: 26 MB of ResNet-50's, to be packed and kept.
     pub fn choose(unit: &ConvUnit, options: &Options) -> Self {
         let Options { isa, batch, .. } = *options;
         let tile = match options.precision {

@@ -18,6 +18,10 @@ pub struct ActivationMap {
     /// f32 [height][width], in units of the logit; negative where a position speaks against the class.
     pub values: Vec<f32>,
     pub bias: f32,
+    /// Pixels between what neighbouring positions look at: (y, x) is centred on the pixel (step y, step x), since every
+    /// window of the network is padded by what it reaches beyond its centre. The last position lies up to a step before
+    /// the picture's edge.
+    pub step: usize,
 }
 
 impl ActivationMap {
@@ -55,6 +59,8 @@ impl Program {
         let (height, width, channels) = (placed.map.h, placed.map.w, placed.map.c);
         let mut activations = Vec::with_capacity(height * width * channels);
         self.read(tensor, placed, image, &mut activations);
+        // Stem and max-pool halve; then the stages.
+        let step = 4 * self.graph.spec.stages.iter().map(|stage| stage.stride).product::<usize>();
         let map = |&class: &usize| {
             let (row, bias) = linear.row(class);
             let value = |a: &[f32]| {
@@ -66,6 +72,7 @@ impl Program {
                 width,
                 values: activations.chunks_exact(channels).map(value).collect(),
                 bias,
+                step,
             }
         };
         Ok(classes.iter().map(map).collect())

@@ -61,6 +61,7 @@ impl Precision {
     pub fn fastest(isa: Isa, has_int8: bool) -> Self {
         match isa.set() {
             Set::Avx512 | Set::Avx2 if has_int8 => Self::Int8,
+            Set::Neon if has_int8 && isa.has_dots() => Self::Int8,
             _ if isa.has_bf16() => Self::Bf16,
             _ => Self::Fp32,
         }

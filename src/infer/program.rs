@@ -275,6 +275,7 @@ impl Compiler<'_> {
             packed,
             bias: vec![],
             scale: vec![],
+            starts: vec![],
             r_scale: 1.0,
             stride: unit.shape.stride,
             pad: unit.shape.pad,
@@ -283,6 +284,8 @@ impl Compiler<'_> {
         let out = &mut out[..conv.packed.bytes];
         if self.options.precision == Precision::Int8 {
             let numbers = self.weights.quantised(unit)?;
+            conv.packed.suit(self.options.isa, &numbers.weight);
+            conv.starts = conv.packed.starts(&numbers.weight);
             self.requantise(unit, &numbers, &mut conv);
             conv.packed.pack(self.options.isa, Source::I8(&numbers.weight), out);
         } else {

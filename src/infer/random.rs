@@ -7,6 +7,7 @@ use crate::model::params::Param;
 use crate::model::spec::{MEAN, STD};
 use crate::model::units::ConvUnit;
 use crate::rng::{Purpose, Rng};
+use crate::simd::direct::quads;
 use crate::simd::filters::Filters;
 
 /// A network whose answers mean nothing and whose numbers stay in range: uniform weights of variance 2 over the fan-in
@@ -35,11 +36,14 @@ impl RandomWeights<'_> {
     }
 }
 
+/// Levels of a weight: no four of them are beyond what every set multiplies fast.
+const LEVELS: f32 = (quads::MOST / 4) as f32;
+
 /// `weight` in rows of one output channel -> i8 and the scale of each row.
 fn quantise(weight: &[f32], rows: usize) -> (Vec<i8>, Vec<f32>) {
     let row = weight.len() / rows;
     let largest = |row: &[f32]| row.iter().fold(f32::MIN_POSITIVE, |max, w| max.max(w.abs()));
-    let scale: Vec<f32> = weight.chunks_exact(row).map(|row| largest(row) / 127.0).collect();
+    let scale: Vec<f32> = weight.chunks_exact(row).map(|row| largest(row) / LEVELS).collect();
     let rounded = weight.chunks_exact(row).zip(&scale);
     (rounded.flat_map(|(row, scale)| row.iter().map(move |w| (w / scale).round() as i8)).collect(), scale)
 }

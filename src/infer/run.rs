@@ -346,7 +346,6 @@ fn real(format: Format, bytes: &[u8]) -> f32 {
     match (format, bytes) {
         (Format::F32 | Format::F32InLanes, &[a, b, c, d]) => f32::from_ne_bytes([a, b, c, d]),
         (Format::Bf16, &[a, b]) => bf16::from_ne_bytes([a, b]).to_f32(),
-        (Format::U8In16, &[a, b]) => f32::from(u16::from_ne_bytes([a, b])),
         (Format::U8, &[a]) => f32::from(a),
         _ => unreachable!("chunks have the format's size"),
     }

@@ -7,8 +7,8 @@ use super::weights::{Folded, Quantised, Weights};
 use super::{Keep, Options, Precision, Program};
 use crate::data::{Preprocessor, Reading};
 use crate::error::Result;
-use crate::model::graph::{Graph, ParamId, TensorId, lower};
-use crate::model::spec::{RESNET_TINY, RESNET26, ResNetSpec};
+use crate::model::graph::{Graph, Op, ParamId, TensorId, lower};
+use crate::model::spec::{ALL, RESNET_TINY, RESNET26, ResNetSpec};
 use crate::model::units::{ConvUnit, Unit, units};
 use crate::rng::{Purpose, Rng};
 use crate::simd::filters::Filters;
@@ -45,11 +45,11 @@ impl Random<'_> {
         Folded { weight: krsc_from_kcrs(&unit.shape, &weight), bias }
     }
 
-    fn quantise(folded: &Folded) -> Quantised {
+    fn quantise(folded: &Folded, levels: f32) -> Quantised {
         let rows = folded.weight.chunks(folded.weight.len() / folded.bias.len());
         let (mut weight, mut scale) = (vec![], vec![]);
         for row in rows {
-            let step = row.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 127.0;
+            let step = row.iter().fold(0.0f32, |max, w| max.max(w.abs())) / levels;
             weight.extend(row.iter().map(|w| (w / step).round() as i8));
             scale.push(step);
         }
@@ -74,14 +74,16 @@ impl Weights for Random<'_> {
     /// The stem takes bytes: w (b / 255 - mean) / std = (w / (255 std)) (b - 255 mean).
     fn quantised(&self, unit: &ConvUnit) -> Result<Quantised> {
         let mut folded = self.folded(unit);
+        // Layers of both kinds for AVX2 (`simd::direct::quads`).
+        let levels = if unit.shape.r == 3 { 32.0 } else { 127.0 };
         if unit.x != self.graph.input {
-            return Ok(Quantised { padding: vec![0; unit.shape.c], ..Self::quantise(&folded) });
+            return Ok(Quantised { padding: vec![0; unit.shape.c], ..Self::quantise(&folded, levels) });
         }
         let padding = MEAN.map(|mean| (255.0 * mean).round() as u8);
         for (i, w) in folded.weight.iter_mut().enumerate() {
             *w /= 255.0 * STD[i % 3];
         }
-        let mut quantised = Self::quantise(&folded);
+        let mut quantised = Self::quantise(&folded, levels);
         let filter = quantised.weight.len() / quantised.scale.len();
         for (k, row) in quantised.weight.chunks(filter).enumerate() {
             let sum: f32 = row.iter().enumerate().map(|(i, w)| f32::from(*w) * 255.0 * MEAN[i % 3]).sum();
@@ -91,7 +93,7 @@ impl Weights for Random<'_> {
     }
 
     fn quantised_classifier(&self, weight: ParamId, bias: ParamId) -> Result<Quantised> {
-        Ok(Self::quantise(&self.classifier(weight, bias)?))
+        Ok(Self::quantise(&self.classifier(weight, bias)?, 127.0))
     }
 
     fn scale(&self, tensor: TensorId) -> Result<f32> {
@@ -350,6 +352,26 @@ fn a_program_takes_fewer_images_than_its_batch_and_refuses_others() {
     assert!(program.tensor("maxpool").unwrap_err().message.contains("not kept"));
     assert!(program.tensor("layer1.0.conv1").unwrap_err().message.contains("fused"));
     assert!(program.tensor("layer9").unwrap_err().message.contains("no tensor layer9"));
+}
+
+/// What [`ActivationMap::step`](super::explain::ActivationMap) says of positions: a window that is padded by half of what
+/// it covers is centred on `stride` times its own place, and so are windows of windows.
+#[test]
+fn every_window_is_centred() {
+    for spec in ALL {
+        let graph = lower(&spec, 96).unwrap();
+        for op in &graph.ops {
+            if let Op::Conv { shape, .. } = op {
+                assert_eq!((shape.r, 2 * shape.pad + 1), (shape.s, shape.r), "{}: {shape:?}", spec.name);
+            }
+        }
+        let last = graph.ops.iter().find_map(|op| match op {
+            Op::GlobalAvgPool { x, .. } => Some(&graph.tensors[*x]),
+            _ => None,
+        });
+        let step = 4 * spec.stages.iter().map(|stage| stage.stride).product::<usize>();
+        assert_eq!(last.unwrap().h, 96usize.div_ceil(step), "{}", spec.name);
+    }
 }
 
 /// Each image of a batch has maps of its own, from the plain loops' last feature map.

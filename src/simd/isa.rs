@@ -17,22 +17,30 @@ pub enum Set {
 /// A set that this machine was found to have. Nothing but this module makes one, so whoever holds an `Isa` may run the
 /// set's instructions: the kernels' `unsafe` rests on that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Isa(Set);
+pub struct Isa {
+    set: Set,
+    /// With the set's dot products of four bytes: AVX512-VNNI, AVX-VNNI, NEON's DotProd.
+    dots: bool,
+}
 
 impl Isa {
     /// Every machine has it.
-    pub const PORTABLE: Self = Self(Set::Portable);
+    pub const PORTABLE: Self = Self { set: Set::Portable, dots: false };
 
     pub fn set(self) -> Set {
-        self.0
+        self.set
     }
 
+    /// AVX-512 goes with or without its dot products of bytes, as the machine does; the others have a name for each, for
+    /// these multiply bytes on machines that the plain sets run on too.
     pub fn name(self) -> &'static str {
-        match self.0 {
-            Set::Portable => "portable",
-            Set::Neon => "neon",
-            Set::Avx2 => "avx2",
-            Set::Avx512 => "avx512",
+        match (self.set, self.dots) {
+            (Set::Portable, _) => "portable",
+            (Set::Neon, false) => "neon",
+            (Set::Neon, true) => "dotprod",
+            (Set::Avx2, false) => "avx2",
+            (Set::Avx2, true) => "avxvnni",
+            (Set::Avx512, _) => "avx512",
         }
     }
 
@@ -44,29 +52,28 @@ impl Isa {
         let available = Self::available();
         available.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
             let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
-            if ["avx512", "avx2", "neon"].contains(&name) {
+            if ["avx512", "avxvnni", "avx2", "dotprod", "neon"].contains(&name) {
                 return format!("this machine has no {name}; it has {}", names.join(", "));
             }
-            format!("expected auto, avx512, avx2, neon or portable; this machine has {}", names.join(", "))
+            format!(
+                "expected auto, avx512, avxvnni, avx2, dotprod, neon or portable; this machine has {}",
+                names.join(", ")
+            )
         })
     }
 
     /// Dot products of bfloat16 pairs (AVX512-BF16).
     pub fn has_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        let has = self.0 == Set::Avx512 && std::is_x86_feature_detected!("avx512bf16");
+        let has = self.set == Set::Avx512 && std::is_x86_feature_detected!("avx512bf16");
         #[cfg(not(target_arch = "x86_64"))]
         let has = false;
         has
     }
 
-    /// Dot products of four bytes in 512 bits (AVX512-VNNI).
-    pub fn has_vnni(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let has = self.0 == Set::Avx512 && std::is_x86_feature_detected!("avx512vnni");
-        #[cfg(not(target_arch = "x86_64"))]
-        let has = false;
-        has
+    /// Dot products of four bytes, in the set's own vectors: AVX512-VNNI, AVX-VNNI, NEON's DotProd.
+    pub fn has_dots(self) -> bool {
+        self.dots
     }
 
     /// Everything that this machine can run, strongest first; always ends with `PORTABLE`.
@@ -77,14 +84,21 @@ impl Isa {
             use std::is_x86_feature_detected as has;
             let avx2 = has!("avx2") && has!("fma");
             if avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                found.push(Self(Set::Avx512));
+                found.push(Self { set: Set::Avx512, dots: has!("avx512vnni") });
+            }
+            if avx2 && has!("avxvnni") {
+                found.push(Self { set: Set::Avx2, dots: true });
             }
             if avx2 {
-                found.push(Self(Set::Avx2));
+                found.push(Self { set: Set::Avx2, dots: false });
             }
         }
-        if cfg!(target_arch = "aarch64") {
-            found.push(Self(Set::Neon));
+        #[cfg(target_arch = "aarch64")]
+        {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                found.push(Self { set: Set::Neon, dots: true });
+            }
+            found.push(Self { set: Set::Neon, dots: false });
         }
         found.push(Self::PORTABLE);
         found

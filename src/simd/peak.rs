@@ -43,13 +43,17 @@ fn chains(isa: Isa, precision: Precision) -> (unsafe fn(), usize) {
         #[cfg(target_arch = "x86_64")]
         (Set::Avx512, Precision::Bf16) if isa.has_bf16() => (avx512_bf16, 32),
         #[cfg(target_arch = "x86_64")]
-        (Set::Avx512, Precision::Int8) if isa.has_vnni() => (avx512_vnni, 64),
+        (Set::Avx512, Precision::Int8) if isa.has_dots() => (avx512_vnni, 64),
         #[cfg(target_arch = "x86_64")]
-        (Set::Avx512 | Set::Avx2, Precision::Int8) => (avx2_16_bit, 16),
+        (Set::Avx2, Precision::Int8) if isa.has_dots() => (avx_vnni, 32),
+        #[cfg(target_arch = "x86_64")]
+        (Set::Avx512 | Set::Avx2, Precision::Int8) => (avx2_quads, 64),
         #[cfg(target_arch = "x86_64")]
         (Set::Avx512, _) => (avx512, 16),
         #[cfg(target_arch = "x86_64")]
         (Set::Avx2, _) => (avx2, 8),
+        #[cfg(target_arch = "aarch64")]
+        (Set::Neon, Precision::Int8) if isa.has_dots() => (neon_dots, 16),
         #[cfg(target_arch = "aarch64")]
         (Set::Neon, _) => (neon, 4),
         _ => (portable, 4),
@@ -83,8 +87,9 @@ chains!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps);
 chains!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps);
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m512bh, _mm256_add_epi32, _mm256_madd_epi16, _mm256_set1_epi16, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_set1_epi8, _mm512_set1_epi16, _mm512_setzero_ps, _mm512_setzero_si512,
+    __m512bh, _mm256_add_epi16, _mm256_add_epi32, _mm256_dpbusd_avx_epi32, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setzero_si256, _mm512_dpbf16_ps,
+    _mm512_dpbusd_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_setzero_ps, _mm512_setzero_si512,
 };
 #[cfg(target_arch = "x86_64")]
 chains!(
@@ -104,17 +109,22 @@ chains!(
     _mm512_set1_epi8(-5),
     |sum, a, b| _mm512_dpbusd_epi32(sum, a, b)
 );
-// Where there is no dot product of bytes, kernels multiply 16-bit numbers in pairs and add. One factor is the sum, so that
-// the product cannot be taken out of the loop.
 #[cfg(target_arch = "x86_64")]
 chains!(
-    avx2_16_bit,
-    "avx2",
-    _mm256_set1_epi16(1),
-    _mm256_set1_epi16(3),
-    _mm256_set1_epi16(3),
-    |sum, a, _b| _mm256_add_epi32(sum, _mm256_madd_epi16(sum, a))
+    avx_vnni,
+    "avx2,avxvnni",
+    _mm256_setzero_si256(),
+    _mm256_set1_epi8(3),
+    _mm256_set1_epi8(-5),
+    |sum, a, b| _mm256_dpbusd_avx_epi32(sum, a, b)
 );
+// Where there is no dot product of bytes, kernels add two sums of pairs before they widen them. One factor is the sum, so
+// that the products cannot be taken out of the loop.
+#[cfg(target_arch = "x86_64")]
+chains!(avx2_quads, "avx2", _mm256_set1_epi8(1), _mm256_set1_epi8(3), _mm256_set1_epi16(1), |sum, a, b| {
+    let quads = _mm256_add_epi16(_mm256_maddubs_epi16(sum, a), _mm256_maddubs_epi16(a, sum));
+    _mm256_add_epi32(sum, _mm256_madd_epi16(quads, b))
+});
 
 /// 0.0078125 in bfloat16.
 #[cfg(target_arch = "x86_64")]
@@ -128,6 +138,24 @@ fn bf16_splat() -> __m512bh {
 use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
 #[cfg(target_arch = "aarch64")]
 chains!(neon, "neon", vdupq_n_f32, vfmaq_f32);
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::{int8x16_t, vdupq_n_s8, vdupq_n_s32};
+#[cfg(target_arch = "aarch64")]
+chains!(
+    neon_dots,
+    "neon,dotprod",
+    vdupq_n_s32(0),
+    vdupq_n_s8(3),
+    vdupq_n_s8(-5),
+    |mut sum, a: int8x16_t, b: int8x16_t| {
+        // SAFETY: registers alone; the function has the feature.
+        unsafe {
+            std::arch::asm!("sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b", sum = inout(vreg) sum, a = in(vreg) a, b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags));
+        }
+        sum
+    }
+);
 
 fn portable() {
     let (a, b) = (black_box([0.999f32; 4]), black_box([1e-3f32; 4]));

@@ -173,7 +173,10 @@ fn a_command_line_that_cannot_be_followed_is_exit_code_2() {
         (&[&picture], "--model is missing"),
         (&["--model", model(), "--top", "none", &picture], "--top"),
         (&["--model", model(), "--colour", &picture], "--colour"),
-        (&["--model", model(), "--isa", "mmx", &picture], "expected auto, avx512, avx2, neon or portable"),
+        (
+            &["--model", model(), "--isa", "mmx", &picture],
+            "expected auto, avx512, avxvnni, avx2, dotprod, neon or portable",
+        ),
     ] {
         let done = run(args);
         let message = sentence(&done, 2);

@@ -138,6 +138,8 @@ fn an_answer_explains_each_prediction() {
     let requests = ["fp32", "int8", "auto"]
         .map(|precision| json!({"file": file, "precision": precision, "explain": true, "top": 3}));
     for answer in ask(model(), &requests) {
+        // Stem, max-pool and the second stage of resnet-tiny.
+        assert_eq!(answer["explanation"]["step"], 8, "{answer}");
         let (predictions, maps) = (&answer["predictions"], &answer["explanation"]["maps"]);
         let number = |value: &Value| value.as_f64().unwrap();
         let logit = |map: &Value| {

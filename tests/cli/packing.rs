@@ -1,6 +1,6 @@
 //! `engine data pack` as people meet it: killed anywhere, stopped, asked for too much.
 
-use crate::common::{contents, data, engine, finish, path, run, signal, temporary, wait_until};
+use crate::common::{data, engine, finish, path, run, signal, temporary, wait_until};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -113,8 +113,8 @@ fn a_request_that_cannot_be_is_refused() {
         .fails(3, &[path(source.path())]);
     finish(pack(folder.path()).args(["--quality", "0"])).expect(2);
     finish(&mut pack(folder.path())).expect(0);
-    let before = contents(folder.path());
+    let before = left(folder.path());
     finish(pack(folder.path()).args(["--quality", "80"]))
         .fails(2, &["quality: 90 there, 80 here", "choose another --output"]);
-    assert!(contents(folder.path()) == before);
+    assert!(left(folder.path()) == before);
 }

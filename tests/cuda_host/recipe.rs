@@ -10,16 +10,17 @@ use engine::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{
-    self, Backend, EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, Objective, Outcome, SECOND_MOMENT_PREFIX, Step,
-    Weights,
+    Backend, EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, Outcome, SECOND_MOMENT_PREFIX, Weights,
 };
-use engine::check::{Case, step};
-use engine::config::{Decay, Reduction};
+use engine::check::{CLIP_NORM, Case, EMA_DECAY, EXTRAS, LAMB, LARS, SGD};
+use engine::config::Decay;
 use engine::model::graph::{Graph, lower};
 use engine::model::spec::RESNET_TINY;
-use engine::optim;
+use engine::model::units::Unit;
 use engine::optim::clip::divisor;
 use engine::optim::lamb::{Lamb, Moments};
+use engine::optim::lars::Lars;
+use engine::optim::sgd::Sgd;
 
 const CASE: Case = Case {
     spec: RESNET_TINY,
@@ -30,16 +31,6 @@ const CASE: Case = Case {
     of: 1,
     recipe: Recipe::PLAIN,
 };
-
-const ALL: Recipe = Recipe { rule: Rule::Lamb, loss: Loss::BinaryCrossEntropy, averages: true };
-
-/// The decay of every moving average here.
-const EMA_DECAY: f32 = 0.75;
-
-const LAMB: Lamb = Lamb { lr: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 1e-4 };
-
-/// Of all gradients together, with LAMB.
-const CLIP_NORM: f32 = 1.0;
 
 /// Where gradients overflow in half.
 const TOO_LARGE: ScalePolicy = ScalePolicy { initial: 16_777_216.0, ..ScalePolicy::FP16 };
@@ -55,26 +46,12 @@ fn with(case: &Case, recipe: Recipe) -> CudaOptions {
     CudaOptions { recipe, ..case.cuda_options() }
 }
 
-/// Pass `index` of an optimiser step of `of`, with what `recipe` adds.
-fn recipe_step(recipe: Recipe, index: usize, of: usize) -> Step {
-    let mut step = step(index, of);
-    if recipe.rule == Rule::Lamb {
-        (step.rule, step.clip_norm) = (optim::Rule::Lamb(LAMB), CLIP_NORM);
-    }
-    if recipe.loss == Loss::BinaryCrossEntropy {
-        let objective = Objective::BinaryCrossEntropy { threshold: None, reduction: Reduction::Mean };
-        step.loss = backend::Loss { objective, ..step.loss };
-    }
-    step.ema_decay = recipe.averages.then_some(EMA_DECAY);
-    step
-}
-
 /// All passes of an optimiser step; their summed loss, the last outcome.
 fn take_step(card: &mut Card, case: &Case, recipe: Recipe, seed: u64) -> (f64, Outcome) {
-    let (mut loss, mut last) = (0.0, None);
+    let (case, mut loss, mut last) = (Case { recipe, ..*case }, 0.0, None);
     for index in 0..case.of {
-        let images = case.images(seed + index as u64);
-        let outcome = engine::check::pass(card, &images, &recipe_step(recipe, index, case.of)).unwrap();
+        let batch = case.batch(seed + index as u64);
+        let outcome = engine::check::pass(card, &batch, &case.step(index)).unwrap();
         loss += outcome.score.loss;
         last = Some(outcome);
     }
@@ -85,20 +62,37 @@ fn graph() -> Graph {
     lower(&CASE.spec, CASE.resolution).unwrap()
 }
 
-// ---- LAMB ---------------------------------------------------------------------------------------------------------
+// ---- rules --------------------------------------------------------------------------------------------------------
 
-/// The rule's step on tensors by name.
-fn lamb_step(state: &mut NamedTensors, gradients: &[Vec<f32>], decay: Decay, update: u32) {
-    let rule = LAMB;
-    let clip = divisor(gradients.iter().map(Vec::as_slice), CLIP_NORM);
-    let by = rule.corrections(clip, update);
+/// The recipe's step on tensors by name.
+fn oracle_step(state: &mut NamedTensors, gradients: &[Vec<f32>], recipe: Recipe, decay: Decay, update: u32) {
+    let clip = divisor(gradients.iter().map(Vec::as_slice), if recipe.clip { CLIP_NORM } else { 0.0 });
     for (param, gradient) in graph().params.iter().zip(gradients) {
+        let decays = decay.applies_to(param.role);
+        let decay_of = |weight_decay: f32| if decays { weight_decay } else { 0.0 };
         let mut take = |prefix: &str| state.remove(&format!("{prefix}{}", param.name)).unwrap();
-        let [mut w, mut m, mut v] = ["", MOMENTUM_PREFIX, SECOND_MOMENT_PREFIX].map(&mut take);
-        let weight_decay = if decay.applies_to(param.role) { rule.weight_decay } else { 0.0 };
-        let of = &mut Moments { first: &mut m.data, second: &mut v.data };
-        Lamb { weight_decay, ..rule }.step(&by, &mut w.data, of, gradient);
-        for (prefix, tensor) in [("", w), (MOMENTUM_PREFIX, m), (SECOND_MOMENT_PREFIX, v)] {
+        let mut tensors = vec![("", take("")), (MOMENTUM_PREFIX, take(MOMENTUM_PREFIX))];
+        match recipe.rule {
+            Rule::Sgd => {
+                let shorter: Vec<f32> = gradient.iter().map(|g| g / clip).collect();
+                let rule = Sgd { weight_decay: decay_of(SGD.weight_decay), ..SGD };
+                let [(_, w), (_, v)] = &mut tensors[..] else { unreachable!() };
+                rule.step(&mut w.data, &mut v.data, &shorter);
+            }
+            Rule::Lars => {
+                let rule = Lars { weight_decay: decay_of(LARS.weight_decay), ..LARS };
+                let [(_, w), (_, v)] = &mut tensors[..] else { unreachable!() };
+                rule.step(clip, &mut w.data, &mut v.data, gradient);
+            }
+            Rule::Lamb => {
+                tensors.push((SECOND_MOMENT_PREFIX, take(SECOND_MOMENT_PREFIX)));
+                let rule = Lamb { weight_decay: decay_of(LAMB.weight_decay), ..LAMB };
+                let [(_, w), (_, m), (_, v)] = &mut tensors[..] else { unreachable!() };
+                let of = &mut Moments { first: &mut m.data, second: &mut v.data };
+                rule.step(&rule.corrections(clip, update), &mut w.data, of, gradient);
+            }
+        }
+        for (prefix, tensor) in tensors {
             state.insert(format!("{prefix}{}", param.name), tensor);
         }
     }
@@ -107,11 +101,14 @@ fn lamb_step(state: &mut NamedTensors, gradients: &[Vec<f32>], decay: Decay, upd
 /// Clip and ratio are off by a few roundings of f32 (`kernels/lamb.rs`), the rest is the oracle's to the bit; three steps
 /// add theirs up.
 #[test]
-fn lamb_takes_steps_in_every_storage_type() {
+fn rules_take_steps_in_every_storage_type() {
     let kinds = [(1, Decay::Weights), (2, Decay::Weights), (1, Decay::All), (2, Decay::Unnormalised)];
-    for (storage, (of, decay)) in Storage::ALL.into_iter().flat_map(|s| kinds.map(|kind| (s, kind))) {
+    let rules =
+        [(Rule::Lamb, true), (Rule::Lamb, false), (Rule::Lars, true), (Rule::Lars, false), (Rule::Sgd, true)];
+    let all = Storage::ALL.into_iter().flat_map(|s| rules.map(|rule| (s, rule)));
+    for ((storage, (rule, clip)), (of, decay)) in all.zip(kinds.into_iter().cycle()) {
         let case = Case { storage, of, ..CASE };
-        let recipe = Recipe { rule: Rule::Lamb, ..Recipe::default() };
+        let recipe = Recipe { rule, clip, ..Recipe::default() };
         let options = CudaOptions { decay, ..with(&case, recipe) };
         let Some(mut card) = card(&case, options, 3) else { return };
         let mut want = card.state().unwrap();
@@ -120,13 +117,13 @@ fn lamb_takes_steps_in_every_storage_type() {
             assert!(outcome.fault.is_none() && !outcome.skipped, "{outcome:?}");
             let gradient = |name: &str| card.read(&format!("grad.{name}")).unwrap().data;
             let gradients: Vec<_> = graph().params.iter().map(|param| gradient(&param.name)).collect();
-            lamb_step(&mut want, &gradients, decay, update);
+            oracle_step(&mut want, &gradients, recipe, decay, update);
         }
         let got = card.state().unwrap();
         for (name, tensor) in
             want.iter().filter(|(name, _)| !name.contains("running") && *name != SCALE_STATE)
         {
-            let name = format!("{storage:?} {of} passes {decay:?} {name}");
+            let name = format!("{storage:?} {rule:?} clip {clip} {of} passes {decay:?} {name}");
             let got = &got[name.rsplit(' ').next().unwrap()];
             close(&name, &got.data, &tensor.data, 1e-5);
         }
@@ -209,7 +206,7 @@ fn binary_cross_entropy_is_timms() {
         let [classes, features] = weight.shape[..] else { unreachable!() };
         let (mut dw, mut db) = (vec![0.0f64; classes * features], vec![0.0f64; classes]);
         for index in 0..of {
-            let (images, step) = (case.images(index as u64), recipe_step(recipe, index, of));
+            let (images, step) = (case.images(index as u64), Case { recipe, ..case }.step(index));
             let outcome = engine::check::pass(&mut card, &images, &step).unwrap();
             let pooled = card.read("avgpool").unwrap().data;
             let smoothing = f64::from(step.loss.label_smoothing);
@@ -240,72 +237,122 @@ fn binary_cross_entropy_is_timms() {
 }
 
 /// Along its own gradient the mean loss changes by the gradient's length: central differences, which a ReLU's kink and the
-/// third derivative spoil by a few thousandths.
+/// third derivative spoil by a few thousandths. Mixed images in every case.
 #[test]
-fn all_gradients_of_binary_cross_entropy_are_its_slope() {
-    let recipe = Recipe { loss: Loss::BinaryCrossEntropy, ..Recipe::default() };
-    let Some(mut card) = card(&CASE, with(&CASE, recipe), 8) else { return };
-    let start = card.state().unwrap();
-    take_step(&mut card, &CASE, recipe, 1);
-    let gradients: Vec<_> =
-        graph().params.iter().map(|param| card.read(&format!("grad.{}", param.name)).unwrap().data).collect();
-    let length = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-    let mut mean_loss = |along: f64| {
-        let mut state = start.clone();
-        for (param, gradient) in graph().params.iter().zip(&gradients) {
-            let weights = &mut state.get_mut(&param.name).unwrap().data;
-            weights.iter_mut().zip(gradient).for_each(|(w, &g)| *w += (along / length * f64::from(g)) as f32);
-        }
-        card.load_state(&state).unwrap();
-        take_step(&mut card, &CASE, recipe, 1).0 / CASE.batch as f64
-    };
-    let by = 2e-3;
-    let slope = (mean_loss(by) - mean_loss(-by)) / (2.0 * by);
-    assert!((slope - length).abs() < 0.02 * length, "the slope is {slope}, the gradient {length} long");
+fn all_gradients_are_the_slope_of_the_loss() {
+    for recipe in [
+        Recipe { loss: Loss::BinaryCrossEntropy, ..Recipe::default() },
+        Recipe { drop_path: true, ..Recipe::default() },
+        Recipe { erase: true, ..Recipe::default() },
+    ] {
+        let Some(mut card) = card(&CASE, with(&CASE, recipe), 8) else { return };
+        let start = card.state().unwrap();
+        take_step(&mut card, &CASE, recipe, 1);
+        let gradient = |name: &str| card.read(&format!("grad.{name}")).unwrap().data;
+        let gradients: Vec<_> = graph().params.iter().map(|param| gradient(&param.name)).collect();
+        let length = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let mut mean_loss = |along: f64| {
+            let mut state = start.clone();
+            for (param, gradient) in graph().params.iter().zip(&gradients) {
+                let weights = &mut state.get_mut(&param.name).unwrap().data;
+                let by = |g: f32| (along / length * f64::from(g)) as f32;
+                weights.iter_mut().zip(gradient).for_each(|(w, &g)| *w += by(g));
+            }
+            card.load_state(&state).unwrap();
+            take_step(&mut card, &CASE, recipe, 1).0 / CASE.batch as f64
+        };
+        let by = 2e-3;
+        let slope = (mean_loss(by) - mean_loss(-by)) / (2.0 * by);
+        let apart = (slope - length).abs();
+        assert!(apart < 0.02 * length, "{recipe:?}: the slope is {slope}, the gradient {length} long");
+    }
+}
+
+/// An image that skips every branch is what its shortcuts make of it.
+#[test]
+fn a_dropped_branch_adds_nothing() {
+    let recipe = Recipe { drop_path: true, ..Recipe::default() };
+    let options = CudaOptions { keep: true, ..with(&CASE, recipe) };
+    let Some(mut card) = card(&CASE, options, 12) else { return };
+    let case = Case { recipe, ..CASE };
+    let mut step = case.step(0);
+    // The last block's rate is 1: all images skip its branch.
+    step.drop_path.rate = 1.0;
+    engine::check::pass(&mut card, &case.batch(1), &step).unwrap();
+    let units = engine::model::units::units(&graph());
+    let sums: Vec<_> = units
+        .iter()
+        .filter_map(|unit| match unit {
+            Unit::Conv(unit) if unit.residual.is_some() => Some(unit),
+            _ => None,
+        })
+        .collect();
+    let last = sums.last().unwrap();
+    let gradient = card.read(&format!("grad.{}", graph().params[last.gamma].name)).unwrap();
+    assert!(gradient.data.iter().all(|&g| g == 0.0), "nothing comes to the branch");
+    let first = card.read(&format!("grad.{}", graph().params[sums[0].gamma].name)).unwrap();
+    assert!(first.data.iter().any(|&g| g != 0.0), "the first block is never skipped");
 }
 
 // ---- everything at once -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_resume_with_every_extra_goes_on_the_same() {
-    let case = Case { storage: Storage::F16, ..CASE };
-    let cards = [9, 10].map(|seed| card(&case, with(&case, ALL), seed));
-    let [Some(mut whole), Some(mut cut)] = cards else { return };
-    take_step(&mut whole, &case, ALL, 1);
-    cut.load_state(&whole.state().unwrap()).unwrap();
-    for seed in 2..4 {
-        let (a, b) = (take_step(&mut whole, &case, ALL, seed), take_step(&mut cut, &case, ALL, seed));
-        assert_eq!(a, b);
+    for recipe in EXTRAS {
+        let case = Case { storage: Storage::F16, ..CASE };
+        let cards = [9, 10].map(|seed| card(&case, with(&case, recipe), seed));
+        let [Some(mut whole), Some(mut cut)] = cards else { return };
+        take_step(&mut whole, &case, recipe, 1);
+        cut.load_state(&whole.state().unwrap()).unwrap();
+        for seed in 2..4 {
+            let outcomes = [&mut whole, &mut cut].map(|card| take_step(card, &case, recipe, seed));
+            assert_eq!(outcomes[0], outcomes[1]);
+        }
+        let (whole, cut) = (whole.state().unwrap(), cut.state().unwrap());
+        assert_eq!(whole, cut, "{recipe:?}: in other orders of nodes, blocks and threads");
     }
-    assert_eq!(whole.state().unwrap(), cut.state().unwrap(), "in other orders of nodes, blocks and threads");
 }
 
 #[test]
 fn an_overflow_leaves_moments_and_averages_alone() {
-    for of in [1, 2] {
+    for (of, recipe) in [1, 2].into_iter().flat_map(|of| EXTRAS.map(|recipe| (of, recipe))) {
         let case = Case { storage: Storage::F16, of, ..CASE };
-        let options = CudaOptions { scale: TOO_LARGE, ..with(&case, ALL) };
+        let options = CudaOptions { scale: TOO_LARGE, ..with(&case, recipe) };
         let Some(mut card) = card(&case, options, 11) else { return };
         let before = card.state().unwrap();
-        let (_, outcome) = take_step(&mut card, &case, ALL, 1);
-        assert!(outcome.skipped && outcome.fault.is_none(), "{outcome:?}");
+        let (_, outcome) = take_step(&mut card, &case, recipe, 1);
+        assert!(outcome.skipped && outcome.fault.is_none(), "{recipe:?}: {outcome:?}");
         let after = card.state().unwrap();
         let lasting = |name: &str| !name.contains("running") || name.starts_with(EMA_PREFIX);
         for (name, tensor) in before.iter().filter(|(name, _)| lasting(name) && *name != SCALE_STATE) {
-            assert_eq!(tensor, &after[name], "{name} moved in a skipped step");
+            assert_eq!(tensor, &after[name], "{recipe:?}: {name} moved in a skipped step");
         }
         assert_eq!(after[SCALE_STATE].data[2..], [0.0, 1.0], "updates, skipped");
     }
 }
 
+/// What a step asks for and no plan was made for is refused.
+#[test]
+fn a_step_of_another_recipe_is_refused() {
+    let Some(mut card) = card(&CASE, CASE.cuda_options(), 13) else { return };
+    for recipe in EXTRAS {
+        let other = Case { recipe, ..CASE };
+        let error = card.submit(&other.batch(1), &other.step(0)).unwrap_err();
+        assert!(error.message.contains("for a network opened for"), "{error}");
+    }
+    take_step(&mut card, &CASE, Recipe::PLAIN, 1);
+}
+
 #[test]
 fn plans_with_every_extra_have_no_race() {
-    for purpose in [
+    let purposes = [
         Purpose::Accumulate,
         Purpose::Finish { sum: false },
         Purpose::Finish { sum: true },
         Purpose::Evaluate,
-    ] {
+        Purpose::Replay,
+    ];
+    for (purpose, recipe) in purposes.into_iter().flat_map(|p| EXTRAS.map(|recipe| (p, recipe))) {
         let options = PlanOptions {
             spec: CASE.spec,
             resolution: CASE.resolution,
@@ -314,12 +361,12 @@ fn plans_with_every_extra_have_no_race() {
             purpose,
             input_channels: 4,
             decay: Decay::Weights,
-            recipe: ALL,
+            recipe,
             scale: ScalePolicy::FP16,
             keep: false,
         };
         let plan = Plan::new(&options).unwrap();
-        assert_eq!(races(&plan.nodes), [], "{purpose:?}");
+        assert_eq!(races(&plan.nodes), [], "{purpose:?} {recipe:?}");
     }
     let three_channels = PlanOptions {
         input_channels: 3,

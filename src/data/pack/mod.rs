@@ -127,7 +127,8 @@ pub fn pack(data: Splits, options: &PackOptions, observer: &mut dyn Observer) ->
         })
         .collect();
     let _lock = FolderLock::take(&options.output)?;
-    files::remove_temporaries(&options.output, |name| name.ends_with(".tar") || name.ends_with(".json"))?;
+    let endings = [".tar", ".json", ".txt"];
+    files::remove_temporaries(&options.output, |name| endings.iter().any(|ending| name.ends_with(ending)))?;
     Request::new(&sources, &classes, options).agree_with(&options.output)?;
     if let Some(summary) = manifest::read_summary(&options.output)
         && (summary.verified > 0 || !options.verify)

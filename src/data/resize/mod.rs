@@ -7,12 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-mod mirror;
-#[cfg(target_arch = "x86_64")]
-mod vnni;
 mod weights;
-
-pub(crate) use mirror::mirror;
 
 use super::decode::Region;
 use super::stages::thread_time;
@@ -34,25 +29,15 @@ enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX512-VNNI, on 256-bit registers.
-    #[cfg(target_arch = "x86_64")]
-    Vnni,
 }
 
 /// What this machine has, weakest first.
-fn available() -> Vec<Set> {
-    let mut sets = vec![Set::Portable];
+fn available() -> &'static [Set] {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::is_x86_feature_detected as has;
-        if has!("avx2") {
-            sets.push(Set::Avx2);
-        }
-        if has!("avx2") && has!("avx512vl") && has!("avx512bw") && has!("avx512vnni") {
-            sets.push(Set::Vnni);
-        }
+    if std::is_x86_feature_detected!("avx2") {
+        return &[Set::Portable, Set::Avx2];
     }
-    sets
+    &[Set::Portable]
 }
 
 /// Resizing with its buffers: one per worker.
@@ -69,7 +54,7 @@ pub struct Resizer {
 impl Default for Resizer {
     fn default() -> Self {
         let (columns, rows) = (Weights::default(), Weights::default());
-        let set = available().pop().unwrap_or(Set::Portable);
+        let set = available().last().copied().unwrap_or(Set::Portable);
         Self { set, columns, rows, narrowed: Vec::new(), spent: Duration::ZERO }
     }
 }
@@ -97,7 +82,7 @@ impl Resizer {
     /// One for each instruction set of this machine.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
-        available().into_iter().map(|set| Self { set, ..Self::default() }).collect()
+        available().iter().map(|&set| Self { set, ..Self::default() }).collect()
     }
 
     /// `region` -> `out` [height, width, 3] RGB u8.
@@ -179,9 +164,6 @@ fn narrow(set: Set, source: Source<'_>, weights: &Weights, out: &mut [u8], out_s
         // SAFETY: the set was detected.
         #[cfg(target_arch = "x86_64")]
         Set::Avx2 => unsafe { avx2::narrow(source, weights, out, out_stride) },
-        // SAFETY: the set was detected.
-        #[cfg(target_arch = "x86_64")]
-        Set::Vnni => unsafe { vnni::narrow(source, weights, out, out_stride) },
     };
     for y in done..source.height {
         let row = &source.pixels[y * source.stride..][..source.width * 3];
@@ -207,9 +189,6 @@ fn shorten(set: Set, source: Source<'_>, weights: &Weights, out: &mut [u8]) {
             // SAFETY: the set was detected.
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => unsafe { avx2::shorten(source, weights, y, to) },
-            // SAFETY: the set was detected.
-            #[cfg(target_arch = "x86_64")]
-            Set::Vnni => unsafe { vnni::shorten(source, weights, y, to) },
         };
         let (first, weights) = weights.of(y);
         const BLOCK: usize = 64;

@@ -16,10 +16,6 @@ pub(super) struct Pair {
     pub high: i32,
 }
 
-/// Four neighbouring weights as three signed bytes each: weight = d0 + 2^8 d1 + 2^16 d2. A word holds one of these bytes of
-/// all four, the first weight's lowest.
-pub(super) type Quad = [i32; 3];
-
 /// One axis. The vectors keep their memory from one picture to the next.
 #[derive(Default)]
 pub(super) struct Weights {
@@ -29,8 +25,6 @@ pub(super) struct Weights {
     values: Vec<i32>,
     /// [new length, taps / 2].
     pairs: Vec<Pair>,
-    /// [new length, taps / 4].
-    quads: Vec<Quad>,
     /// The largest count, rounded up to a multiple of four.
     taps: usize,
     scratch: Vec<f64>,
@@ -51,11 +45,6 @@ impl Weights {
     /// The same in pairs, `taps / 2` of them; those behind the last that counts are zero.
     pub fn pairs_of(&self, new: usize) -> (usize, &[Pair]) {
         (self.bounds[new].0 as usize, &self.pairs[new * self.taps / 2..][..self.taps / 2])
-    }
-
-    /// The same in fours, `taps / 4` of them.
-    pub fn quads_of(&self, new: usize) -> (usize, &[Quad]) {
-        (self.bounds[new].0 as usize, &self.quads[new * self.taps / 4..][..self.taps / 4])
     }
 
     /// How many pixels count for a new one.
@@ -84,7 +73,6 @@ impl Weights {
         self.taps = (most as usize).next_multiple_of(4);
         self.values.clear();
         self.pairs.clear();
-        self.quads.clear();
         for (new, &(first, count)) in self.bounds.iter().enumerate() {
             let centre = (new as f64 + 0.5) * scale;
             self.scratch.clear();
@@ -94,7 +82,6 @@ impl Weights {
             self.values.extend(self.scratch.iter().map(|weight| fixed(weight / total)));
             self.values.resize(begin + self.taps, 0);
             self.pairs.extend(self.values[begin..].chunks_exact(2).map(|two| split(two[0], two[1])));
-            self.quads.extend(self.values[begin..].chunks_exact(4).map(digits));
         }
     }
 }
@@ -108,20 +95,6 @@ fn split(first: i32, second: i32) -> Pair {
     let mask = (1 << LOW_BITS) - 1;
     let both = |a: i32, b: i32| (a & 0xffff) | (b << 16);
     Pair { low: both(first & mask, second & mask), high: both(first >> LOW_BITS, second >> LOW_BITS) }
-}
-
-fn digits(four: &[i32]) -> Quad {
-    let mut quad = [0; 3];
-    for (i, &weight) in four.iter().enumerate() {
-        let mut rest = weight;
-        for word in &mut quad {
-            let digit = rest as i8;
-            *word |= i32::from(digit as u8) << (8 * i);
-            rest = (rest - i32::from(digit)) >> 8;
-        }
-        debug_assert_eq!(rest, 0, "a weight is at most 2^22 and what bicubic overshoots");
-    }
-    quad
 }
 
 fn triangle(x: f64) -> f64 {

@@ -1,7 +1,7 @@
 //! The resize beside Pillow's own output.
 
 use super::super::decode::{Rect, Region};
-use super::super::resize::{Interpolation, Resizer, mirror};
+use super::super::resize::{Interpolation, Resizer};
 use sha2::{Digest, Sha256};
 
 /// Noise, in which a wrong weight or a wrong rounding shows at once: [height, width, 3].
@@ -63,16 +63,4 @@ fn a_rectangle_outside_the_picture_is_refused() {
         Region { pixels: &pixels, height: 4, width: 4, rect: Rect { top: 1, left: 0, height: 4, width: 4 } };
     let error = Resizer::default().resize(region, Interpolation::Bilinear, 2, 2, &mut [0; 12]).unwrap_err();
     assert!(error.contains("of a picture of 4 x 4 pixels to 2 x 2"), "{error}");
-}
-
-#[test]
-fn mirrored_rows_read_backwards() {
-    for width in 1..80 {
-        let pixels = noise(3, width);
-        let mut got = pixels.clone();
-        mirror(&mut got, width);
-        let row = |row: &[u8]| row.chunks_exact(3).rev().flatten().copied().collect::<Vec<u8>>();
-        let want: Vec<u8> = pixels.chunks_exact(width * 3).flat_map(row).collect();
-        assert!(got == want, "{width} pixels a row");
-    }
 }

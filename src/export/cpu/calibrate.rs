@@ -8,7 +8,7 @@
 
 use super::histogram::{Histogram, Method, SIGNED, UNSIGNED};
 use super::network::{Layer, Live, Machine, folded, values};
-use super::quantise::{quantise, quantise_stem};
+use super::quantise::{Inputs, quantise, quantise_stem};
 use crate::checkpoint::StateDict;
 use crate::data::{EvalOptions, EvalTransform, Loader, Split};
 use crate::error::{Error, Result};
@@ -249,16 +249,20 @@ impl Calibrator<'_> {
         folded: &Folded,
         [plain, rounded]: [&Live; 2],
     ) -> Rounded {
-        let (x, weight) = match unit {
-            Unit::Conv(unit) => (unit.x, unit.weight),
-            Unit::Linear { x, weight, .. } => (*x, *weight),
+        let (x, weight, row) = match unit {
+            Unit::Conv(unit) => (unit.x, unit.weight, Some(unit.shape.s * unit.shape.c)),
+            Unit::Linear { x, weight, .. } => (*x, *weight, None),
             Unit::MaxPool { .. } | Unit::AvgPool { .. } => unreachable!("pools have no weights"),
         };
         let is_stem = x == self.graph.input;
-        let mut quantised = if is_stem && self.scheme == Scheme::Bytes {
-            quantise_stem(&self.machine.pool, folded, &self.normalisation)
-        } else {
-            quantise(&self.machine.pool, folded, self.graph.tensors[x].c)
+        // Other programs have no rule about quads, and take the stem's input as any other layer's.
+        let row = row.filter(|_| self.scheme == Scheme::Bytes);
+        let mut quantised = match row {
+            Some(row) if is_stem => quantise_stem(&self.machine.pool, folded, row, &self.normalisation),
+            _ => {
+                let inputs = Inputs { channels: self.graph.tensors[x].c, row };
+                quantise(&self.machine.pool, folded, inputs)
+            }
         };
         let layer = Layer::dequantised(&quantised);
         let mut want = self.product(unit, n, plain.get(x), &Layer::new(folded));

@@ -105,12 +105,12 @@ impl Dot for F32 {
     type Weights = __m512;
 
     #[inline(always)]
-    unsafe fn start(bias: *const f32) -> Self {
-        Self(unsafe { _mm512_loadu_ps(bias) })
+    unsafe fn start(strip: &Strip, first: usize) -> Self {
+        Self(unsafe { _mm512_loadu_ps(strip.bias.add(first)) })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> __m512 {
+    unsafe fn weights(from: *const u8, _: usize) -> __m512 {
         unsafe { _mm512_loadu_ps(from.cast()) }
     }
 
@@ -159,12 +159,12 @@ impl Dot for Bf16 {
     type Weights = __m512i;
 
     #[inline(always)]
-    unsafe fn start(bias: *const f32) -> Self {
-        Self(unsafe { _mm512_loadu_ps(bias) })
+    unsafe fn start(strip: &Strip, first: usize) -> Self {
+        Self(unsafe { _mm512_loadu_ps(strip.bias.add(first)) })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> __m512i {
+    unsafe fn weights(from: *const u8, _: usize) -> __m512i {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
@@ -234,12 +234,12 @@ impl Dot for I32 {
     type Weights = __m512i;
 
     #[inline(always)]
-    unsafe fn start(_: *const f32) -> Self {
+    unsafe fn start(_: &Strip, _: usize) -> Self {
         Self(unsafe { _mm512_setzero_si512() })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> __m512i {
+    unsafe fn weights(from: *const u8, _: usize) -> __m512i {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 

@@ -12,6 +12,8 @@ pub struct Conv {
     pub bias: Vec<f32>,
     /// The same, in int8; else empty.
     pub scale: Vec<f32>,
+    /// The same, where the kernels have an offset ([`Packed::starts`]); else empty.
+    pub starts: Vec<i32>,
     pub r_scale: f32,
     pub stride: usize,
     pub pad: usize,
@@ -50,6 +52,8 @@ impl Conv {
         assert!(x.border >= self.pad && x.n == y.n, "border and batch of {x:?}, {y:?}");
         assert_eq!(x.format, self.packed.kernels.format, "format of {x:?}");
         assert_eq!(self.bias.len(), filter.k, "biases");
+        let starts = if self.packed.kernels.offset == 0 { 0 } else { filter.k };
+        assert_eq!(self.starts.len(), starts, "what sums start from");
         if let Some(r) = residual {
             assert_eq!((r.n, r.h, r.w, r.c), (y.n, y.h, y.w, y.c), "residual {r:?} of {y:?}");
         }
@@ -94,6 +98,7 @@ impl Conv {
                 w: unsafe { w.add(panel.offset) },
                 bias: &raw const self.bias[lane],
                 scale: self.scale.get(lane).map_or(std::ptr::null(), |scale| &raw const *scale),
+                starts: self.starts.get(lane).map_or(std::ptr::null(), |start| &raw const *start),
                 y: first(&y, rows.start),
                 y_pixel: y.map.pixel(),
                 y_line: y.map.row(),

@@ -38,9 +38,6 @@ impl Input {
                     write(y, image, rows, row, [bf16::ZERO; 3], |c, v| table[c][v]);
                 }
                 (Self::Bytes { padding }, Format::U8) => write(y, image, rows, row, *padding, |_, v| v as u8),
-                (Self::Bytes { padding }, Format::U8In16) => {
-                    write(y, image, rows, row, padding.map(u16::from), |_, v| v as u16);
-                }
                 _ => panic!("an image in {:?} goes with its own precision", map.format),
             }
         }

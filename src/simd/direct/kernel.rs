@@ -29,7 +29,7 @@ pub struct Strip {
     pub x_tap_row: usize,
     /// Filter rows.
     pub rows: usize,
-    /// Units of 4 bytes in a filter row.
+    /// Units of 4 bytes in a filter row: a multiple of [`Kernels::units`].
     pub run: usize,
     /// [rows][run][vectors][lanes] units.
     pub w: *const u8,
@@ -37,6 +37,8 @@ pub struct Strip {
     pub bias: *const f32,
     /// [vectors][lanes] f32, of int8 alone.
     pub scale: *const f32,
+    /// [vectors][lanes] i32, of int8 where sums start from something ([`Kernels::offset`]).
+    pub starts: *const i32,
     pub y: *mut u8,
     pub y_pixel: usize,
     pub y_line: usize,
@@ -56,7 +58,8 @@ pub struct Strip {
 /// # Safety
 /// The processor has the set that the function is compiled for. For every pixel that the strip names: `rows` runs of
 /// `4 run` bytes at `x`, readable; `NV` vectors of results at `y`, writable by this thread alone, and of the residual
-/// at `r`, readable; `rows run` steps of weights at `w`; `NV` vectors at `bias` and, in int8, at `scale`.
+/// at `r`, readable; `rows run` steps of weights at `w`; `NV` vectors at `bias`, in int8 at `scale`, and at `starts` where
+/// the kernels have an offset.
 pub type StripFn = unsafe fn(&Strip);
 
 /// Panels of one width.
@@ -75,6 +78,13 @@ pub struct Kernels {
     pub format: super::map::Format,
     /// Output channels of a vector.
     pub lanes: usize,
+    /// Units of a filter row that are multiplied in one step: rows of weights are filled up to whole steps.
+    pub units: usize,
+    /// What the instructions multiply is an activation of int8 less this: sums start from as many times the weights' sum.
+    pub offset: i32,
+    /// Where sums of some 8-bit weights would saturate: the kernels for those ([`super::quads`]), which read the same
+    /// maps and the same packed weights.
+    pub widened: Option<&'static Kernels>,
     /// Widest first; the last one divides every number of channels.
     pub widths: &'static [Width],
 }
@@ -91,13 +101,17 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             (Set::Avx512, Precision::Bf16) if isa.has_bf16() => Ok(&super::avx512::BF16),
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx512, Precision::Int8) if isa.has_vnni() => Ok(&super::avx512::INT8),
+            (Set::Avx512, Precision::Int8) if isa.has_dots() => Ok(&super::avx512::INT8),
             #[cfg(target_arch = "x86_64")]
             (Set::Avx2, Precision::Fp32) => Ok(&super::avx2::FP32),
             #[cfg(target_arch = "x86_64")]
-            (Set::Avx2 | Set::Avx512, Precision::Int8) => Ok(&super::avx2::INT8),
+            (Set::Avx2, Precision::Int8) if isa.has_dots() => Ok(&super::avx2_int8::VNNI),
+            #[cfg(target_arch = "x86_64")]
+            (Set::Avx2 | Set::Avx512, Precision::Int8) => Ok(&super::avx2_int8::INT8),
             #[cfg(target_arch = "aarch64")]
             (Set::Neon, Precision::Fp32) => Ok(&super::neon::FP32),
+            #[cfg(target_arch = "aarch64")]
+            (Set::Neon, Precision::Int8) if isa.has_dots() => Ok(&super::neon_int8::INT8),
             (Set::Portable, Precision::Fp32) => Ok(&super::portable::FP32),
             (Set::Portable, Precision::Bf16) => Ok(&super::portable::BF16),
             (Set::Portable | Set::Neon, Precision::Int8) => Ok(&super::portable::INT8),
@@ -117,13 +131,18 @@ pub(super) trait Dot: Copy {
     const LANES: usize;
     /// Of an activation.
     const BYTES: usize;
-    /// A vector of weights, `4 LANES` bytes.
+    /// Units that a step multiplies.
+    const UNITS: usize = 1;
+    /// See [`Kernels::offset`].
+    const OFFSET: i32 = 0;
+    /// A vector of weights for each unit of a step, `4 LANES` bytes each.
     type Weights: Copy;
 
-    /// What a sum starts from: f32 sums from `bias`, integers from 0.
-    unsafe fn start(bias: *const f32) -> Self;
-    unsafe fn weights(from: *const u8) -> Self::Weights;
-    /// Adds the products of one pixel's 4 bytes at `x` with each vector of weights; these also lie at `w`.
+    /// What the panel's sums from lane `first` on start from: of f32 its bias, of integers 0 or the strip's `starts`.
+    unsafe fn start(strip: &Strip, first: usize) -> Self;
+    /// The first unit's weights lie at `from`, each further one's `unit` bytes on.
+    unsafe fn weights(from: *const u8, unit: usize) -> Self::Weights;
+    /// Adds the products of one pixel's `4 UNITS` bytes at `x` with each vector of weights; these also lie at `w`.
     unsafe fn dots<const NV: usize>(
         sums: [Self; NV],
         x: *const u8,
@@ -149,9 +168,9 @@ pub(super) unsafe fn strip<V: Dot, const MR: usize, const NV: usize>(strip: &Str
                 let x = strip.x.add(line * strip.x_line + tile * MR * strip.x_pixel);
                 let y = strip.y.add(line * strip.y_line + tile * MR * strip.y_pixel);
                 let r = strip.r.wrapping_add(line * strip.r_line + tile * MR * strip.r_pixel);
-                let mut sums = [[V::start(strip.bias); NV]; MR];
+                let mut sums = [[V::start(strip, 0); NV]; MR];
                 for j in 1..NV {
-                    let start = V::start(strip.bias.add(j * V::LANES));
+                    let start = V::start(strip, j * V::LANES);
                     for sums in &mut sums {
                         sums[j] = start;
                     }
@@ -172,15 +191,15 @@ pub(super) unsafe fn strip<V: Dot, const MR: usize, const NV: usize>(strip: &Str
                 let mut w = strip.w;
                 for row in 0..strip.rows {
                     let x = x.add(row * tap_row);
-                    for unit in 0..strip.run {
-                        let mut weights = [V::weights(w); NV];
+                    for unit in (0..strip.run).step_by(V::UNITS) {
+                        let mut weights = [V::weights(w, step); NV];
                         for j in 1..NV {
-                            weights[j] = V::weights(w.add(4 * V::LANES * j));
+                            weights[j] = V::weights(w.add(4 * V::LANES * j), step);
                         }
                         for m in 0..MR {
                             sums[m] = V::dots(sums[m], x.add(m * strip.x_pixel + 4 * unit), weights, w);
                         }
-                        w = w.add(step);
+                        w = w.add(V::UNITS * step);
                     }
                 }
                 // Spelt out: where the compiler keeps this a loop, sums live in memory from the first step on.
@@ -199,12 +218,24 @@ pub(super) unsafe fn strip<V: Dot, const MR: usize, const NV: usize>(strip: &Str
     }
 }
 
-/// `NAME: format, lanes, [vectors (channel order) pixels: 1 2 3; ...]` as a `Kernels` of functions with `$features`.
+/// `NAME: format, lanes, [vectors (channel order) pixels: 1 2 3; ...]` as a `Kernels` of functions with `$features`;
+/// `widened` where the sums can saturate.
 macro_rules! kernels {
-    ($name:ident, $features:tt, $vector:ty, $format:expr, [$($vectors:literal $channel:path: [$($pixels:literal)*]),*]) => {
+    (@option) => {
+        None
+    };
+    (@option $kernels:path) => {
+        Some(&$kernels)
+    };
+    ($(#[$meta:meta])* $name:ident, $features:tt, $vector:ty, $format:expr,
+     [$($vectors:literal $channel:path: [$($pixels:literal)*]),*] $(, widened: $widened:path)?) => {
+        $(#[$meta])*
         pub(super) static $name: $crate::simd::direct::kernel::Kernels = $crate::simd::direct::kernel::Kernels {
             format: $format,
             lanes: <$vector as $crate::simd::direct::kernel::Dot>::LANES,
+            units: <$vector as $crate::simd::direct::kernel::Dot>::UNITS,
+            offset: <$vector as $crate::simd::direct::kernel::Dot>::OFFSET,
+            widened: $crate::simd::direct::kernel::kernels!(@option $($widened)?),
             widths: &[$($crate::simd::direct::kernel::Width {
                 vectors: $vectors,
                 channel: $channel,

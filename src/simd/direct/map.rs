@@ -10,15 +10,13 @@ pub enum Format {
     Bf16,
     /// 0..=255, zero at 0.
     U8,
-    /// The same values in 16 bits, for machines without dot products of bytes.
-    U8In16,
 }
 
 impl Format {
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 | Self::F32InLanes => 4,
-            Self::Bf16 | Self::U8In16 => 2,
+            Self::Bf16 => 2,
             Self::U8 => 1,
         }
     }

@@ -11,7 +11,8 @@
 //! |---|---|
 //! | [`map`] | where a feature map lies, in which format |
 //! | [`kernel`] | the register tile, written once over the vectors of an instruction set |
-//! | `portable`, `avx512`, `avx2`, `neon` | those vectors |
+//! | `portable`, `avx512`, `avx2`, `avx2_int8`, `neon`, `neon_int8` | those vectors |
+//! | [`quads`] | the 8-bit weights that AVX2 multiplies fast |
 //! | [`pack`] | weights in the order in which tiles read them |
 //! | [`conv`] | a convolution over rows and channels of a map |
 //! | [`pools`], [`linear`], [`input`] | what a network has besides |
@@ -23,13 +24,18 @@
 
 pub mod map;
 pub mod kernel;
+pub mod quads;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_int8;
 pub mod pack;
 pub mod conv;
 pub mod pools;

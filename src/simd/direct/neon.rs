@@ -19,12 +19,12 @@ impl Dot for F32 {
     type Weights = float32x4_t;
 
     #[inline(always)]
-    unsafe fn start(bias: *const f32) -> Self {
-        Self(unsafe { vld1q_f32(bias) })
+    unsafe fn start(strip: &Strip, first: usize) -> Self {
+        Self(unsafe { vld1q_f32(strip.bias.add(first)) })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> float32x4_t {
+    unsafe fn weights(from: *const u8, _: usize) -> float32x4_t {
         unsafe { vld1q_f32(from.cast()) }
     }
 

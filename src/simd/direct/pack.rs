@@ -3,6 +3,7 @@
 
 use super::kernel::{CHANNELS, Kernels};
 use super::map::Format;
+use super::quads;
 use crate::error::{Error, Result};
 use crate::simd::dispatch::multiversion;
 use crate::simd::filters::Filters;
@@ -35,7 +36,7 @@ const TILE: usize = CHANNELS;
 pub struct Packed {
     pub kernels: &'static Kernels,
     pub filter: Filter,
-    /// Units of 4 bytes in a filter row, whose last one zeros fill up.
+    /// Units of 4 bytes in a filter row, whose last ones zeros fill up: whole steps of the kernels.
     pub run: usize,
     pub panels: Vec<Panel>,
     /// Of the layer's weights: whole cache lines.
@@ -58,7 +59,7 @@ impl Packed {
                 "a convolution has {k} output channels, the kernels take multiples of {CHANNELS}"
             )));
         }
-        let run = (s * c * kernels.format.bytes()).div_ceil(4);
+        let run = (s * c * kernels.format.bytes()).div_ceil(4).next_multiple_of(kernels.units);
         let (mut panels, mut first, mut offset) = (vec![], 0, 0);
         for (width, panel) in kernels.widths.iter().enumerate() {
             let channels = panel.vectors * kernels.lanes;
@@ -72,13 +73,34 @@ impl Packed {
         Ok(Self { kernels, filter, run, panels, bytes: offset })
     }
 
+    /// Takes the kernels that sum these weights, i8 [k][r][s][c], exactly. The packed weights are the same.
+    pub fn suit(&mut self, isa: Isa, weight: &[i8]) {
+        if let Some(widened) = self.kernels.widened
+            && !quads::hold(isa, weight, self.filter.s * self.filter.c)
+        {
+            self.kernels = widened;
+        }
+    }
+
     /// Output channels of a panel.
     pub fn channels(&self, panel: &Panel) -> usize {
         self.kernels.widths[panel.width].vectors * self.kernels.lanes
     }
 
+    /// What sums of these weights, i8 [k][r][s][c], start from, in the order of the panels' lanes; nothing where that is 0.
+    pub fn starts(&self, weight: &[i8]) -> Vec<i32> {
+        let Filter { k, r, s, c } = self.filter;
+        if self.kernels.offset == 0 {
+            return vec![];
+        }
+        let sum = |filter: &[i8]| self.kernels.offset * filter.iter().map(|w| i32::from(*w)).sum::<i32>();
+        let sums: Vec<i32> = weight.chunks_exact(r * s * c).map(sum).collect();
+        assert_eq!(sums.len(), k, "filters");
+        self.order(&sums)
+    }
+
     /// `values` by output channel, in the order of the panels' lanes.
-    pub fn order(&self, values: &[f32]) -> Vec<f32> {
+    pub fn order<T: Copy>(&self, values: &[T]) -> Vec<T> {
         self.channels_in_order().into_iter().map(|channel| values[channel]).collect()
     }
 
@@ -139,11 +161,6 @@ impl Packed {
             (Source::I8(weight), Format::U8) => {
                 let row = &weight[(channel * r + y) * s * c..][..s * c];
                 bytemuck::cast_slice_mut(to)[..s * c].copy_from_slice(row);
-            }
-            (Source::I8(weight), Format::U8In16) => {
-                let row = &weight[(channel * r + y) * s * c..][..s * c];
-                let to: &mut [i16] = bytemuck::cast_slice_mut(to);
-                to.iter_mut().zip(row).for_each(|(to, value)| *to = i16::from(*value));
             }
             (_, format) => unreachable!("floats are multiplied with floats, bytes with bytes: {format:?}"),
         }

@@ -26,7 +26,7 @@ pub unsafe fn max_pool(isa: Isa, x: &View, y: &View, image: usize, rows: Range<u
             let y = y.base.add(to.at(image, row, 0));
             match from.format {
                 Format::F32 => max_row::<i32>(isa, from, to, x, y, max_i32),
-                Format::Bf16 | Format::U8In16 => max_row::<i16>(isa, from, to, x, y, max_i16),
+                Format::Bf16 => max_row::<i16>(isa, from, to, x, y, max_i16),
                 Format::U8 => max_row::<u8>(isa, from, to, x, y, max_u8),
                 Format::F32InLanes => panic!("no ReLU made {from:?}"),
             }
@@ -102,7 +102,6 @@ pub unsafe fn average_pool(x: &View, image: usize, scale: f32, y: &mut [f32]) {
                 // Sums of bytes are exact in f32 up to 2^24: maps of 256 x 256 pixels.
                 Format::U8 => add(std::slice::from_raw_parts(x, len), y, f32::from),
                 Format::F32InLanes => panic!("no ReLU made {map:?}"),
-                Format::U8In16 => add(std::slice::from_raw_parts(x.cast::<u16>(), len), y, f32::from),
             }
         }
     }

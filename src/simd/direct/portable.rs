@@ -27,12 +27,12 @@ impl Dot for F32 {
     type Weights = [f32; LANES];
 
     #[inline(always)]
-    unsafe fn start(bias: *const f32) -> Self {
-        Self(unsafe { bias.cast::<[f32; LANES]>().read_unaligned() })
+    unsafe fn start(strip: &Strip, first: usize) -> Self {
+        Self(unsafe { strip.bias.add(first).cast::<[f32; LANES]>().read_unaligned() })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> Self::Weights {
+    unsafe fn weights(from: *const u8, _: usize) -> Self::Weights {
         unsafe { from.cast::<[f32; LANES]>().read_unaligned() }
     }
 
@@ -65,12 +65,12 @@ impl Dot for Bf16 {
     type Weights = [[bf16; 2]; LANES];
 
     #[inline(always)]
-    unsafe fn start(bias: *const f32) -> Self {
-        Self(unsafe { bias.cast::<[f32; LANES]>().read_unaligned() })
+    unsafe fn start(strip: &Strip, first: usize) -> Self {
+        Self(unsafe { strip.bias.add(first).cast::<[f32; LANES]>().read_unaligned() })
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> Self::Weights {
+    unsafe fn weights(from: *const u8, _: usize) -> Self::Weights {
         unsafe { from.cast::<Self::Weights>().read_unaligned() }
     }
 
@@ -141,12 +141,12 @@ impl Dot for I32 {
     type Weights = [[i8; 4]; LANES];
 
     #[inline(always)]
-    unsafe fn start(_: *const f32) -> Self {
+    unsafe fn start(_: &Strip, _: usize) -> Self {
         Self([0; LANES])
     }
 
     #[inline(always)]
-    unsafe fn weights(from: *const u8) -> Self::Weights {
+    unsafe fn weights(from: *const u8, _: usize) -> Self::Weights {
         unsafe { from.cast::<Self::Weights>().read_unaligned() }
     }
 

@@ -45,7 +45,7 @@ pub use images::{Images, ImagesMut, Layout, Size};
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Aligned;
 use crate::simd::filters::Filters;
-use crate::simd::isa::Isa;
+use crate::simd::isa::{Isa, Set};
 use crate::simd::pool::Pool;
 use kernel::{Kernels, Transforms};
 use std::sync::Mutex;
@@ -86,16 +86,17 @@ pub fn supports(shape: &ConvShape) -> bool {
 /// The faster tile of a layer, and `None` where the direct convolution is to be preferred or there are no kernels.
 ///
 /// F(4x4) multiplies least, but its weights are four times those of the convolution and come from memory: with fewer
-/// than 16 tiles to use them in (ResNet-50's 7x7 maps in batches below 4) F(2x2) is as fast, and half as large. By
-/// `cargo bench --bench winograd`, which has no layers narrower than 64 channels: those spend their time in the
-/// transforms.
+/// than 16 tiles to use them in (ResNet-50's 7x7 maps in batches below 4) AVX-512 waits for them, and F(2x2), half as
+/// large, is faster. By `cargo bench --bench winograd`, which has no layers narrower than 64 channels: those spend their
+/// time in the transforms.
 pub fn preferred<E: Element>(isa: Isa, shape: &ConvShape, batch: usize) -> Option<Tile> {
     if !supports(shape) || shape.c < 64 || shape.k < 64 || !E::has(isa, Tile::F2) {
         return None;
     }
     let results = Tile::F4.results();
     let tiles = batch * shape.h.div_ceil(results) * shape.w.div_ceil(results);
-    Some(if tiles < 16 || !E::has(isa, Tile::F4) { Tile::F2 } else { Tile::F4 })
+    let waits = tiles < 16 && isa.set() == Set::Avx512;
+    Some(if waits || !E::has(isa, Tile::F4) { Tile::F2 } else { Tile::F4 })
 }
 
 /// Length of the packed weights, [k / 64][tap][64 / NR][c / PAIR][NR][PAIR] with k rounded up to a multiple of 64 and c to

@@ -9,7 +9,8 @@ use engine::backend::cuda::abi::{self, Hyper, Item};
 use engine::backend::cuda::plan::geometry;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::{MEAN, STD};
-use engine::rng::{Purpose, Rng};
+use engine::data::batch;
+use engine::rng::{Purpose, Rng, nth};
 
 /// n, h, w, c.
 const IMAGES: [(usize, usize, usize, usize); 5] =
@@ -65,6 +66,64 @@ fn input_is_normalised_flipped_and_mixed() {
     // An odd number of pixels: the last pack is of one alone. The larger batch takes several blocks.
     input_of(5, 7);
     input_of(31, 33);
+}
+
+/// Rectangles of a colour and of noise, before images are mixed: a mixed image takes in its partner's rectangle as well.
+#[test]
+fn input_is_erased_before_it_is_mixed() {
+    let (oracle, n, side) = (Oracle::new(), 4, 9);
+    let mut rng = Rng::new(6, 0, 0, Purpose::Init);
+    let images: Vec<u8> = (0..n * side * side * 3).map(|_| rng.below(256) as u8).collect();
+    let mut plain = vec![0.0; images.len()];
+    input::normalise(oracle.cpu(), &images, &mut plain);
+    let key = 0xfedc_ba98_7654_3210u64;
+    let own = Item { lambda: 1.0, ..Item::default() };
+    let colour = [0.5f32, -1.25, 2.0];
+    let noise = Item { erase: abi::NOISE, fill: [key as u32, (key >> 32) as u32, 0], ..own };
+    let items = [
+        Item { erase: abi::COLOUR, fill: colour.map(f32::to_bits), ex0: 1, ey0: 2, ex1: 4, ey1: 9, ..own },
+        Item { ex0: 3, ey0: 0, ex1: 9, ey1: 5, ..noise },
+        Item { mix: abi::MIXUP, partner: 1, lambda: 0.25, ..own },
+        Item { mix: abi::CUTMIX, partner: 0, lambda: 0.5, x0: 0, y0: 0, x1: 6, y1: 6, flip: 1, ..noise },
+    ];
+    let value = |image: usize, row: usize, column: usize, c: usize| {
+        let item = &items[image];
+        let inside =
+            (item.ex0..item.ex1).contains(&(column as u16)) && (item.ey0..item.ey1).contains(&(row as u16));
+        let from = if item.flip == 1 { side - 1 - column } else { column };
+        match item.erase {
+            abi::COLOUR if inside => colour[c],
+            abi::NOISE if inside => batch::noise(nth(key, ((row * side + column) * 3 + c) as u64)),
+            _ => plain[((image * side + row) * side + from) * 3 + c],
+        }
+    };
+    for (storage, channels) in Storage::ALL.into_iter().flat_map(|s| [(s, 4), (s, 8)]) {
+        let mut want = vec![0.0; n * side * side * channels];
+        for (i, want) in want.iter_mut().enumerate() {
+            let (c, column, row, image) =
+                (i % channels, i / channels % side, i / channels / side % side, i / channels / side / side);
+            if c < 3 {
+                *want = match image {
+                    2 => 0.25 * value(2, row, column, c) + 0.75 * value(1, row, column, c),
+                    3 if row < 6 && column < 6 => value(0, row, column, c),
+                    image => value(image, row, column, c),
+                };
+            }
+        }
+        let Slot { bytes, items, staging, state, .. } = slot(&images, &items, Hyper::default());
+        let memory = [
+            staging,
+            Bytes::new(bytemuck::bytes_of(&state)),
+            Bytes::out(want.len() * storage.bytes() as usize),
+        ];
+        let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
+        args.extend([U32(n), U32(side), U32(side), U32(channels)]);
+        args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
+        let geometry = geometry::input(n * side * side, channels);
+        let Some(result) = run(&named("input_erased", storage), geometry, &memory, &args) else { return };
+        let name = format!("erased {storage:?} {channels}");
+        close(&name, &result[2].values(storage), &want, storage.roundoff() + 2e-6);
+    }
 }
 
 fn input_of(h: usize, w: usize) {

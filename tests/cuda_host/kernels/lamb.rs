@@ -1,4 +1,4 @@
-//! LAMB's five launches. What is elementwise gives the oracle's bits for the same clip and ratio; those two come from sums
+//! LAMB's launches, with those of the clip. What is elementwise gives the oracle's bits for the same clip and ratio; those two come from sums
 //! of squares in f32: 16 terms a thread and a tree of 8 levels, whose root halves the error, are off by at most
 //! 12 roundings; a ratio is off by two such.
 
@@ -13,13 +13,14 @@ use engine::optim::clip::divisor;
 use engine::optim::lamb::{Corrections, Lamb, Moments};
 use std::ops::Range;
 
-const TOLERANCE: f32 = 26.0 / 16_777_216.0;
+pub(super) const TOLERANCE: f32 = 26.0 / 16_777_216.0;
 
 /// Matrices begin at multiples of 64 elements and may take several chunks; vectors follow each other anywhere.
-const MATRICES: [Range<usize>; 4] = [0..5000, 5056..5065, 5120..13_312, 13_312..13_313];
-const MATRIX_END: usize = 13_376;
-const VECTORS: [Range<usize>; 4] = [13_376..13_386, 13_440..13_504, 13_504..13_507, 13_507..13_540];
-const TOTAL: usize = 13_568;
+pub(super) const MATRICES: [Range<usize>; 4] = [0..5000, 5056..5065, 5120..13_312, 13_312..13_313];
+pub(super) const MATRIX_END: usize = 13_376;
+pub(super) const VECTORS: [Range<usize>; 4] =
+    [13_376..13_386, 13_440..13_504, 13_504..13_507, 13_507..13_540];
+pub(super) const TOTAL: usize = 13_568;
 
 struct Case {
     storage: Storage,
@@ -97,7 +98,7 @@ impl Case {
         ]
     }
 
-    /// The memory after all five launches.
+    /// The memory after all launches.
     fn run(&self, skip: u32) -> Option<(Vec<Bytes>, Vec<Bytes>)> {
         let Lamb { lr, beta1, beta2, epsilon, weight_decay } = self.rule;
         let max_norm = self.clip_norm;
@@ -110,16 +111,17 @@ impl Case {
             if self.sum { format!("{kernel}_sum") } else { named(kernel, self.storage) }
         };
         let (chunks, parameters) = (before[7].get().len() / 16, before[8].get().len() / 8);
-        let by_chunk = geometry::lamb(chunks);
+        let by_chunk = geometry::by_chunk(chunks);
 
-        let args = [gradient, &[Memory(7), Memory(9), Memory(14)]].concat();
-        let memory = run(&named("lamb_squares"), by_chunk, &before, &args)?;
-        let args = [&[Memory(9), U32(chunks), Memory(10)], &constants[..]].concat();
-        let memory = run("lamb_clip", geometry::lamb_clip(), &memory, &args)?;
+        let (blocks, geometry) = (TOTAL.div_ceil(4096), geometry::gradient_squares(TOTAL));
+        let args = [gradient, &[Memory(9), U32(TOTAL), Memory(14)]].concat();
+        let memory = run(&named("gradient_squares"), geometry, &before, &args)?;
+        let args = [&[Memory(9), U32(blocks), Memory(10)], &constants[..]].concat();
+        let memory = run("clip_gradients", geometry::clip_gradients(), &memory, &args)?;
         let args = [gradient, &[3, 4, 5, 7, 10, 11].map(Memory), &constants[..]].concat();
         let memory = run(&named("lamb_moments"), by_chunk, &memory, &args)?;
         let args = [&[11, 7, 8, 12].map(Memory), &constants[..]].concat();
-        let memory = run("lamb_ratios", geometry::lamb(parameters), &memory, &args)?;
+        let memory = run("lamb_ratios", geometry::by_chunk(parameters), &memory, &args)?;
         let args = [&[3, 6, 4, 5, 7, 10, 12].map(Memory), &constants[..]].concat();
         let kernel = super::named("lamb_update", self.storage);
         let memory = run(&kernel, by_chunk, &memory, &args)?;

@@ -71,11 +71,23 @@ fn softmax_loss_is_the_cpu_backends() {
     }
 }
 
+/// Which loss, and its form.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    Softmax,
+    /// 0: targets as they are.
+    Binary {
+        threshold: f32,
+        sum: bool,
+    },
+}
+
 /// Loss and probabilities of a row of logits in f64, on these targets; neither overflows.
-fn exact(binary: bool, z: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
-    if binary {
+fn exact(form: Form, z: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
+    if let Form::Binary { sum, .. } = form {
         let term = |(z, t): (&f64, &f64)| z.max(0.0) - z * t + (-z.abs()).exp().ln_1p();
-        let loss = z.iter().zip(targets).map(term).sum::<f64>() / z.len() as f64;
+        let over = if sum { 1.0 } else { z.len() as f64 };
+        let loss = z.iter().zip(targets).map(term).sum::<f64>() / over;
         let sigmoid = |z: &f64| if *z < 0.0 { z.exp() / (1.0 + z.exp()) } else { 1.0 / (1.0 + (-z).exp()) };
         return (loss, z.iter().map(sigmoid).collect());
     }
@@ -89,19 +101,22 @@ fn exact(binary: bool, z: &[f64], targets: &[f64]) -> (f64, Vec<f64>) {
 /// number.
 #[test]
 fn losses_on_mixed_targets() {
-    for (storage, binary) in Storage::ALL.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+    let binary = [(0.0, false), (0.0, true), (0.2, false), (0.2, true)];
+    let binary = binary.map(|(threshold, sum)| Form::Binary { threshold, sum });
+    let forms = [vec![Form::Softmax], binary.to_vec()].concat();
+    for (storage, form) in Storage::ALL.into_iter().flat_map(|s| forms.iter().map(move |&form| (s, form))) {
         for classes in [12, 300] {
             let mut logits = values(1, 2 * classes, 0.0, 2.0, Storage::F32);
-            mixed_targets(storage, binary, classes, &logits);
+            mixed_targets(storage, form, classes, &logits);
             for (logit, far) in logits.iter_mut().zip([90.0, -90.0, 1e4, -1e4, 0.0, 3e4, 88.8, -104.0]) {
                 *logit = far;
             }
-            mixed_targets(storage, binary, classes, &logits);
+            mixed_targets(storage, form, classes, &logits);
         }
     }
 }
 
-fn mixed_targets(storage: Storage, binary: bool, classes: usize, logits: &[f32]) {
+fn mixed_targets(storage: Storage, form: Form, classes: usize, logits: &[f32]) {
     let (n, smoothing) = (2, 0.1);
     let mixed = Item { label: 3, partner: 1, lambda: 0.3, mix: abi::MIXUP, ..Item::default() };
     let items = [mixed, Item { label: 7, lambda: 1.0, ..Item::default() }];
@@ -112,12 +127,28 @@ fn mixed_targets(storage: Storage, binary: bool, classes: usize, logits: &[f32])
             (1, 7) => 1.0,
             _ => 0.0,
         };
-        (1.0 - smoothing) * share + smoothing / classes as f64
+        let target = (1.0 - smoothing) * share + smoothing / classes as f64;
+        match form {
+            Form::Binary { threshold, .. } if threshold > 0.0 => {
+                f64::from(u8::from(target > f64::from(threshold)))
+            }
+            _ => target,
+        }
     };
-    let hyper =
-        Hyper { label_smoothing: smoothing as f32, gradient_scale: 0.5, images: 2, ..Hyper::default() };
+    let (threshold, sum) = match form {
+        Form::Softmax => (0.0, false),
+        Form::Binary { threshold, sum } => (threshold, sum),
+    };
+    let hyper = Hyper {
+        label_smoothing: smoothing as f32,
+        gradient_scale: 0.5,
+        images: 2,
+        threshold,
+        sum_classes: u32::from(sum),
+        ..Hyper::default()
+    };
     let Slot { bytes, items, hyper, staging, state } = slot(&[], &items, hyper);
-    let kernel = named(if binary { "bce_loss" } else { "softmax_loss" }, storage);
+    let kernel = named(if form == Form::Softmax { "softmax_loss" } else { "bce_loss" }, storage);
     let memory = [
         Bytes::f32(logits),
         Bytes::f32(&vec![0.0; classes]),
@@ -134,8 +165,8 @@ fn mixed_targets(storage: Storage, binary: bool, classes: usize, logits: &[f32])
     for (row, z) in logits.chunks(classes).enumerate() {
         let z: Vec<f64> = z.iter().map(|&z| f64::from(z)).collect();
         let targets: Vec<f64> = (0..classes).map(|k| target(row, k)).collect();
-        let (loss, probabilities) = exact(binary, &z, &targets);
-        let share = if binary { 1.0 / classes as f64 } else { 1.0 };
+        let (loss, probabilities) = exact(form, &z, &targets);
+        let share = if form == Form::Softmax || sum { 1.0 } else { 1.0 / classes as f64 };
         for (k, (p, t)) in probabilities.iter().zip(&targets).enumerate() {
             // gradient_scale 0.5 times a loss scale of 4.
             let (got, want) = (f64::from(gradient[row * classes + k]), (p - t) * share * 2.0);

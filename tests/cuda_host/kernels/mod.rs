@@ -7,7 +7,9 @@
 mod batch_norm;
 mod extremes;
 mod images;
+mod drop_path;
 mod lamb;
+mod lars;
 mod loss;
 mod update;
 

@@ -1,6 +1,6 @@
 //! From gradients to weights.
 
-use super::By::{F32, Memory, U32, U64};
+use super::By::{F32, Memory, Null, U32, U64};
 use super::{By, Bytes, Slot, named, run, slot, values};
 use crate::compare::close;
 use engine::backend::cuda::abi::{self, Hyper, Outcome, State};
@@ -41,19 +41,13 @@ fn sgd_gives_the_oracles_bits() {
                 staging.clone(),
                 Bytes::new(bytemuck::bytes_of(&State { skip, ..state })),
                 Bytes::f32(&gradient),
+                Bytes::f32(&[3.0, 0.0, 0.0, 0.0]),
             ]
         };
+        let constants = [Memory(5), U32(2), U64(bytes), U64(hyper), Memory(6)];
         let mut args: Vec<By> = (0..5).map(Memory).collect();
-        args.extend([
-            U32(matrix_end),
-            U32(total),
-            U32(decay_end),
-            Memory(5),
-            U32(2),
-            U64(bytes),
-            U64(hyper),
-            Memory(6),
-        ]);
+        args.extend([U32(matrix_end), U32(total), U32(decay_end), Null]);
+        args.extend(constants);
         let Some(result) = run(&named("sgd", storage), geometry::flat(total), &memory(0), &args) else {
             return;
         };
@@ -63,10 +57,18 @@ fn sgd_gives_the_oracles_bits() {
         let skipped = run(&named("sgd", storage), geometry::flat(total), &memory(1), &args).unwrap();
         assert_eq!(skipped, memory(1), "a skipped step changes nothing");
 
-        let mut args = vec![Memory(0), Memory(1), Memory(2), Memory(7), U32(total), U32(decay_end)];
-        args.extend([Memory(5), U32(2), U64(bytes), U64(hyper), Memory(6)]);
+        let mut args = vec![Memory(0), Memory(1), Memory(2), Memory(7), U32(total), U32(decay_end), Null];
+        args.extend(constants);
         let sum = run(&named("sgd_sum", storage), geometry::flat(total), &memory(0), &args).unwrap();
         assert_eq!(sum[..3], result[..3], "{storage:?}: from sums");
+
+        args[6] = Memory(8);
+        let clipped = run(&named("sgd_sum", storage), geometry::flat(total), &memory(0), &args).unwrap();
+        let (mut w, mut v) = (weights.clone(), velocity.clone());
+        let shorter: Vec<f32> = unscaled.iter().map(|g| g / 3.0).collect();
+        rule.step(&mut w[..decay_end], &mut v[..decay_end], &shorter[..decay_end]);
+        exempt.step(&mut w[decay_end..], &mut v[decay_end..], &shorter[decay_end..]);
+        assert_eq!(clipped[0].values(Storage::F32), w, "{storage:?}: clipped");
     }
 }
 
@@ -191,6 +193,10 @@ fn averages(total: usize) {
     let want: Vec<f32> =
         ema.iter().zip(&master).map(|(ema, master)| 0.99 * ema + (1.0 - 0.99) * master).collect();
     close("ema", &result[0].values(Storage::F32), &want, 1e-6);
+    // A decay of 1 is no update.
+    let still = slot(&[], &[], Hyper { ema_decay: 1.0, ..Hyper::default() }).staging;
+    let unmoved = [memory[0].clone(), memory[1].clone(), still, memory[3].clone()];
+    assert_eq!(run("ema_update", geometry::flat(total), &unmoved, &args).unwrap()[0], memory[0]);
     let skipped = State { skip: 1, ..state };
     let memory =
         [memory[0].clone(), memory[1].clone(), memory[2].clone(), Bytes::new(bytemuck::bytes_of(&skipped))];
