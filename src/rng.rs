@@ -14,6 +14,10 @@ pub enum Purpose {
     Crop = 4,
     Flip = 5,
     Synth = 6,
+    Auto = 9,
+    Jitter = 10,
+    Erase = 11,
+    EraseNoise = 12,
 }
 
 /// A stream of draws for one key. `Clone` copies the position.

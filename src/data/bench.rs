@@ -72,7 +72,7 @@ pub fn loader(
 ) -> Result<LoaderSpeed> {
     let options = TrainOptions { workers, bad_share: 1.0, ..TrainOptions::new(transform, 32) };
     let order = epoch_order(split.len(), 0, 0, 0).into_iter().cycle().take(ROUND).collect();
-    let mut loader = Loader::train_in_order(Arc::clone(split), options, order)?;
+    let mut loader = Loader::train_in_order(Arc::clone(split), options, (order, Vec::new()))?;
     let mut run = |seconds: f64| -> Result<LoaderSpeed> {
         let (begin, cpu, bad) = (Instant::now(), cpu_seconds(), loader.bad().len());
         let mut images = 0;

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::augment::TrainTransform;
+use super::augment::repeat::Repeat;
 use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::worker::{self, Job, Recipe, Slots};
@@ -54,6 +55,7 @@ pub struct TrainOptions {
     pub start_batch: usize,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
+    pub repeat: Repeat,
     pub workers: usize,
     pub bad_share: f64,
 }
@@ -61,7 +63,18 @@ pub struct TrainOptions {
 impl TrainOptions {
     pub fn new(transform: TrainTransform, batch: usize) -> Self {
         let workers = available_workers();
-        Self { transform, batch, seed: 0, epoch: 0, start_batch: 0, limit: 0, workers, bad_share: 0.01 }
+        let repeat = Repeat::OFF;
+        Self {
+            transform,
+            batch,
+            seed: 0,
+            epoch: 0,
+            start_batch: 0,
+            limit: 0,
+            repeat,
+            workers,
+            bad_share: 0.01,
+        }
     }
 }
 
@@ -125,6 +138,8 @@ struct Shared {
     split: Arc<Split>,
     /// Samples in the order of their visit; its length is a multiple of `batch` in training.
     order: Vec<u32>,
+    /// Which of its sample's visits each position is; empty where every one is the first.
+    copies: Vec<u8>,
     batch: usize,
     recipe: Recipe,
     state: Mutex<State>,
@@ -150,14 +165,16 @@ impl Loader {
     /// One epoch of training from `start_batch` on; the last partial batch is dropped.
     pub fn train(split: Arc<Split>, options: TrainOptions) -> Result<Self> {
         let order = epoch_order(split.len(), options.limit, options.seed, options.epoch);
+        let order = options.repeat.order(order);
         Self::train_in_order(split, options, order)
     }
 
-    /// Training images in an order given (the benchmark goes round a small set for as long as it measures).
+    /// Training images in an order given (the benchmark goes round a small set for as long as it measures), and which of
+    /// its sample's visits each is (none given: the first).
     pub(crate) fn train_in_order(
         split: Arc<Split>,
         options: TrainOptions,
-        mut order: Vec<u32>,
+        (mut order, copies): (Vec<u32>, Vec<u8>),
     ) -> Result<Self> {
         let TrainOptions { transform, batch, seed, epoch, .. } = options;
         if batch == 0 || order.len() < batch {
@@ -168,7 +185,15 @@ impl Loader {
         }
         order.truncate(order.len() / batch * batch);
         let recipe = Recipe::Train { transform, seed, epoch };
-        Self::start(split, order, batch, recipe, options.start_batch, options.workers, options.bad_share)
+        Self::start(
+            split,
+            (order, copies),
+            batch,
+            recipe,
+            options.start_batch,
+            options.workers,
+            options.bad_share,
+        )
     }
 
     /// Every image once, in the order of the split; the last batch may be smaller.
@@ -182,12 +207,12 @@ impl Loader {
             )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
-        Self::start(split, order, options.batch, recipe, 0, options.workers, options.bad_share)
+        Self::start(split, (order, Vec::new()), options.batch, recipe, 0, options.workers, options.bad_share)
     }
 
     fn start(
         split: Arc<Split>,
-        order: Vec<u32>,
+        (order, copies): (Vec<u32>, Vec<u8>),
         batch: usize,
         recipe: Recipe,
         start_batch: usize,
@@ -209,6 +234,7 @@ impl Loader {
         let shared = Shared {
             split,
             order,
+            copies,
             batch,
             recipe,
             state: Mutex::new(state),
@@ -404,6 +430,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn copy(&self, position: usize) -> u32 {
+        self.copies.get(position).map_or(0, |&copy| u32::from(copy))
+    }
+
     fn in_flight(&self, number: usize, images: Vec<u8>) -> InFlight {
         let count = self.batch.min(self.order.len() - number * self.batch);
         let stride = self.recipe.resolution() * self.recipe.resolution() * 3;
@@ -453,7 +483,8 @@ impl Shared {
         while let Some((number, slot, slots)) = self.next_job() {
             let sample = self.order[number * self.batch + slot];
             current.set(Some(sample));
-            let job = Job { split: &self.split, sample, recipe: &self.recipe };
+            let copy = self.copy(number * self.batch + slot);
+            let job = Job { split: &self.split, sample, copy, recipe: &self.recipe };
             let result = worker.run(&job, &slots, slot);
             // Before the count goes down: who finds it at zero owns the slots alone.
             drop(slots);

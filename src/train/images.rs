@@ -1,6 +1,7 @@
 //! What a run takes of its data: how images are read, how many steps an epoch has, what the result depends on.
 
 use crate::config::Config;
+use crate::data::augment::repeat::Repeat;
 use crate::data::{Crop, Dataset, TrainOptions as LoaderOptions, TrainTransform};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,7 @@ pub fn loader_options(config: &Config) -> LoaderOptions {
         crop: Crop { scale: (low, high), ratio: (narrow, wide) },
         flip: config.augment.flip,
         interpolation: config.augment.interpolation,
+        ..TrainTransform::new(config.data.resolution)
     };
     LoaderOptions {
         transform,
@@ -22,6 +24,7 @@ pub fn loader_options(config: &Config) -> LoaderOptions {
         epoch: 0,
         start_batch: 0,
         limit: config.data.limit,
+        repeat: Repeat::OFF,
         workers: config.workers(),
         bad_share: config.data.bad_share,
     }

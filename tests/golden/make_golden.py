@@ -8,13 +8,16 @@ formula that fills weights, images and labels.
 
 import argparse
 import json
+import os
 import pathlib
 
+import augment
 import images
 import networks
 import ops
 import PIL
 import schedules
+import timm
 import torch
 import torchvision
 
@@ -30,7 +33,12 @@ RECORDS = {
     "schedules": schedules.record,
     "images": images.record,
     "ops": ops.record,
+    "augment": augment.record,
 }
+# Recorded where the engine has left the pixels of photographs (README.md).
+PHOTOGRAPHS = os.environ.get("ENGINE_PHOTOGRAPHS")
+if PHOTOGRAPHS:
+    RECORDS["photographs"] = lambda: augment.record_photographs(PHOTOGRAPHS)
 
 
 def main():
@@ -39,7 +47,12 @@ def main():
     chosen = parser.parse_args().only
     names = chosen.split(",") if chosen else RECORDS
     torch.set_num_threads(2)
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+        "timm": timm.__version__,
+    }
     folder = pathlib.Path(__file__).parent
     for name in names:
         record = {"versions": versions, **RECORDS[name]()}
