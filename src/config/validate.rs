@@ -1,6 +1,6 @@
 //! Values that each are of the right type but make no sense.
 
-use super::{Config, MAX_THREADS};
+use super::{Config, Data, MAX_THREADS, Progressive};
 use crate::error::{Error, Result};
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::model::spec::{ALL, ResNetSpec};
@@ -16,6 +16,8 @@ impl Config {
         match self
             .data_requirements()
             .into_iter()
+            .chain(self.progressive_requirements())
+            .chain(self.augment_requirements())
             .chain(self.training_requirements())
             .chain(self.device_requirements())
             .find(|required| !required.holds)
@@ -28,8 +30,7 @@ impl Config {
     }
 
     fn data_requirements(&self) -> Vec<Requirement> {
-        let Self { data, augment, eval, .. } = self;
-        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
+        let Self { data, eval, .. } = self;
         let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
         let micro = self.micro_batch();
         vec![
@@ -59,17 +60,79 @@ impl Config {
                 "from 0.05 to 1",
             ),
             share("data.bad_share", data.bad_share),
+            require("data.repeats", data.repeats, (1..=16).contains(&data.repeats), "1 to 16"),
+            require(
+                "data.repeat_ranks",
+                data.repeat_ranks,
+                data.batch.is_multiple_of(self.repeat().ranks.max(1)),
+                "0 or a divisor of data.batch",
+            ),
+        ]
+    }
+
+    /// Progressive resolution: sides are whole 32s, which is what a ramp goes in.
+    fn progressive_requirements(&self) -> Vec<Requirement> {
+        let Data { resolution, progressive: Progressive { from, begin, end }, .. } = self.data;
+        let off = from == 0;
+        vec![
+            require(
+                "data.progressive.from",
+                from,
+                off || from.is_multiple_of(32) && from <= resolution,
+                "0, or a multiple of 32 up to data.resolution",
+            ),
+            require(
+                "data.resolution",
+                resolution,
+                off || resolution.is_multiple_of(32),
+                "a multiple of 32, since data.progressive.from is set",
+            ),
+            require(
+                "data.progressive.end",
+                end,
+                off || begin < end && end <= self.epochs,
+                "an epoch after data.progressive.begin and not after the last",
+            ),
+        ]
+    }
+
+    fn augment_requirements(&self) -> Vec<Requirement> {
+        let augment = &self.augment;
+        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
+        let (area, erase_ratio) = (augment.erase_area, augment.erase_ratio);
+        let [.., hue] = augment.color_jitter;
+        let rising = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();
+        vec![
             share("augment.flip", augment.flip),
             require(
                 "augment.crop_scale",
                 format!("{scale:?}"),
-                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
+                rising(scale) && scale[1] <= 1.0,
                 "[low, high] with 0 < low <= high <= 1",
             ),
             require(
                 "augment.crop_ratio",
                 format!("{ratio:?}"),
-                0.0 < ratio[0] && ratio[0] <= ratio[1] && ratio[1].is_finite(),
+                rising(ratio),
+                "[low, high] with 0 < low <= high",
+            ),
+            require(
+                "augment.color_jitter",
+                format!("{:?}", augment.color_jitter),
+                augment.color_jitter.iter().all(|&v| v >= 0.0 && v.is_finite()) && hue <= 0.5,
+                "[brightness, contrast, saturation, hue], each 0 or more, hue up to 0.5",
+            ),
+            share("augment.erase", augment.erase),
+            require(
+                "augment.erase_area",
+                format!("{area:?}"),
+                rising(area) && area[1] <= 1.0,
+                "[low, high] with 0 < low <= high <= 1",
+            ),
+            require(
+                "augment.erase_ratio",
+                format!("{erase_ratio:?}"),
+                rising(erase_ratio),
                 "[low, high] with 0 < low <= high",
             ),
         ]
