@@ -14,6 +14,8 @@ pub enum Purpose {
     Crop = 4,
     Flip = 5,
     Synth = 6,
+    Mix = 7,
+    DropPath = 8,
     Auto = 9,
     Jitter = 10,
     Erase = 11,
@@ -35,6 +37,16 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Draw `index`, from 0 on, of the stream of `key`: for draws by place, which a GPU makes in any order.
+pub fn nth(key: u64, index: u64) -> u64 {
+    mix(key.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
+}
+
+/// The upper 24 bits of a draw as a number in [0, 1): exact in f32, so that every device takes the same decision.
+pub fn unit24(bits: u64) -> f32 {
+    (bits >> 40) as f32 * (1.0 / (1u32 << 24) as f32)
+}
+
 impl Rng {
     pub fn new(seed: u64, epoch: u64, sample: u64, purpose: Purpose) -> Self {
         let mut key = mix(seed.wrapping_add(GOLDEN));
@@ -44,9 +56,14 @@ impl Rng {
         Self { key, counter: 0 }
     }
 
+    /// What [`nth`] takes: the stream by itself, without a position.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     pub fn next_u64(&mut self) -> u64 {
         self.counter += 1;
-        mix(self.key.wrapping_add(self.counter.wrapping_mul(GOLDEN)))
+        nth(self.key, self.counter - 1)
     }
 
     /// Uniform in [0, 1), 53 bits.
@@ -88,6 +105,16 @@ mod tests {
         assert_eq!(draw(1, 2, Purpose::Crop), draw(1, 2, Purpose::Crop));
         assert_ne!(draw(1, 2, Purpose::Crop), draw(2, 1, Purpose::Crop));
         assert_ne!(draw(1, 2, Purpose::Crop), draw(1, 2, Purpose::Flip));
+    }
+
+    #[test]
+    fn draws_by_place_are_the_streams() {
+        let mut rng = Rng::new(3, 1, 4, Purpose::DropPath);
+        let key = rng.key();
+        for index in 0..5 {
+            assert_eq!(nth(key, index), rng.next_u64());
+        }
+        assert_eq!((unit24(0), unit24(u64::MAX)), (0.0, 1.0 - 1.0 / 16_777_216.0));
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Case {
             labels: (0..batch).map(|_| rng.below(spec.classes as u64) as u32).collect(),
             samples: (0..batch as u32).collect(),
             resolution,
+            ..Batch::default()
         }
     }
 

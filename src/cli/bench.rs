@@ -257,6 +257,7 @@ impl TrainJob {
             labels: (0..self.batch).map(|_| rng.below(self.spec.classes as u64) as u32).collect(),
             samples: (0..self.batch as u32).collect(),
             resolution: self.resolution,
+            ..Batch::default()
         }
     }
 }

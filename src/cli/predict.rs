@@ -39,5 +39,5 @@ fn read_image(path: &Path, preprocessor: &mut Preprocessor) -> Result<Batch> {
     let resolution = preprocessor.transform.crop;
     let mut images = vec![0; resolution * resolution * 3];
     preprocessor.run(&mut bytes, &mut images).map_err(|reason| Error::input_file(path, reason))?;
-    Ok(Batch { images, labels: vec![0], samples: vec![0], resolution })
+    Ok(Batch { images, labels: vec![0], samples: vec![0], resolution, ..Batch::default() })
 }

@@ -249,3 +249,51 @@ fn require(key: &'static str, got: impl ToString, holds: bool, wanted: &'static 
 fn share(key: &'static str, value: f64) -> Requirement {
     require(key, value, (0.0..=1.0).contains(&value), "from 0 to 1")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Overrides, load};
+    use super::*;
+
+    fn with(set: &[&str]) -> Result<Config> {
+        load(None, &Overrides { environment: vec![], set: set.iter().map(|s| (*s).to_owned()).collect() })
+    }
+
+    #[test]
+    fn augmentation_that_cannot_be_is_named() {
+        let message = |set: &[&str]| with(set).unwrap_err().message;
+        let unknown = message(&["augment.auto=randagument"]);
+        assert!(unknown.contains("augment.auto") && unknown.contains("there is no policy"), "{unknown}");
+        let range = message(&["augment.auto=rand-m12-mstd0.5"]);
+        assert!(range.contains("m12 is out of range, expected from 0 to 10"), "{range}");
+        for (set, reason) in [
+            ("augment.color_jitter=[0.4,0.4,0.4,0.6]", "hue up to 0.5"),
+            ("augment.erase=1.5", "augment.erase is 1.5, expected from 0 to 1"),
+            ("augment.erase_area=[0.5,0.2]", "augment.erase_area is [0.5, 0.2]"),
+            ("data.repeats=0", "data.repeats is 0, expected 1 to 16"),
+            ("data.progressive.from=100", "data.progressive.from is 100, expected 0, or a multiple of 32"),
+        ] {
+            assert!(message(&[set]).contains(reason), "{}", message(&[set]));
+        }
+        let ranks = message(&["data.repeats=3", "data.repeat_ranks=7"]);
+        assert!(ranks.contains("data.repeat_ranks is 7, expected 0 or a divisor of data.batch"), "{ranks}");
+        let end = message(&["data.progressive.from=160", "data.progressive.end=0"]);
+        assert!(end.contains("data.progressive.end is 0"), "{end}");
+        let uneven = message(&["data.progressive.from=160", "data.progressive.end=3", "data.resolution=200"]);
+        assert!(uneven.contains("data.resolution is 200, expected a multiple of 32"), "{uneven}");
+    }
+
+    #[test]
+    fn resolution_follows_ffcvs_ramp() {
+        let set = ["data.resolution=192", "data.progressive.from=160", "data.progressive.begin=11"];
+        let config = with(&[&set[..], &["data.progressive.end=13"]].concat()).unwrap();
+        // 176 px are five and a half 32s.
+        let sides: Vec<usize> = (10..15).map(|epoch| config.resolution_at(epoch)).collect();
+        assert_eq!(sides, [160, 160, 192, 192, 192]);
+        let long = ["data.resolution=224", "data.progressive.from=128", "data.progressive.end=8"];
+        let config = with(&long).unwrap();
+        let sides: Vec<usize> = (0..9).map(|epoch| config.resolution_at(epoch)).collect();
+        assert_eq!(sides, [128, 128, 160, 160, 192, 192, 192, 224, 224]);
+        assert_eq!(with(&[]).unwrap().resolution_at(0), 224);
+    }
+}

@@ -18,25 +18,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::augment::TrainTransform;
 use super::augment::repeat::Repeat;
+use super::augment::{Key, TrainTransform};
+use super::batch::Batch;
 use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::worker::{self, Job, Recipe, Slots};
 use crate::error::{Error, Result};
 use crate::model::graph::MAX_RESOLUTION;
 use crate::rng::{Purpose, Rng};
-
-/// Images and labels of one step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// u8 [n, resolution, resolution, 3], n = `labels.len()`.
-    pub images: Vec<u8>,
-    pub labels: Vec<u32>,
-    /// Index of each image in its split.
-    pub samples: Vec<u32>,
-    pub resolution: usize,
-}
 
 /// A sample that could not be used; the message names the file and says why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -338,9 +328,17 @@ impl Loader {
             .extend(failures.into_iter().map(|(slot, message)| BadFile { sample: samples[slot], message }));
         self.check_share(bad_slots.len() == samples.len())?;
         let labels = samples.iter().map(|&s| self.shared.split.label(s as usize)).collect();
-        let mut batch = Batch { images: slots.into_images(), labels, samples, resolution };
+        let images = slots.into_images();
+        let mut batch = Batch { images, labels, samples, resolution, ..Batch::default() };
         match self.shared.recipe {
-            Recipe::Train { .. } => batch.fill(&bad_slots),
+            Recipe::Train { transform, seed, epoch, .. } => {
+                if transform.erase.probability > 0.0 {
+                    let key = |(i, &sample)| Key { seed, epoch, sample, copy: self.shared.copy(first + i) };
+                    let keys = batch.samples.iter().enumerate().map(key);
+                    batch.erased = keys.map(|key| transform.erase.draw(resolution, key)).collect();
+                }
+                batch.fill(&bad_slots);
+            }
             Recipe::Eval { .. } => batch.remove(&bad_slots),
         }
         Ok(batch)
@@ -363,34 +361,6 @@ impl Loader {
             self.bad_share,
             first.join("; ")
         )))
-    }
-}
-
-impl Batch {
-    fn stride(&self) -> usize {
-        self.resolution * self.resolution * 3
-    }
-
-    /// Each bad slot gets a copy of the next good one, cyclically. At least one slot is good.
-    fn fill(&mut self, bad: &[usize]) {
-        let (n, stride) = (self.labels.len(), self.stride());
-        for &slot in bad {
-            let good = (1..n).map(|i| (slot + i) % n).find(|s| !bad.contains(s));
-            if let Some(good) = good {
-                self.images.copy_within(good * stride..(good + 1) * stride, slot * stride);
-                self.labels[slot] = self.labels[good];
-                self.samples[slot] = self.samples[good];
-            }
-        }
-    }
-
-    fn remove(&mut self, bad: &[usize]) {
-        let stride = self.stride();
-        for &slot in bad.iter().rev() {
-            self.images.drain(slot * stride..(slot + 1) * stride);
-            self.labels.remove(slot);
-            self.samples.remove(slot);
-        }
     }
 }
 

@@ -7,11 +7,13 @@
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`loader`], `worker` | samples -> batches, in order, from a pool of threads |
+//! | [`loader`], `worker`, [`batch`] | samples -> batches, in order, from a pool of threads |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
 
 #[cfg(feature = "train")]
 pub mod augment;
+#[cfg(feature = "train")]
+pub mod batch;
 #[cfg(feature = "train")]
 pub mod batches;
 #[cfg(feature = "train")]
@@ -46,11 +48,13 @@ mod tests;
 
 #[cfg(feature = "train")]
 pub use augment::{Crop, TrainTransform};
+#[cfg(feature = "train")]
+pub use batch::{Batch, Erase, Fill, Mix};
 pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Reading, Rect, decode, decode_region};
 #[cfg(feature = "train")]
 pub use index::{Class, Dataset, Splits};
 #[cfg(feature = "train")]
-pub use loader::{BadFile, Batch, EvalOptions, Loader, TrainOptions, available_workers};
+pub use loader::{BadFile, EvalOptions, Loader, TrainOptions, available_workers};
 pub use preprocess::{EvalTransform, Preprocessor};
 pub use resize::Interpolation;
 #[cfg(feature = "train")]

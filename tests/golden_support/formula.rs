@@ -87,6 +87,7 @@ pub fn batch(case: &str, n: usize, resolution: usize, classes: usize) -> Batch {
         labels: labels(&format!("{case}.labels"), n, classes),
         samples: (0..n as u32).collect(),
         resolution,
+        ..Batch::default()
     }
 }
 

@@ -158,6 +158,7 @@ impl Walk {
         self.n = batch.labels.len();
         let mut x = self.memory.buffers.take(batch.images.len());
         input::normalise(engine.cpu(), &batch.images, &mut x);
+        input::erase(&batch.erased, batch.resolution, &mut x);
         self.memory.activation[self.graph.input] = Some(x);
     }
 

@@ -217,6 +217,7 @@ fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
         labels: (0..job.batch).map(|_| rng.below(job.spec.classes as u64) as u32).collect(),
         samples: (0..job.batch as u32).collect(),
         resolution: job.resolution,
+        ..Batch::default()
     };
     let sgd = Sgd { lr: 0.0, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
     for _ in 0..super::plan::STAGING_SLOTS {

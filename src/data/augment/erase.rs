@@ -1,8 +1,10 @@
 //! Random erasing (arXiv:1708.04896): the rectangle. torchvision and timm draw it alike, with other ranges.
 
+use super::super::batch::{Erase, Fill};
 use super::super::decode::Rect;
 use super::super::preprocess::round;
-use crate::rng::Rng;
+use super::Key;
+use crate::rng::{Purpose, Rng};
 use serde::{Deserialize, Serialize};
 
 /// Which rectangles are erased, and how often.
@@ -36,9 +38,21 @@ pub enum EraseFill {
 }
 
 impl Erasing {
+    /// What is erased of the picture of `key`, at `resolution` pixels a side.
+    pub fn draw(&self, resolution: usize, key: Key) -> Option<Erase> {
+        let mut draws = key.draws(Purpose::Erase);
+        let rect = self.rect(resolution, resolution, &mut draws)?;
+        let fill = match self.fill {
+            EraseFill::Zero => Fill::ZERO,
+            EraseFill::Colour => Fill::Colour(std::array::from_fn(|_| draws.normal() as f32)),
+            EraseFill::Noise => Fill::Noise(key.draws(Purpose::EraseNoise).key()),
+        };
+        Some(Erase { rect, fill })
+    }
+
     /// The rectangle for a picture of [height, width]; `None`: nothing is erased. Up to ten tries draw area and ratio; the
     /// first rectangle that is smaller than the picture both ways also draws its row and column.
-    pub fn draw(&self, height: usize, width: usize, draws: &mut Rng) -> Option<Rect> {
+    pub fn rect(&self, height: usize, width: usize, draws: &mut Rng) -> Option<Rect> {
         if self.probability == 0.0 || draws.unit() >= self.probability {
             return None;
         }

@@ -5,6 +5,7 @@ mod decode;
 mod index;
 mod loader;
 mod photograph;
+mod policies;
 mod real;
 mod tools;
 

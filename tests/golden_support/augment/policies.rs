@@ -151,7 +151,7 @@ fn erased_rectangles_are_the_originals() {
     for Erased { form, area, ratio, height, width, rects } in &recorded.erasings {
         let erasing = Erasing { probability: 0.6, area: *area, ratio: *ratio, ..Erasing::default() };
         for (sample, want) in rects.iter().enumerate() {
-            let got = erasing.draw(*height, *width, &mut key(sample).draws(Purpose::Erase));
+            let got = erasing.rect(*height, *width, &mut key(sample).draws(Purpose::Erase));
             let want = want.filter(|[.., height, width]| height * width > 0);
             let want = want.map(|[top, left, height, width]| Rect { top, left, height, width });
             assert_eq!(got, want, "{form} on {height} x {width}, sample {sample}");
