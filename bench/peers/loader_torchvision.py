@@ -1,6 +1,6 @@
 """torchvision's PIL path, images per CPU-second: decode, RandomResizedCrop(224), flip. Prints one JSON line.
 
-    python bench/peers/loader_torchvision.py --data DIR|TAR [--size 224] [--passes 5] [--limit N]
+    python bench/peers/loader_torchvision.py --data DIR|TAR [--size 224] [--passes 5] [--limit N] [--auto randaugment]
 
 The files are read into memory first; one thread; each pass takes every image once and is timed in CPU time of the
 process. The median pass is the result. The crop is returned as a u8 array, which is what a trainer uploads.
@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--limit", type=int, default=0, help="first N images; 0 = all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--auto", default="none", choices=["none", "randaugment", "trivialaugment"], help="policy on top, bilinear")
     args = parser.parse_args()
 
     import numpy as np
@@ -50,7 +51,13 @@ def main():
     files = read(args.data, args.limit)
     if not files:
         parser.error(f"{args.data}: no {', '.join(SUFFIXES)} files")
-    augment = transforms.Compose([transforms.RandomResizedCrop(args.size), transforms.RandomHorizontalFlip()])
+    bilinear = transforms.InterpolationMode.BILINEAR
+    policy = {
+        "none": [],
+        "randaugment": [transforms.RandAugment(interpolation=bilinear)],
+        "trivialaugment": [transforms.TrivialAugmentWide(interpolation=bilinear)],
+    }[args.auto]
+    augment = transforms.Compose([transforms.RandomResizedCrop(args.size), transforms.RandomHorizontalFlip(), *policy])
 
     def one_pass():
         cpu, wall = time.process_time(), time.perf_counter()
@@ -70,6 +77,7 @@ def main():
         "images": len(files),
         "passes": args.passes,
         "size": args.size,
+        "auto": args.auto,
         "load_1min": os.getloadavg()[0],
         "versions": {"torchvision": torchvision.__version__, "pillow": PIL.__version__, "numpy": np.__version__},
     }

@@ -63,7 +63,7 @@ fn cpu_seconds() -> Option<f64> {
 const ROUND: usize = 4_000_000;
 
 /// Training batches for about `seconds`, after a second that is not counted. The split is gone round as often as it
-/// takes, in the order of its first epoch, with the crops of that epoch.
+/// takes, in the order of its first epoch, with other crops each time.
 pub fn loader(
     split: &Arc<Split>,
     transform: TrainTransform,
@@ -72,7 +72,8 @@ pub fn loader(
 ) -> Result<LoaderSpeed> {
     let options = TrainOptions { workers, bad_share: 1.0, ..TrainOptions::new(transform, 32) };
     let order = epoch_order(split.len(), 0, 0, 0).into_iter().cycle().take(ROUND).collect();
-    let mut loader = Loader::train_in_order(Arc::clone(split), options, (order, Vec::new()))?;
+    let rounds = (0..ROUND).map(|i| (i / split.len().max(1)) as u8).collect();
+    let mut loader = Loader::train_in_order(Arc::clone(split), options, (order, rounds))?;
     let mut run = |seconds: f64| -> Result<LoaderSpeed> {
         let (begin, cpu, bad) = (Instant::now(), cpu_seconds(), loader.bad().len());
         let mut images = 0;

@@ -4,6 +4,7 @@ whole policies with their random source replaced."""
 import contextlib
 import hashlib
 import math
+import pathlib
 import random
 import types
 from unittest import mock
@@ -302,9 +303,15 @@ def record():
 
 
 def record_photographs(path):
-    """Of each operation one digest of all photographs; `path`: their pixels u8 [n, 224, 224, 3] as the engine made them."""
-    pixels = np.fromfile(path, np.uint8).reshape(-1, 224, 224, 3)
-    pictures = [Image.fromarray(p) for p in pixels]
+    """Of each operation one digest of all photographs; `path`: of each its height and width, u32, and its pixels, as the
+    engine decoded them."""
+    data = pathlib.Path(path).read_bytes()
+    pictures, at = [], 0
+    while at < len(data):
+        height, width = np.frombuffer(data, "<u4", 2, at)
+        size = int(height) * int(width) * 3
+        pictures.append(Image.fromarray(np.frombuffer(data, np.uint8, size, at + 8).reshape(height, width, 3)))
+        at += 8 + size
     records = []
     for name, argument, sampling, fill, function in operations():
         total = hashlib.sha256()
@@ -313,5 +320,4 @@ def record_photographs(path):
         records.append(
             {"op": name, "argument": argument, "sampling": sampling, "fill": fill, "digest": total.hexdigest()[:12]}
         )
-    inputs = hashlib.sha256(pixels.tobytes()).hexdigest()[:12]
-    return {"count": len(pictures), "input": inputs, "operations": records}
+    return {"count": len(pictures), "input": hashlib.sha256(data).hexdigest()[:12], "operations": records}

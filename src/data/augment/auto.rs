@@ -145,9 +145,10 @@ fn number<T: FromStr + PartialOrd + fmt::Display>(
     range: [T; 2],
 ) -> Result<T, String> {
     let [low, high] = range;
-    let value: Option<T> = text.parse().ok();
-    value.filter(|value| *value >= low && *value <= high).ok_or_else(|| {
-        let whole = if text.contains('.') && text.parse::<f64>().is_ok() { "a whole number " } else { "" };
+    let value = text.parse::<T>();
+    let fraction = value.is_err() && text.parse::<f64>().is_ok();
+    value.ok().filter(|value| *value >= low && *value <= high).ok_or_else(|| {
+        let whole = if fraction { "a whole number " } else { "" };
         format!("{part} is out of range, expected {whole}from {low} to {high}")
     })
 }

@@ -5,11 +5,12 @@ use super::super::record;
 use super::hex;
 use super::operations::Call;
 use engine::data::augment::ops::Ops;
-use engine::data::{EvalOptions, EvalTransform, Interpolation, Loader, Splits};
+use engine::data::{Image, JPEG_DECODER, Limits, Splits, decode};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
+/// At most, in pixels, from the middle.
 const SIDE: usize = 224;
 
 #[derive(Deserialize)]
@@ -26,8 +27,8 @@ struct Operation {
     digest: String,
 }
 
-/// Pixels [n, 224, 224, 3]; `None` where the photographs are not there.
-fn photographs() -> Option<Vec<u8>> {
+/// The middles of the photographs; `None` where they are not there.
+fn photographs() -> Option<Vec<Image>> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
     let folder = std::env::var_os("ENGINE_TEST_DATA").map_or_else(|| PathBuf::from(beside), PathBuf::from);
     let path = folder.join("imagenet-sample-100.tar");
@@ -36,33 +37,51 @@ fn photographs() -> Option<Vec<u8>> {
         return None;
     }
     let split = Splits::open(&path).unwrap().splits.swap_remove(0).1;
-    let transform = EvalTransform::new(SIDE, 0.875, Interpolation::Bilinear);
-    let loader = Loader::eval(split, EvalOptions::new(transform, 10)).unwrap();
-    Some(loader.flat_map(|batch| batch.unwrap().images).collect())
+    let middle = |index| {
+        let bytes = split.read(index).unwrap();
+        let whole = decode(&bytes, &split.name(index), Limits::default()).unwrap();
+        let (height, width) = (whole.height.min(SIDE), whole.width.min(SIDE));
+        let (top, left) = ((whole.height - height) / 2, (whole.width - width) / 2);
+        let rows = (top..top + height).map(|y| &whole.pixels[(y * whole.width + left) * 3..][..width * 3]);
+        let pixels = rows.flatten().copied().collect();
+        Image { width, height, pixels }
+    };
+    Some((0..split.len()).map(middle).collect())
+}
+
+/// Of each its height and width, u32, and its pixels.
+fn bytes(photographs: &[Image]) -> Vec<u8> {
+    let mut bytes = vec![];
+    for Image { height, width, pixels } in photographs {
+        bytes.extend((*height as u32).to_le_bytes());
+        bytes.extend((*width as u32).to_le_bytes());
+        bytes.extend(pixels);
+    }
+    bytes
 }
 
 #[test]
 fn operations_on_photographs_are_pillows() {
-    let Some(pixels) = photographs() else { return };
+    let Some(photographs) = photographs() else { return };
+    let bytes = bytes(&photographs);
     if let Some(path) = std::env::var_os("ENGINE_PHOTOGRAPHS") {
-        std::fs::write(&path, &pixels).unwrap();
-        println!("wrote {} photographs", pixels.len() / (SIDE * SIDE * 3));
+        std::fs::write(&path, &bytes).unwrap();
+        println!("wrote {} photographs", photographs.len());
         return;
     }
     let recorded: Recorded = record::read("photographs");
-    if hex(Sha256::new().chain_update(&pixels)) != recorded.input {
-        println!("skipped: the photographs decode to other pixels than were recorded (another decoder)");
+    if hex(Sha256::new().chain_update(&bytes)) != recorded.input {
+        println!("skipped: the photographs decode to other pixels than were recorded ({JPEG_DECODER})");
         return;
     }
     let mut ops = Ops::default();
-    let mut image = vec![0; SIDE * SIDE * 3];
     let mut wrong = vec![];
     for Operation { call, digest } in &recorded.operations {
         let mut total = Sha256::new();
-        for photograph in pixels.chunks_exact(image.len()) {
-            image.copy_from_slice(photograph);
-            ops.apply(&call.operation(SIDE, SIDE), SIDE, SIDE, &mut image);
-            total.update(&image);
+        for Image { height, width, pixels } in &photographs {
+            let mut pixels = pixels.clone();
+            ops.apply(&call.operation(*height, *width), *height, *width, &mut pixels);
+            total.update(&pixels);
         }
         if &hex(total) != digest {
             wrong.push(format!("{call:?}"));

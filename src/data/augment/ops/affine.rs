@@ -52,6 +52,9 @@ pub struct Lines {
     /// The fractions of both, three times each, one a channel.
     dx: Vec<f64>,
     dy: Vec<f64>,
+    /// Where the rows and columns around each place begin in the old picture.
+    rows: Vec<i32>,
+    columns: Vec<i32>,
     /// The old picture's pixels around each place: up to 16 rows of 3 * width bytes.
     corners: Vec<u8>,
 }
@@ -191,11 +194,13 @@ fn interpolate(
 ) {
     let (width, height) = (source.width, source.height);
     let axes = between(matrix);
-    let Lines { x, y, dx, dy, corners } = lines;
+    let Lines { x, y, dx, dy, rows, columns, corners } = lines;
     x.resize(width, 0.0);
     y.resize(width, 0.0);
     dx.resize(3 * width, 0.0);
     dy.resize(3 * width, 0.0);
+    rows.resize(width, 0);
+    columns.resize(4 * width, 0);
     corners.resize(16 * 3 * width, 0);
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         places(isa, matrix, row, x, y);
@@ -207,24 +212,35 @@ fn interpolate(
         let n = end - first;
         let (x, y) = (&mut x[first..end], &mut y[first..end]);
         let (dx, dy) = (&mut dx[..3 * n], &mut dy[..3 * n]);
-        split(isa, x, dx);
-        split(isa, y, dy);
+        match axes {
+            Between::Columns => to_middles(isa, y),
+            Between::Rows | Between::Both => split(isa, y, dy),
+        }
+        match axes {
+            Between::Rows => to_middles(isa, x),
+            Between::Columns | Between::Both => split(isa, x, dx),
+        }
         let out = bytemuck::cast_slice_mut(&mut out[first..end]);
+        let buffers = (&mut rows[..], &mut columns[..], &mut corners[..]);
         let share = if axes == Between::Columns { &*dx } else { &*dy };
         match (cubic, axes) {
-            (false, Between::Columns) => linear(isa, gather(source, x, y, [0], [0, 1], corners), share, out),
-            (false, Between::Rows) => linear(isa, gather(source, x, y, [0, 1], [0], corners), share, out),
+            (false, Between::Columns) => {
+                linear(isa, gather(isa, source, x, y, [0], [0, 1], buffers), share, out)
+            }
+            (false, Between::Rows) => {
+                linear(isa, gather(isa, source, x, y, [0, 1], [0], buffers), share, out)
+            }
             (false, Between::Both) => {
-                bilinear(isa, gather(source, x, y, [0, 1], [0, 1], corners), dx, dy, out);
+                bilinear(isa, gather(isa, source, x, y, [0, 1], [0, 1], buffers), dx, dy, out);
             }
             (true, Between::Columns) => {
-                cubic_line(isa, gather(source, x, y, [0], [-1, 0, 1, 2], corners), share, out);
+                cubic_line(isa, gather(isa, source, x, y, [0], [-1, 0, 1, 2], buffers), share, out);
             }
             (true, Between::Rows) => {
-                cubic_line(isa, gather(source, x, y, [-1, 0, 1, 2], [0], corners), share, out);
+                cubic_line(isa, gather(isa, source, x, y, [-1, 0, 1, 2], [0], buffers), share, out);
             }
             (true, Between::Both) => {
-                bicubic(isa, gather(source, x, y, [-1, 0, 1, 2], [-1, 0, 1, 2], corners), dx, dy, out);
+                bicubic(isa, gather(isa, source, x, y, [-1, 0, 1, 2], [-1, 0, 1, 2], buffers), dx, dy, out);
             }
         }
     }
@@ -245,6 +261,13 @@ multiversion! {
 }
 
 multiversion! {
+    /// Places from the corner that are the middles of pixels -> those pixels.
+    fn to_middles(place: &mut [f64]) {
+        place.iter_mut().for_each(|place| *place -= 0.5);
+    }
+}
+
+multiversion! {
     /// Places from the corner -> the pixels whose middles lie before them, and how far before, once a channel.
     fn split(place: &mut [f64], fraction: &mut [f64]) {
         for (place, fraction) in place.iter_mut().zip(fraction.chunks_exact_mut(3)) {
@@ -255,29 +278,41 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// The pixels `by` further on than each place, or the `last` one, or the first; times `stride`.
+    fn steps(place: &[f64], by: i32, last: i32, stride: i32, out: &mut [i32]) {
+        for (out, &place) in out.iter_mut().zip(place) {
+            // SAFETY: a place is inside the picture or one pixel before it.
+            let pixel = unsafe { place.to_int_unchecked::<i32>() };
+            *out = (pixel + by).clamp(0, last) * stride;
+        }
+    }
+}
+
 /// The pixels around each place: for each step `down` and `right` of it a row of them. Those outside are their nearest
 /// inside. (Pillow repeats the last row that is inside in place of one that is not: the same.)
 fn gather<'a, const D: usize, const R: usize>(
+    isa: Isa,
     source: Source,
     x: &[f64],
     y: &[f64],
     down: [i32; D],
     right: [i32; R],
-    corners: &'a mut [u8],
+    (rows, columns, corners): (&mut [i32], &mut [i32], &'a mut [u8]),
 ) -> &'a [u8] {
-    let corners = &mut corners[..3 * D * R * x.len()];
-    let rows: &mut [[u8; 3]] = bytemuck::cast_slice_mut(corners);
-    let mut rows = rows.chunks_exact_mut(x.len());
-    let mut rows: [[&mut [[u8; 3]]; R]; D] =
-        std::array::from_fn(|_| std::array::from_fn(|_| rows.next().expect("D * R rows")));
-    let (last_column, last_row) = (source.width as i32 - 1, source.height as i32 - 1);
-    for (i, (&x, &y)) in x.iter().zip(y).enumerate() {
-        let columns = right.map(|right| (x as i32 + right).clamp(0, last_column) as usize);
-        for (rows, down) in rows.iter_mut().zip(down) {
-            let row = (y as i32 + down).clamp(0, last_row) as usize * source.width;
-            for (out, column) in rows.iter_mut().zip(columns) {
-                out[i] = source.pixels[row + column];
-            }
+    let n = x.len();
+    for (by, out) in right.into_iter().zip(columns.chunks_exact_mut(n)) {
+        steps(isa, x, by, source.width as i32 - 1, 1, out);
+    }
+    let corners = &mut corners[..3 * D * R * n];
+    let mut out = bytemuck::cast_slice_mut::<_, [u8; 3]>(corners).chunks_exact_mut(n);
+    for by in down {
+        let rows = &mut rows[..n];
+        steps(isa, y, by, source.height as i32 - 1, source.width as i32, rows);
+        for columns in columns.chunks_exact(n).take(R) {
+            let places = rows.iter().zip(columns).map(|(row, column)| (row + column) as usize);
+            let out = out.next().expect("D * R rows");
+            out.iter_mut().zip(places).for_each(|(out, place)| *out = source.pixels[place]);
         }
     }
     corners
