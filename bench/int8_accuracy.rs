@@ -5,8 +5,8 @@
 //! f32 is the CPU backend's evaluation of the same file; integers are `infer::integer`, which 8-bit programs are
 //! compared with.
 
-use engine::backend::Backend;
 use engine::backend::cpu::CpuBackend;
+use engine::backend::{Backend, Weights};
 use engine::data::{Dataset, EvalOptions, Loader};
 use engine::error::{Error, Result};
 use engine::infer::file::ModelFile;
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     let (mut signal, mut noise) = (0.0, 0.0);
     for batch in loader {
         let batch = batch?;
-        let want = backend.eval_batch(&batch)?.data;
+        let want = backend.eval_batch(&batch, Weights::Live)?.data;
         let pixels = batch.images.len() / batch.labels.len();
         let runs = pool.map(batch.images.chunks(pixels * 5).collect(), |images| integers.run(images));
         let mut got = vec![];

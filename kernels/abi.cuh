@@ -10,8 +10,12 @@ struct Item {
     u32 mix;        // NO_MIX, MIXUP (arXiv:1710.09412), CUTMIX (arXiv:1905.04899)
     u32 flip;       // mirror the image, before it is mixed
     u16 x0, y0, x1, y1;  // cutmix: columns x0..x1 and rows y0..y1 are the partner's
+    u16 ex0, ey0, ex1, ey1;  // random erasing (arXiv:1708.04896): likewise, painted over before images are mixed
+    u32 erase;      // NO_ERASE, COLOUR, NOISE
+    u32 fill[3];    // the bits of three f32, one a channel; or a stream's key, lower half first
 };
 const u32 NO_MIX = 0, MIXUP = 1, CUTMIX = 2;
+const u32 NO_ERASE = 0, COLOUR = 1, NOISE = 2;
 
 // Constants of one pass.
 struct Hyper {
@@ -22,7 +26,9 @@ struct Hyper {
     u32 first;           // the first pass of its optimiser step
     f32 ema_decay, beta1, beta2, epsilon;
     f32 max_norm;        // of the gradient of all parameters; 0: no limit
-    u32 reserved[3];
+    f32 trust;           // LARS: the trust ratio's coefficient
+    f32 threshold;       // binary cross-entropy: targets above it become 1, others 0; 0: as they are
+    u32 sum_classes;     // binary cross-entropy: the sum over classes, not their mean
 };
 
 // What steps hand to each other without the host.
@@ -65,7 +71,7 @@ struct Chunk {
 // The chunks of one parameter.
 struct ChunkRange { u32 first, count; };
 
-static_assert(sizeof(Item) == 28 && sizeof(Hyper) == 64 && sizeof(State) == 64 && sizeof(Outcome) == 64, "as in abi.rs");
+static_assert(sizeof(Item) == 52 && sizeof(Hyper) == 64 && sizeof(State) == 64 && sizeof(Outcome) == 64, "as in abi.rs");
 static_assert(sizeof(RowScore) == 12 && sizeof(Chunk) == 16 && sizeof(ChunkRange) == 8, "as in abi.rs");
 
 // What the host has put at `offset` of the current pass's slot.
@@ -90,6 +96,13 @@ template <class S> struct PassGradient {
             load_at(to, vectors, e - matrix_end, count);
         }
     }
+};
+
+// What all parameters of one update share.
+struct Corrections {
+    f32 clip;        // what gradients are divided by: 1 or more
+    f32 bias1, bias2_root;  // LAMB: 1 - beta1^t, sqrt(1 - beta2^t)
+    f32 reserved;
 };
 
 // Gradients summed over passes.

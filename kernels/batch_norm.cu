@@ -6,6 +6,7 @@
 //              (Chan, Golub, LeVeque 1983; deviations from the first block's mean, so that nothing large cancels)
 // bn_apply     y = relu((x - mean) scale + beta + z), z an activation, another batch norm's output, or nothing; the
 //              sum's ReLU leaves a bit an element. bytes: x, z and y once, elements / 8 for the mask; floor: those / bandwidth
+// bn_apply_drop  the same where images may skip the branch (drop_path.cu): y = relu(factor of the image ((x - mean) scale + beta) + z)
 // bn_running   running = (1 - momentum) running + momentum batch, of all layers at once
 // bn_fold      scale = gamma / sqrt(running variance + eps), of all layers at once
 #include "abi.cuh"
@@ -155,7 +156,8 @@ struct Affine {
     __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
 };
 
-template <class S> struct Apply {
+// DROP: whether images may skip the branch.
+template <class S, bool DROP> struct Apply {
     const S* x;
     const f32 *mean, *scale, *beta;
     const S* z;
@@ -164,6 +166,7 @@ template <class S> struct Apply {
     u8* mask;
     u64 elements;
     u32 channels, relu;
+    DropPath drop;
 
     __device__ void load(Affine& by, u64 e) const { by.load(mean, scale, beta, (u32)e % channels); }
 
@@ -179,10 +182,12 @@ template <class S> struct Apply {
             for (u32 i = 0; i < PACK; i++) pz.v[i] = other.of(pz.v[i], i);
         }
         px.unpack(from);
+        const f32 factor = DROP ? drop.of(e) : 1.0f;
         u32 bits = 0;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             px.v[i] = by.of(px.v[i], i);
+            if (DROP) px.v[i] *= factor;
             if (RESIDUAL != NOTHING) px.v[i] += pz.v[i];
             bits |= (u32)(px.v[i] > 0.0f) << i;
             if (relu) px.v[i] = positive(px.v[i]);
@@ -218,6 +223,7 @@ template <class S> struct Apply {
         u32 c = (u32)e % channels, bits = 0;
         for (u32 i = 0; i < count; i++) {
             f32 value = normalised(to_float(x[e + i]), mean[c], scale[c], beta[c]);
+            if (DROP) value *= drop.of(e + i);
             if (z) {
                 const f32 other = to_float(z[e + i]);
                 value += z_mean ? normalised(other, z_mean[c], z_scale[c], z_beta[c]) : other;
@@ -230,7 +236,7 @@ template <class S> struct Apply {
     }
 };
 
-template <class S> __device__ inline void bn_apply(const Apply<S>& apply) {
+template <class S, bool DROP> __device__ inline void bn_apply(const Apply<S, DROP>& apply) {
     const u32 threads = apply_threads(apply.channels);
     const u64 step = (u64)threads * PACK;
     u64 e = (u64)blockIdx.x * APPLY_PACKS * step + threadIdx.x * PACK;
@@ -252,9 +258,19 @@ template <class S> __device__ inline void bn_apply(const Apply<S>& apply) {
                       const f32* __restrict__ beta, const S* __restrict__ z, const f32* __restrict__ z_mean,           \
                       const f32* __restrict__ z_scale, const f32* __restrict__ z_beta, S* __restrict__ y,              \
                       u8* __restrict__ mask, u64 elements, u32 channels, u32 relu) {                                   \
-        bn_apply<S>({x, mean, scale, beta, z, z_mean, z_scale, z_beta, y, mask, elements, channels, relu});            \
+        bn_apply<S, false>({x, mean, scale, beta, z, z_mean, z_scale, z_beta, y, mask, elements, channels, relu, {}}); \
     }                                                                                                                  \
-    EXPORT(bn_apply_##suffix)
+    EXPORT(bn_apply_##suffix)                                                                                          \
+    KERNEL __launch_bounds__(BLOCK)                                                                                    \
+    bn_apply_drop_##suffix(const S* __restrict__ x, const f32* __restrict__ mean, const f32* __restrict__ scale,       \
+                           const f32* __restrict__ beta, const S* __restrict__ z, const f32* __restrict__ z_mean,      \
+                           const f32* __restrict__ z_scale, const f32* __restrict__ z_beta, S* __restrict__ y,         \
+                           u8* __restrict__ mask, u64 elements, u32 channels, u32 relu, const f32* __restrict__ factors, \
+                           u32 image_elements) {                                                                       \
+        bn_apply<S, true>({x, mean, scale, beta, z, z_mean, z_scale, z_beta, y, mask, elements, channels, relu,        \
+                           {factors, image_elements}});                                                                \
+    }                                                                                                                  \
+    EXPORT(bn_apply_drop_##suffix)
 FOR_EACH_STORAGE(BN_APPLY)
 #undef BN_APPLY
 

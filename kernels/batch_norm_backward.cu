@@ -6,6 +6,8 @@
 //                       b = -scale rstd dgamma / rows, c = -scale dbeta / rows
 // bn_backward_apply     dx = scale d + b (x - mean) + c (Ioffe and Szegedy, arXiv:1502.03167, section 3); dz = d
 //                       bytes: reads dy, x (and a bit an element), writes dx (and dz) once; floor: those / bandwidth
+// ..._drop              the two large ones where images may skip the branch (drop_path.cu): d is multiplied by the image's
+//                       factor on its way into the branch; dz is not. For the gate that bn_apply has left alone.
 #include "abi.cuh"
 
 // What d is made of dy by.
@@ -41,9 +43,9 @@ template <class S, u32 GATE> struct Gated<S, 1, GATE> {
 };
 
 // Sums of d and d (x - mean) over the thread's rows. `lane`: its first channel.
-template <class S, u32 V, u32 GATE>
+template <class S, u32 V, u32 GATE, bool DROP>
 __device__ inline void row_products(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                                    u32 begin, u32 end, u32 step, u32 channels, u32 lane, f32 (&sum)[V], f32 (&product)[V]) {
+                                    u32 begin, u32 end, u32 step, u32 channels, u32 lane, DropPath drop, f32 (&sum)[V], f32 (&product)[V]) {
     f32 m[V], s[V], b[V];
 #pragma unroll
     for (u32 i = 0; i < V; i++) {
@@ -55,8 +57,10 @@ __device__ inline void row_products(const S* dy, const S* x, const u8* mask, con
     for (u32 row = begin; row < end; row += step) {
         f32 d[V], v[V];
         Gated<S, V, GATE>::load(d, v, dy, x, mask, (u64)row * channels + lane);
+        const f32 factor = DROP ? drop.of(row) : 1.0f;
 #pragma unroll
         for (u32 i = 0; i < V; i++) {
+            if (DROP) d[i] *= factor;
             if (GATE == GATE_RECOMPUTED && !(normalised(v[i], m[i], s[i], b[i]) > 0.0f)) d[i] = 0.0f;
             sum[i] += d[i];
             product[i] = fmaf(d[i], v[i] - m[i], product[i]);
@@ -64,9 +68,10 @@ __device__ inline void row_products(const S* dy, const S* x, const u8* mask, con
     }
 }
 
-template <class S, u32 V>
+template <class S, u32 V, bool DROP>
 __device__ inline void reduce(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                              Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate, f32 (*shared)[2][BLOCK]) {
+                              Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate, DropPath drop,
+                              f32 (*shared)[2][BLOCK]) {
     const u32 lanes = channels / V, width = lanes < WARP ? lanes : WARP, high = BLOCK / width;
     const u32 lane = blockIdx.x * width + threadIdx.x % width, r = threadIdx.x / width;
     const u32 begin = blockIdx.y * rows_per_block + r;
@@ -75,12 +80,12 @@ __device__ inline void reduce(const S* dy, const S* x, const u8* mask, const f32
 #pragma unroll
     for (u32 i = 0; i < V; i++) sum[i] = product[i] = 0.0f;
     if (begin < end) {
-        if (gate == GATE_RECOMPUTED) {
-            row_products<S, V, GATE_RECOMPUTED>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
-        } else if (gate == GATE_MASK) {
-            row_products<S, V, GATE_MASK>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
+        if (DROP || gate == GATE_MASK) {
+            row_products<S, V, GATE_MASK, DROP>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, drop, sum, product);
+        } else if (gate == GATE_RECOMPUTED) {
+            row_products<S, V, GATE_RECOMPUTED, false>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, drop, sum, product);
         } else {
-            row_products<S, V, GATE_OPEN>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, sum, product);
+            row_products<S, V, GATE_OPEN, false>(dy, x, mask, mean, scale, beta, begin, end, high, channels, lane * V, drop, sum, product);
         }
     }
 #pragma unroll
@@ -105,14 +110,14 @@ __device__ inline void reduce(const S* dy, const S* x, const u8* mask, const f32
     }
 }
 
-template <class S>
+template <class S, bool DROP>
 __device__ inline void bn_backward_reduce(const S* dy, const S* x, const u8* mask, const f32* mean, const f32* scale, const f32* beta,
-                                          Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {
+                                          Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate, DropPath drop) {
     __shared__ f32 shared[PACK][2][BLOCK];
     if (channels % PACK == 0) {
-        reduce<S, PACK>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, shared);
+        reduce<S, PACK, DROP>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, drop, shared);
     } else {
-        reduce<S, 1>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, shared);
+        reduce<S, 1, DROP>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, drop, shared);
     }
 }
 
@@ -121,9 +126,18 @@ __device__ inline void bn_backward_reduce(const S* dy, const S* x, const u8* mas
     bn_backward_reduce_##suffix(const S* __restrict__ dy, const S* __restrict__ x, const u8* __restrict__ mask,          \
                                 const f32* __restrict__ mean, const f32* __restrict__ scale, const f32* __restrict__ beta, \
                                 Pair* __restrict__ partials, u32 rows, u32 channels, u32 rows_per_block, u32 gate) {     \
-        bn_backward_reduce<S>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate);           \
+        bn_backward_reduce<S, false>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate, {}); \
     }                                                                                                                    \
-    EXPORT(bn_backward_reduce_##suffix)
+    EXPORT(bn_backward_reduce_##suffix)                                                                                  \
+    KERNEL __launch_bounds__(BLOCK)                                                                                      \
+    bn_backward_reduce_drop_##suffix(const S* __restrict__ dy, const S* __restrict__ x, const u8* __restrict__ mask,     \
+                                     const f32* __restrict__ mean, const f32* __restrict__ scale,                        \
+                                     const f32* __restrict__ beta, Pair* __restrict__ partials, u32 rows, u32 channels,  \
+                                     u32 rows_per_block, u32 gate, const f32* __restrict__ factors, u32 image_rows) {    \
+        bn_backward_reduce<S, true>(dy, x, mask, mean, scale, beta, partials, rows, channels, rows_per_block, gate,      \
+                                    {factors, image_rows});                                                              \
+    }                                                                                                                    \
+    EXPORT(bn_backward_reduce_drop_##suffix)
 FOR_EACH_STORAGE(BN_BACKWARD_REDUCE)
 #undef BN_BACKWARD_REDUCE
 
@@ -166,13 +180,14 @@ __device__ inline f32 input_gradient(f32 d, f32 x, f32 mean, f32 scale, f32 b, f
 // What dx is made with, of eight channels.
 struct Factors { Pack<f32> mean, scale, beta, b, c; };
 
-template <class S> struct BackwardApply {
+template <class S, bool DROP> struct BackwardApply {
     const S *dy, *x;
     const u8* mask;
     const f32 *mean, *scale, *beta, *b, *c;
     S *dx, *dz;
     u64 elements;
     u32 channels, gate;
+    DropPath drop;
 
     __device__ void load(Factors& by, u64 e) const {
         const u32 from = (u32)e % channels;
@@ -196,10 +211,11 @@ template <class S> struct BackwardApply {
                 bits |= (u32)(normalised(v.v[i], by.mean.v[i], by.scale.v[i], by.beta.v[i]) > 0.0f) << i;
             }
         }
+        const f32 factor = DROP ? drop.of(e) : 1.0f;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             if (!(bits >> i & 1u)) d.v[i] = 0.0f;
-            v.v[i] = input_gradient(d.v[i], v.v[i], by.mean.v[i], by.scale.v[i], by.b.v[i], by.c.v[i]);
+            v.v[i] = input_gradient(DROP ? d.v[i] * factor : d.v[i], v.v[i], by.mean.v[i], by.scale.v[i], by.b.v[i], by.c.v[i]);
         }
         if (dz) d.store(dz + e);
         v.store(dx + e);
@@ -215,13 +231,14 @@ template <class S> struct BackwardApply {
             const bool open = gate == GATE_RECOMPUTED ? normalised(value, mean[k], scale[k], beta[k]) > 0.0f : bits >> i & 1u;
             const f32 d = open ? to_float(dy[e + i]) : 0.0f;
             if (dz) dz[e + i] = from_float<S>(d);
-            dx[e + i] = from_float<S>(input_gradient(d, value, mean[k], scale[k], b[k], c[k]));
+            const f32 factor = DROP ? drop.of(e + i) : 1.0f;
+            dx[e + i] = from_float<S>(input_gradient(DROP ? d * factor : d, value, mean[k], scale[k], b[k], c[k]));
             k = k + 1 == channels ? 0 : k + 1;
         }
     }
 };
 
-template <class S> __device__ inline void bn_backward_apply(const BackwardApply<S>& apply) {
+template <class S, bool DROP> __device__ inline void bn_backward_apply(const BackwardApply<S, DROP>& apply) {
     const u32 threads = apply_threads(apply.channels);
     const u64 step = (u64)threads * PACK;
     u64 e = (u64)blockIdx.x * APPLY_PACKS * step + threadIdx.x * PACK;
@@ -246,8 +263,18 @@ template <class S> __device__ inline void bn_backward_apply(const BackwardApply<
                                const f32* __restrict__ mean, const f32* __restrict__ scale, const f32* __restrict__ beta, \
                                const f32* __restrict__ b, const f32* __restrict__ c, S* __restrict__ dx,                \
                                S* __restrict__ dz, u64 elements, u32 channels, u32 gate) {                              \
-        bn_backward_apply<S>({dy, x, mask, mean, scale, beta, b, c, dx, dz, elements, channels, gate});                 \
+        bn_backward_apply<S, false>({dy, x, mask, mean, scale, beta, b, c, dx, dz, elements, channels, gate, {}});      \
     }                                                                                                                   \
-    EXPORT(bn_backward_apply_##suffix)
+    EXPORT(bn_backward_apply_##suffix)                                                                                  \
+    KERNEL __launch_bounds__(BLOCK, 3)                                                                                  \
+    bn_backward_apply_drop_##suffix(const S* __restrict__ dy, const S* __restrict__ x, const u8* __restrict__ mask,     \
+                                    const f32* __restrict__ mean, const f32* __restrict__ scale,                        \
+                                    const f32* __restrict__ beta, const f32* __restrict__ b, const f32* __restrict__ c, \
+                                    S* __restrict__ dx, S* __restrict__ dz, u64 elements, u32 channels, u32 gate,       \
+                                    const f32* __restrict__ factors, u32 image_elements) {                              \
+        bn_backward_apply<S, true>({dy, x, mask, mean, scale, beta, b, c, dx, dz, elements, channels, gate,             \
+                                    {factors, image_elements}});                                                        \
+    }                                                                                                                   \
+    EXPORT(bn_backward_apply_drop_##suffix)
 FOR_EACH_STORAGE(BN_BACKWARD_APPLY)
 #undef BN_BACKWARD_APPLY

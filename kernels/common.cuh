@@ -238,6 +238,19 @@ template <class Op> __device__ inline f32 over_block(f32 (&shared)[BLOCK], f32 v
     return result;
 }
 
+// The same with two values in f64; the sums are in shared[.][0], for thread 0.
+__device__ inline void add_wide(f64 (&shared)[2][BLOCK], f64 a, f64 b) {
+    shared[0][threadIdx.x] = a;
+    shared[1][threadIdx.x] = b;
+    for (u32 half_way = BLOCK / 2; half_way; half_way >>= 1) {
+        __syncthreads();
+        if (threadIdx.x < half_way) {
+            shared[0][threadIdx.x] += shared[0][threadIdx.x + half_way];
+            shared[1][threadIdx.x] += shared[1][threadIdx.x + half_way];
+        }
+    }
+}
+
 // ---- elementwise by channel: bn_apply, bn_backward_apply ------------------------------------------------------------
 
 // Packs of a thread.
@@ -249,6 +262,14 @@ __device__ inline u32 apply_threads(u32 channels) {
     const u32 groups = channels % PACK == 0 ? channels / PACK : 1;
     return groups <= BLOCK ? BLOCK / groups * groups : BLOCK;
 }
+
+// What a branch is multiplied by, image by image (drop_path.cu).
+struct DropPath {
+    const f32* factors;
+    u32 size;  // rows, or elements, of an image
+
+    __device__ f32 of(u64 at) const { return factors[(u32)at / size]; }
+};
 
 // ---- partial sums by channel ----------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-// ema_update  ema = decay ema + (1 - decay) master; nothing where the step was skipped. A thread has 8 elements.
+// ema_update  ema = decay ema + (1 - decay) master; nothing where the step was skipped, or the decay is 1: updates that the
+//             averages are to let pass. A thread has 8 elements.
 //             bytes: 12 an element; floor: those / bandwidth
 // cast        f32 -> storage type, to nearest: weights from masters or averages. bytes: 4 + sizeof(S) an element
 // Grid: elements / 2048, rounded up; for `cast` the number of elements is a multiple of 8.
@@ -10,6 +11,7 @@ ema_update(f32* __restrict__ ema, const f32* __restrict__ master, u32 total, con
     const u32 e = (blockIdx.x * BLOCK + threadIdx.x) * PACK;
     if (e >= total || state->skip) return;
     const f32 decay = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state)->ema_decay;
+    if (decay == 1.0f) return;
     const u32 count = min_u32(PACK, total - e);
     Pack<f32> average, now;
     load_at(average, ema, e, count);

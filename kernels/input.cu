@@ -1,5 +1,7 @@
-// input  u8 [n][h][w][3] -> storage type [n][h][w][channels]: y = (x / 255 - mean) / std, flipped and mixed as each
-//        image's Item says; the padding channels (from the fourth on) are zero. `channels` is 4 or 8.
+// input         u8 [n][h][w][3] -> storage type [n][h][w][channels]: y = (x / 255 - mean) / std, flipped and mixed as each
+//               image's Item says; the padding channels (from the fourth on) are zero. `channels` is 4 or 8.
+// input_erased  the same where rectangles of images are painted over before they are mixed: in a colour, or with standard
+//               normal noise, which is made of draws by place
 // A thread makes 4 packs of 8 elements, which are two pixels of 4 channels or one of 8: one 16-byte store for 2-byte types,
 // two for f32. Neighbouring threads make neighbouring packs, so that a warp reads a contiguous piece of a row. What a byte
 // becomes is computed once a block, for all 256 of them, and looked up: two divisions a value would cost as much as the
@@ -12,15 +14,40 @@ const u32 INPUT_PACKS = 4;
 
 struct Normalise { f32 mean[3], std[3]; };
 
-struct Images {
+// Draw `index` of a stream: SplitMix64's finaliser, as rng.rs has it.
+__device__ inline u64 nth(u64 key, u64 index) {
+    u64 z = key + (index + 1) * 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+
+// Standard normal (Box-Muller), from 48 bits of a draw, as data/batch.rs has it.
+__device__ inline f32 noise(u64 key, u64 index) {
+    const f32 unit = 1.0f / 16777216.0f;
+    const u64 bits = nth(key, index);
+    const f32 u = ((f32)(u32)(bits >> 40) + 1.0f) * unit, v = (f32)(u32)(bits >> 16 & 0xffffffull) * unit;
+    return sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
+}
+
+// ERASE: whether images may be erased.
+template <bool ERASE> struct Images {
     const u8* bytes;
     const Item* items;
     u32 n, h, w;
     const f32 (&table)[3][256];  // what a byte becomes, by channel
 
-    __device__ const u8* at(u32 image, u32 row, u32 column) const {
-        const u32 from = items[image].flip ? w - 1 - column : column;
-        return bytes + (((u64)image * h + row) * w + from) * 3;
+    // The three values of an image, before it is mixed.
+    __device__ void load(f32 (&to)[3], u32 image, u32 row, u32 column) const {
+        const Item& item = items[image];
+        if (ERASE && item.erase && column >= item.ex0 && column < item.ex1 && row >= item.ey0 && row < item.ey1) {
+            const u64 key = item.fill[0] | (u64)item.fill[1] << 32, e = (u64)(row * w + column) * 3;
+            for (u32 c = 0; c < 3; c++) to[c] = item.erase == NOISE ? noise(key, e + c) : bits_to_float(item.fill[c]);
+            return;
+        }
+        const u32 from = item.flip ? w - 1 - column : column;
+        const u8* a = bytes + (((u64)image * h + row) * w + from) * 3;
+        for (u32 c = 0; c < 3; c++) to[c] = table[c][a[c]];
     }
 
     // The three values of a pixel of the batch.
@@ -30,17 +57,18 @@ struct Images {
         f32 own = 1.0f;
         if (item.mix == MIXUP) own = item.lambda;
         if (item.mix == CUTMIX && column >= item.x0 && column < item.x1 && row >= item.y0 && row < item.y1) own = 0.0f;
-        const u8* a = at(image, row, column);
-        for (u32 c = 0; c < 3; c++) to[c] = table[c][a[c]];
+        f32 a[3], b[3];
+        load(a, image, row, column);
         if (own < 1.0f) {
-            const u8* b = at(min_u32(item.partner, n - 1), row, column);
-            for (u32 c = 0; c < 3; c++) to[c] = fmaf(own, to[c], (1.0f - own) * table[c][b[c]]);
+            load(b, min_u32(item.partner, n - 1), row, column);
+            for (u32 c = 0; c < 3; c++) a[c] = fmaf(own, a[c], (1.0f - own) * b[c]);
         }
+        for (u32 c = 0; c < 3; c++) to[c] = a[c];
     }
 };
 
-template <class S, u32 CHANNELS>
-__device__ inline void make_packs(const Images& from, S* y) {
+template <class S, u32 CHANNELS, bool ERASE>
+__device__ inline void make_packs(const Images<ERASE>& from, S* y) {
     const u32 pixels = from.n * from.h * from.w;
     for (u32 i = 0; i < INPUT_PACKS; i++) {
         const u32 first = ((blockIdx.x * INPUT_PACKS + i) * BLOCK + threadIdx.x) * (PACK / CHANNELS);
@@ -60,7 +88,7 @@ __device__ inline void make_packs(const Images& from, S* y) {
     }
 }
 
-template <class S>
+template <class S, bool ERASE>
 __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 items_offset, const State* state, S* y, u32 n,
                              u32 h, u32 w, u32 channels, Normalise by) {
     __shared__ f32 table[3][256];
@@ -70,10 +98,10 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
         table[c][threadIdx.x] = __fdiv_rn(__fsub_rn(__fdiv_rn((f32)threadIdx.x, 255.0f), by.mean[c]), by.std[c]);
     }
     __syncthreads();
-    const Images images = {staged<u8>(staging, slots, slot_bytes, 0, state),
+    const Images<ERASE> images = {staged<u8>(staging, slots, slot_bytes, 0, state),
                            staged<Item>(staging, slots, slot_bytes, items_offset, state), n, h, w, table};
-    if (channels == 4) make_packs<S, 4>(images, y);
-    else make_packs<S, 8>(images, y);
+    if (channels == 4) make_packs<S, 4, ERASE>(images, y);
+    else make_packs<S, 8, ERASE>(images, y);
 }
 
 #define INPUT(S, suffix)                                                                                               \
@@ -82,8 +110,16 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
                    const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,   \
                    f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                               \
         const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                              \
-        input<S>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, by);                           \
+        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, by);                    \
     }                                                                                                                  \
-    EXPORT(input_##suffix)
+    EXPORT(input_##suffix)                                                                                             \
+    KERNEL __launch_bounds__(BLOCK)                                                                                    \
+    input_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                 \
+                          const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels,       \
+                          f32 mean0, f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                             \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                              \
+        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, by);                     \
+    }                                                                                                                  \
+    EXPORT(input_erased_##suffix)
 FOR_EACH_STORAGE(INPUT)
 #undef INPUT

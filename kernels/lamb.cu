@@ -1,100 +1,31 @@
 // LAMB (You et al., arXiv:1904.00962) as timm has it (huggingface/pytorch-image-models, timm/optim/lamb.py), update number t:
 //
-//     g = gradient / max(1, ||all gradients|| / max_norm)
+//     g = gradient / max(1, ||all gradients|| / max_norm) (clip.cu)
 //     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g g
 //     u = (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + epsilon) + weight_decay w
 //     w -= lr r u, where r = ||w|| / ||u|| of the parameter; 1 where weight decay does not apply or a norm is 0
 //
-// Five launches. The flat parameter space (abi.cuh) is cut into chunks, each of one parameter; a table names them.
+// Three launches, after the two of clip.cu. The flat parameter space (abi.cuh) is cut into chunks, each of one parameter; a
+// table names them.
 //
-// lamb_squares  squares of g, added up by chunk
-// lamb_clip     those -> what all parameters share: the clip and the bias corrections. One block.
 // lamb_moments  m and v; squares of w and u, added up by chunk
 // lamb_ratios   those -> r. A block a parameter.
 // lamb_update   w, and its copy in the storage type; u is computed again, which costs no more bytes than to keep it
 //
 // A block of 256 has a chunk of up to 4096 elements, a thread 8 elements twice. Sums are added in a fixed tree, across
 // chunks in f64. Where the step is to be skipped, nothing lasting is written.
-// Bytes: gradient twice, w, m and v twice in, each once out, copy out: 3 sizeof(S) + 36 an element; floor: those / bandwidth:
-// 42 bytes x 25.6 M = 1.07 GB, 1.19 ms at 900 GB/s.
+// Bytes: gradient, w, m and v twice in, each once out, copy out: 2 sizeof(S) + 36 an element; floor: those / bandwidth:
+// 40 bytes x 25.6 M = 1.02 GB, 1.14 ms at 900 GB/s.
 // Multiplications, additions, divisions and roots are rounded one by one, as the oracle's (optim/lamb.rs): same bits in f32
 // for the same clip and ratio.
 #include "abi.cuh"
 
-// What all parameters share.
-struct Corrections { f32 clip, bias1, bias2_root, reserved; };
-
 struct Moments { const f32* master; f32* first; f32* second; };
-
-// base^exponent by squaring: the same operations on every machine.
-__device__ inline f64 power(f64 base, u32 exponent) {
-    f64 result = 1.0;
-    for (; exponent; exponent >>= 1) {
-        if (exponent & 1u) result *= base;
-        base *= base;
-    }
-    return result;
-}
-
-// Adds up two values of every thread in a fixed tree; the sums are in shared[.][0], for thread 0.
-__device__ inline void add_wide(f64 (&shared)[2][BLOCK], f64 a, f64 b) {
-    shared[0][threadIdx.x] = a;
-    shared[1][threadIdx.x] = b;
-    for (u32 half_way = BLOCK / 2; half_way; half_way >>= 1) {
-        __syncthreads();
-        if (threadIdx.x < half_way) {
-            shared[0][threadIdx.x] += shared[0][threadIdx.x + half_way];
-            shared[1][threadIdx.x] += shared[1][threadIdx.x + half_way];
-        }
-    }
-}
 
 __device__ inline f32 direction(f32 w, f32 m, f32 v, Corrections by, f32 epsilon, f32 decay) {
     const f32 root = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), by.bias2_root), epsilon);
     return __fadd_rn(__fdiv_rn(__fdiv_rn(m, by.bias1), root), __fmul_rn(decay, w));
 }
-
-// ---- lamb_squares ---------------------------------------------------------------------------------------------------
-
-template <class Gradient>
-__device__ inline void squares(const Gradient& from, const Chunk* chunks, f32* partials, const State* state) {
-    __shared__ f32 shared[BLOCK];
-    const Chunk chunk = chunks[blockIdx.x];
-    const u32 elements = state->skip ? 0 : chunk.count;
-    const f32 unscale = state->unscale;
-    f32 sum = 0.0f;
-    for (u32 i = threadIdx.x * PACK; i < elements; i += BLOCK * PACK) {
-        Pack<f32> gradient;
-        from.load(gradient, chunk.first + i, min_u32(PACK, elements - i));
-#pragma unroll
-        for (u32 k = 0; k < PACK; k++) {
-            const f32 g = __fmul_rn(gradient.v[k], unscale);
-            sum = fmaf(g, g, sum);
-        }
-    }
-    sum = over_block<Add>(shared, sum);
-    if (threadIdx.x == 0) partials[blockIdx.x] = sum;
-}
-
-// ---- lamb_clip ------------------------------------------------------------------------------------------------------
-
-KERNEL __launch_bounds__(BLOCK)
-lamb_clip(const f32* __restrict__ partials, u32 chunks, Corrections* __restrict__ corrections, const u8* __restrict__ staging,
-          u32 slots, u64 slot_bytes, u64 hyper_offset, const State* __restrict__ state) {
-    __shared__ f64 shared[2][BLOCK];
-    f64 sum = 0.0;
-    for (u32 i = threadIdx.x; i < chunks; i += BLOCK) sum += (f64)partials[i];
-    add_wide(shared, sum, 0.0);
-    if (threadIdx.x == 0) {
-        const Hyper* hyper = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state);
-        const f32 norm = (f32)sqrt(shared[0][0]), share = __fdiv_rn(norm, hyper->max_norm);
-        // The update at hand has been counted already.
-        const f64 bias1 = 1.0 - power(hyper->beta1, state->updates), bias2 = 1.0 - power(hyper->beta2, state->updates);
-        const f32 clip = hyper->max_norm > 0.0f && share > 1.0f ? share : 1.0f;
-        *corrections = {clip, (f32)bias1, (f32)sqrt(bias2), 0.0f};
-    }
-}
-EXPORT(lamb_clip)
 
 // ---- lamb_moments ---------------------------------------------------------------------------------------------------
 
@@ -135,12 +66,6 @@ __device__ inline void moments(const Gradient& from, Moments of, const Chunk* ch
 
 #define LAMB_GRADIENT(S, suffix)                                                                                         \
     KERNEL __launch_bounds__(BLOCK)                                                                                      \
-    lamb_squares_##suffix(const S* __restrict__ matrices, const f32* __restrict__ vectors, u32 matrix_end,               \
-                          const Chunk* __restrict__ chunks, f32* __restrict__ partials, const State* __restrict__ state) { \
-        squares(PassGradient<S>{matrices, vectors, matrix_end}, chunks, partials, state);                                \
-    }                                                                                                                    \
-    EXPORT(lamb_squares_##suffix)                                                                                        \
-    KERNEL __launch_bounds__(BLOCK)                                                                                      \
     lamb_moments_##suffix(const S* __restrict__ matrices, const f32* __restrict__ vectors, u32 matrix_end,               \
                           const f32* __restrict__ master, f32* __restrict__ first, f32* __restrict__ second,             \
                           const Chunk* __restrict__ chunks, const Corrections* __restrict__ corrections,                 \
@@ -153,13 +78,6 @@ __device__ inline void moments(const Gradient& from, Moments of, const Chunk* ch
     EXPORT(lamb_moments_##suffix)
 FOR_EACH_STORAGE(LAMB_GRADIENT)
 #undef LAMB_GRADIENT
-
-KERNEL __launch_bounds__(BLOCK)
-lamb_squares_sum(const f32* __restrict__ sum, const Chunk* __restrict__ chunks, f32* __restrict__ partials,
-                 const State* __restrict__ state) {
-    squares(SummedGradient{sum}, chunks, partials, state);
-}
-EXPORT(lamb_squares_sum)
 
 KERNEL __launch_bounds__(BLOCK)
 lamb_moments_sum(const f32* __restrict__ sum, const f32* __restrict__ master, f32* __restrict__ first, f32* __restrict__ second,

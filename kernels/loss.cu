@@ -2,8 +2,9 @@
 //
 // softmax_loss   z = logits + bias; t = (1 - e) (lambda onehot(label) + (1 - lambda) onehot(partner's label)) + e / classes;
 //                loss = -sum t log softmax(z); dlogits = (softmax(z) - t) * gradient_scale * loss scale
-// bce_loss       the same targets on sigmoids, mean over classes (timm's BinaryCrossEntropy):
-//                loss = mean(max(z, 0) - z t + log(1 + exp(-|z|))); dlogits = (sigmoid(z) - t) / classes * ...
+// bce_loss       the same targets on sigmoids, mean or sum over classes (timm's BinaryCrossEntropy); with a threshold, targets
+//                above it become 1 and others 0: loss = mean(max(z, 0) - z t + log(1 + exp(-|z|)));
+//                dlogits = (sigmoid(z) - t) / classes * ...
 //                A block a row of logits, so that each is read from cache after the first time.
 //                bytes: 4 a logit in, sizeof(S) out: 1.5 MB at batch 256, below a launch's own cost.
 // loss_finalize  sums over the batch in f64, in a fixed order. One block.
@@ -19,10 +20,17 @@ struct Row {
     u32 label, second;
     f32 first_share, second_share;  // of the targets, smoothing taken off
     f32 everywhere;
+    f32 threshold;  // 0: none
+    f32 over;       // what binary cross-entropy is divided by: classes, or 1
 
     __device__ f32 z(u32 k) const { return logits[k] + bias[k]; }
     __device__ f32 target(u32 k) const {
         return everywhere + (k == label ? first_share : 0.0f) + (k == second ? second_share : 0.0f);
+    }
+    // Of a sigmoid.
+    __device__ f32 binary_target(u32 k) const {
+        const f32 t = target(k);
+        return threshold > 0.0f ? (t > threshold ? 1.0f : 0.0f) : t;
     }
     // The label that counts as right: that of the larger share.
     __device__ u32 counted() const { return first_share >= second_share ? label : second; }
@@ -42,6 +50,8 @@ __device__ inline Row make_row(const f32* logits, const f32* bias, const Item* i
     r.first_share = (1.0f - smoothing) * lambda;
     r.second_share = (1.0f - smoothing) * (1.0f - lambda);
     r.everywhere = smoothing / (f32)classes;
+    r.threshold = hyper->threshold;
+    r.over = hyper->sum_classes ? 1.0f : (f32)classes;
     return r;
 }
 
@@ -80,15 +90,14 @@ struct Softmax {
 struct BinaryCrossEntropy {
     template <class S>
     static __device__ f32 row(const Row& r, S* dlogits, f32 factor, f32 (&shared)[BLOCK]) {
-        const f32 classes = (f32)r.classes;
         f32 loss = 0.0f;
         for (u32 k = threadIdx.x; k < r.classes; k += BLOCK) {
-            const f32 z = r.z(k), t = r.target(k), small = expf(-fabsf(z));
+            const f32 z = r.z(k), t = r.binary_target(k), small = expf(-fabsf(z));
             loss += (z > 0.0f ? z : 0.0f) - z * t + log1pf(small);
             const f32 sigmoid = z >= 0.0f ? 1.0f / (1.0f + small) : small / (1.0f + small);
-            dlogits[k] = from_float<S>((sigmoid - t) / classes * factor);
+            dlogits[k] = from_float<S>((sigmoid - t) / r.over * factor);
         }
-        return over_block<Add>(shared, loss) / classes;
+        return over_block<Add>(shared, loss) / r.over;
     }
 };
 

@@ -5,7 +5,7 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`terminal`], [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
@@ -25,6 +25,8 @@
 
 pub mod error;
 pub mod terminal;
+#[cfg(feature = "train")]
+pub mod leave;
 pub mod failpoint;
 pub mod files;
 pub mod tensor;

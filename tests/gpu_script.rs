@@ -10,6 +10,7 @@ use tempfile::TempDir;
 const GOOD_ENGINE: &str = r#"#!/bin/sh
 case "$*" in
 --version) echo "engine 0.1.0" ;;
+*kernels*--json*) cat "$(dirname "$0")/kernels.json" ;;
 *throughput* | *--json*) echo '{"images_per_second": 1300.5, "latency_ms": {"median": 1.0}}' ;;
 *--trace*) echo "trace.json: 5 steps; nothing between the first and the last waits for the card" >&2 ;;
 train*) while [ $# -gt 1 ]; do [ "$1" = --output ] && folder=$2; shift; done
@@ -21,6 +22,36 @@ train*) while [ $# -gt 1 ]; do [ "$1" = --output ] && folder=$2; shift; done
 *) echo "fine: $1" ;;
 esac
 "#;
+
+/// A report of `engine bench kernels --json`: a product, and kernels of ours with these microseconds, the last of which fits
+/// the cache. At 800 GB/s the first two take 1541 and 639 microseconds.
+fn report(microseconds: [f64; 3]) -> String {
+    let row = |call: &str, count: u32, microseconds: f64, megabytes: f64, gigaflop: f64, cached: bool| {
+        serde_json::json!({
+            "call": call, "node": "x", "count": count, "microseconds": microseconds,
+            "floor_microseconds": megabytes / 0.8, "megabytes": megabytes, "gigaflop": gigaflop, "cached": cached,
+        })
+    };
+    let rows = [
+        row(
+            "forward 56x56x64 k64 3x3 s1: cudnn algorithm 1 math 1 workspace 0",
+            3,
+            900.0,
+            205.6,
+            59.2,
+            false,
+        ),
+        row("bn_apply_f16 411.0 MB", 3, microseconds[0], 1233.1, 0.0, false),
+        row("sgd_f16 102.2 MB", 1, microseconds[1], 511.4, 0.0, false),
+        row("bn_finalize 0.5 MB", 53, microseconds[2], 0.5, 0.0, true),
+    ];
+    serde_json::json!({
+        "what": "resnet50 at 224 px, batch 256, f16", "device": "Some Card 16GB", "copy_gigabytes_per_second": 800.0,
+        "product_teraflop_per_second": 100.0, "cache_megabytes": 6.3, "rows": rows, "sum_milliseconds": 8.0,
+        "floor_milliseconds": 6.0, "step_milliseconds": 7.5, "images_per_second": 34133.0,
+    })
+    .to_string()
+}
 
 /// Torch is there; peers answer with a slower rate.
 const GOOD_PYTHON: &str = r#"#!/bin/sh
@@ -38,12 +69,18 @@ struct Machine {
 impl Machine {
     fn new(tools: &[(&str, &str)]) -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
+        machine.kernels(&report([1600.0, 700.0, 5.0]));
         for (name, text) in tools {
             let path = machine.folder.path().join(name);
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         machine
+    }
+
+    /// What `engine bench kernels --json` answers.
+    fn kernels(&self, report: &str) {
+        fs::write(self.folder.path().join("kernels.json"), format!("{report}\n")).unwrap();
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -84,6 +121,40 @@ fn a_good_machine_passes_every_part() {
     let out = machine.folder.path().join("out");
     assert!(fs::read_to_string(out.join("table.txt")).unwrap().contains("the same bytes"));
     assert!(out.join("sanitizer-racecheck.txt").exists());
+}
+
+/// A kernel of ours below 80 % of the copy's bandwidth fails and is named, the slowest first; one whose operands fit the
+/// cache is not judged, nor a product of the libraries.
+#[test]
+fn kernels_are_judged_by_the_share_of_copy_bandwidth() {
+    let machine = Machine::new(&[CARD, ("engine", GOOD_ENGINE), ("python", GOOD_PYTHON)]);
+    let said_of = |report: &str| {
+        machine.kernels(report);
+        let output = machine.run(&["--parts=kernels"]);
+        (code(&output), said(&output))
+    };
+    // 1541 of 1600 microseconds are 96.3 %, 639 of 700 are 91.3 %.
+    let (status, text) = said_of(&report([1600.0, 700.0, 5.0]));
+    assert_eq!(status, Some(0), "{text}");
+    let line = "all 2 of ours reach 80 % of the copy's 800.0 GB/s; the slowest: sgd_f16 102.2 MB 91.3 %";
+    assert!(text.contains("PASS  kernels") && text.contains(line), "{text}");
+    let table = fs::read_to_string(machine.folder.path().join("out/kernels-shares.txt")).unwrap();
+    assert_eq!(table.lines().next(), Some("12.5\t100\t53\t*\tbn_finalize 0.5 MB"), "{table}");
+
+    let (status, text) = said_of(&report([2000.0, 1e3, 0.2]));
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("FAIL  kernels") && text.contains("2 of 2 of ours below 80 %"), "{text}");
+    let named: Vec<&str> = text.lines().filter(|line| line.contains(" times ")).map(str::trim).collect();
+    let want = [
+        "63.9 %    511 GB/s   1 times  sgd_f16 102.2 MB",
+        "77.1 %    617 GB/s   3 times  bn_apply_f16 411.0 MB",
+    ];
+    assert_eq!(named, want, "{text}");
+
+    for nothing in ["{}", "not a report"] {
+        let (status, text) = said_of(nothing);
+        assert!(status == Some(1) && text.contains("the report names no kernel of ours"), "{text}");
+    }
 }
 
 #[test]

@@ -309,6 +309,7 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
+inline float cospif(float a) { return (float)cos(3.14159265358979323846 * a); }
 
 inline unsigned atomicMax(unsigned* at, unsigned value) {
     const unsigned before = *at;

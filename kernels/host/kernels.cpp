@@ -6,9 +6,12 @@
 #include "../batch_norm_backward.cu"
 #include "../pool.cu"
 #include "../loss.cu"
+#include "../drop_path.cu"
 #include "../gradient.cu"
+#include "../clip.cu"
 #include "../sgd.cu"
 #include "../lamb.cu"
+#include "../lars.cu"
 #include "../ema.cu"
 
 #include "launch.h"

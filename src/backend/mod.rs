@@ -3,14 +3,19 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod drop_path;
 pub mod fault;
 pub mod loss;
 
 pub use crate::model::graph::EPS;
 pub use crate::model::spec::{MEAN, STD};
+pub use drop_path::DropPath;
+pub use loss::{Loss, Objective};
 
+use crate::config::RuleKind;
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::tensor::{HostTensor, first_non_finite};
 use serde::{Deserialize, Serialize};
@@ -22,8 +27,20 @@ pub type NamedTensors = BTreeMap<String, HostTensor>;
 /// Batch norm: PyTorch's default, which torchvision keeps.
 pub const RUNNING_MOMENTUM: f64 = 0.1;
 
+/// Prefix of all that the optimiser has in a state.
+pub const OPTIMISER_PREFIX: &str = "optim.";
+
 /// Prefix of the optimiser's velocities in a state.
 pub const MOMENTUM_PREFIX: &str = "optim.momentum.";
+
+/// Prefix of LAMB's second moments in a state; its first ones take the place of velocities.
+pub const SECOND_MOMENT_PREFIX: &str = "optim.second_moment.";
+
+/// How many updates the weights have had, where a rule asks for it: f32 [1].
+pub const UPDATES: &str = "optim.updates";
+
+/// Prefix of the moving averages of weights and running statistics in a state.
+pub const EMA_PREFIX: &str = "ema.";
 
 /// One forward and backward pass within an optimiser step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,8 +48,54 @@ pub struct Step {
     /// Position of this pass in its optimiser step; the last one of `of` updates the weights.
     pub index: usize,
     pub of: usize,
-    pub sgd: Sgd,
-    pub label_smoothing: f32,
+    pub rule: Rule,
+    pub loss: Loss,
+    /// The norm that the gradient of all parameters together is clipped to ([`crate::optim::clip`]); 0: no limit.
+    pub clip_norm: f32,
+    /// With the update, averages become `decay * average + (1 - decay) * weights`, and so do those of running statistics;
+    /// `Some(0.0)` copies, `None` leaves them as they are.
+    pub ema_decay: Option<f32>,
+    pub drop_path: DropPath,
+}
+
+impl Step {
+    /// SGD on softmax cross-entropy, and nothing else.
+    pub fn plain(index: usize, of: usize, sgd: Sgd, label_smoothing: f32) -> Self {
+        let (rule, loss) = (Rule::Sgd(sgd), Loss { label_smoothing, ..Loss::default() });
+        Self { index, of, rule, loss, clip_norm: 0.0, ema_decay: None, drop_path: DropPath::OFF }
+    }
+}
+
+/// What of a recipe a backend makes room for when it is opened; every [`Step`] agrees with it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Extras {
+    /// Whose state besides weights is kept.
+    pub rule: RuleKind,
+    /// Moving averages of weights and running statistics are kept.
+    pub averages: bool,
+}
+
+impl Extras {
+    /// Whether there is room for what `step` asks for.
+    pub fn check(&self, step: &Step) -> Result<()> {
+        if step.rule.kind() != self.rule || (step.ema_decay.is_some() && !self.averages) {
+            return Err(Error::failed(format!("a step by {step:?} for a network opened for {self:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// Why an evaluation of averages cannot be.
+pub const NO_AVERAGES: &str =
+    "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
+
+/// Which weights evaluate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Weights {
+    /// Those that training moves.
+    Live,
+    /// Their moving averages, with those of the running statistics.
+    Averaged,
 }
 
 /// What a training pass or an evaluation found, summed over its images.
@@ -78,8 +141,9 @@ pub trait Backend {
     /// The same, but waits for it; `None` only when no pass is under way.
     fn wait(&mut self) -> Result<Option<Outcome>>;
 
-    /// Logits [n, classes] with the running statistics. The batch's resolution may differ from training's.
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor>;
+    /// Logits [n, classes] with the running statistics. The batch's resolution may differ from training's. Averages that the
+    /// backend was not told to keep are an error.
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor>;
 
     /// Everything that a resume needs: parameters, running statistics, velocities.
     fn state(&self) -> Result<NamedTensors>;
@@ -109,9 +173,32 @@ pub fn check_batch(batch: &Batch, classes: usize) -> Result<()> {
             "batch.images has {got} bytes, its labels and resolution want {want}"
         )));
     }
+    check_mixes(batch)?;
     match batch.labels.iter().find(|&&label| label as usize >= classes) {
         Some(label) => {
             Err(Error::input(format!("label {label} in a batch; the model has {classes} classes")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_mixes(batch: &Batch) -> Result<()> {
+    let (n, side) = (batch.labels.len(), batch.resolution);
+    let fits = |len: usize| len == 0 || len == n;
+    if !fits(batch.mixes.len()) || !fits(batch.erased.len()) {
+        let (mixes, erased) = (batch.mixes.len(), batch.erased.len());
+        return Err(Error::failed(format!(
+            "batch.mixes has {mixes} entries and batch.erased {erased}, expected none or one for each of {n} images"
+        )));
+    }
+    let regions = batch.mixes.iter().filter_map(|mix| mix.region);
+    let mut rects = regions.chain(batch.erased.iter().flatten().map(|erase| erase.rect));
+    if let Some(rect) = rects.find(|rect| rect.top + rect.height > side || rect.left + rect.width > side) {
+        return Err(Error::failed(format!("{rect:?} in a batch reaches out of its {side} px")));
+    }
+    match batch.mixes.iter().find(|mix| mix.partner as usize >= n || !(0.0..=1.0).contains(&mix.lambda)) {
+        Some(mix) => {
+            Err(Error::failed(format!("{mix:?} in a batch of {n} images, expected one of them and a share")))
         }
         None => Ok(()),
     }

@@ -112,7 +112,7 @@ impl<M: Machine> Layers<'_, M> {
         if unit.x == self.seen.plan.graph.input {
             return Ok(());
         }
-        let w = self.seen.weight(unit.weight);
+        let w = self.seen.weight(unit.weight)?;
         let dx = self.oracle.dgrad(&shape, n, &dy, &w);
         let terms = shape.r * shape.s * shape.k;
         let error = dot_error(terms, longest_row(&dy, shape.k), longest_column(&w, shape.c));
@@ -146,12 +146,15 @@ impl<M: Machine> Layers<'_, M> {
     fn norm_backward(&mut self, unit: &ConvUnit, joins: &mut Joins) -> Result<()> {
         let raw = self.seen.activation(unit.raw)?;
         let gated = self.gated(unit, &raw)?;
-        self.reduce(unit, &raw, &gated)?;
+        // What goes into the branch; the sum's other term gets the gradient as it is.
+        let factors = self.factors(unit)?;
+        let branch = factors.map_or_else(|| gated.clone(), |factors| gated.scaled(&factors));
+        self.reduce(unit, &raw, &branch)?;
         let node = self.seen.node(unit.raw, "bn_backward_apply");
         let affine = self.affine(unit)?;
         let (b, c) = (self.seen.statistic(unit, Statistic::B)?, self.seen.statistic(unit, Statistic::C)?);
         let (mut values, mut allowed) = (vec![], vec![]);
-        for (index, (&x, (&d, &doubt))) in raw.iter().zip(gated.d.iter().zip(&gated.doubt)).enumerate() {
+        for (index, (&x, (&d, &doubt))) in raw.iter().zip(branch.d.iter().zip(&branch.doubt)).enumerate() {
             let channel = index % unit.shape.k;
             let scale = f64::from(affine.scale[channel]);
             let slope = f64::from(b[channel]) * (f64::from(x) - f64::from(affine.mean[channel]));
@@ -159,7 +162,7 @@ impl<M: Machine> Layers<'_, M> {
             let value: f64 = terms.iter().sum();
             let size: f64 = terms.iter().map(|term| term.abs()).sum();
             values.push(value);
-            allowed.push(rounding(self.seen.storage(), value) + 4.0 * UNIT * size + scale.abs() * doubt);
+            allowed.push(rounding(self.seen.storage(), value) + 5.0 * UNIT * size + scale.abs() * doubt);
         }
         let got = to_f64(&self.seen.gradient(unit.raw)?);
         let what = format!("grad.{}", self.seen.name(unit.raw));
@@ -183,7 +186,7 @@ impl<M: Machine> Layers<'_, M> {
         let mean = self.seen.statistic(unit, Statistic::Mean)?;
         let rstd = self.seen.statistic(unit, Statistic::Rstd)?;
         let scale = self.seen.statistic(unit, Statistic::Scale)?;
-        let error = (chain(rows, channels) + 4.0) * UNIT;
+        let error = (chain(rows, channels) + 5.0) * UNIT;
         let (mut gamma, mut beta) = (vec![(0.0, 0.0); channels], vec![(0.0, 0.0); channels]);
         for (index, (&x, (&d, &doubt))) in raw.iter().zip(gated.d.iter().zip(&gated.doubt)).enumerate() {
             let channel = index % channels;
@@ -255,7 +258,7 @@ impl<M: Machine> Layers<'_, M> {
         let graph = &self.seen.plan.graph;
         let (n, features, classes) = (self.seen.n(), graph.tensors[x].c, graph.tensors[y].c);
         let shape = classifier(n, features, classes);
-        let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight));
+        let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight)?);
         let dw = self.oracle.wgrad(&shape, 1, &from, &dy);
         let error = dot_error(n, longest_column(&from, features), longest_column(&dy, classes));
         self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &dw, error)?;

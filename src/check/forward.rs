@@ -1,20 +1,17 @@
 //! The forward pass, unit by unit.
 
 use super::compare::{Allowed, UNIT, Want, dot_error, largest, longest_row, rounding, to_f64};
-use super::layers::{Layers, Sent};
+use super::layers::Layers;
 use super::oracle::{Affine, Bounded, classifier, moments};
-use crate::backend::cpu::input::normalise;
+use crate::backend::EPS;
 use crate::backend::cpu::pooling::{self, PoolShape};
-use crate::backend::cuda::abi::RowScore;
 use crate::backend::cuda::machine::Machine;
+use crate::backend::cuda::network::{from_stored, to_stored};
 use crate::backend::cuda::plan::Purpose;
 use crate::backend::cuda::plan::geometry::reduce_rows_per_block;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::storage::Storage;
-use crate::backend::loss::{LossOptions, softmax_cross_entropy};
-use crate::backend::{EPS, STD};
-use crate::data::Batch;
 use crate::error::Result;
 use crate::model::graph::{ConvShape, ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
@@ -33,28 +30,6 @@ impl<M: Machine> Layers<'_, M> {
     /// Names of kinds tell an evaluation from a training pass.
     fn kind(&self, training: &'static str, evaluation: &'static str) -> &'static str {
         if self.evaluates() { evaluation } else { training }
-    }
-
-    /// u8 pixels to normalised values with padding channels of zero.
-    pub fn input(&mut self, batch: &Batch) -> Result<()> {
-        let tensor = self.seen.plan.graph.input;
-        let padded = self.seen.plan.options.input_channels;
-        let mut y = vec![0.0f32; batch.images.len()];
-        normalise(self.oracle.cpu(), &batch.images, &mut y);
-        let (mut values, mut allowed) = (vec![], vec![]);
-        for pixel in y.chunks_exact(3) {
-            for c in 0..padded {
-                let value = pixel.get(c).map_or(0.0, |&value| f64::from(value));
-                // A pixel and a mean of at most 1 are divided by std.
-                let bound = STD.get(c).map_or(0.0, |&std| 4.0 * UNIT * 2.0 / f64::from(std));
-                values.push(value);
-                allowed.push(rounding(self.seen.storage(), value) + bound);
-            }
-        }
-        let got = to_f64(&self.seen.activation(tensor)?);
-        let want = Want { values, allowed: Allowed::Each(allowed) };
-        self.note("input", &["input".to_owned()], "images", &got, &want);
-        Ok(())
     }
 
     pub fn forward(&mut self) -> Result<()> {
@@ -78,7 +53,7 @@ impl<M: Machine> Layers<'_, M> {
 
     fn forward_conv(&mut self, unit: &ConvUnit) -> Result<()> {
         let (shape, n) = (self.shape(unit), self.seen.n());
-        let (x, w) = (self.seen.activation(unit.x)?, self.seen.weight(unit.weight));
+        let (x, w) = (self.seen.activation(unit.x)?, self.seen.weight(unit.weight)?);
         let raw = self.seen.activation(unit.raw)?;
         let y = self.oracle.forward(&shape, n, &x, &w);
         let terms = shape.r * shape.s * shape.c;
@@ -140,9 +115,8 @@ impl<M: Machine> Layers<'_, M> {
 
     /// The affine map that the card computed a unit's batch norm with.
     pub fn affine(&self, unit: &ConvUnit) -> Result<Affine> {
-        let running = self.seen.plan.layout.running(unit.mean, unit.shape.k, false);
         let mean = if self.evaluates() {
-            self.seen.f32s(running)?
+            self.seen.running(unit, false)?
         } else {
             self.seen.statistic(unit, Statistic::Mean)?
         };
@@ -166,6 +140,14 @@ impl<M: Machine> Layers<'_, M> {
     fn apply(&mut self, unit: &ConvUnit, raw: &[f32]) -> Result<()> {
         let affine = self.affine(unit)?;
         let mut sums: Vec<Bounded> = (0..raw.len()).map(|index| affine.at(raw, index)).collect();
+        if let Some(factors) = self.factors(unit)? {
+            let image = sums.len() / factors.len();
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let factor = f64::from(factors[index / image]);
+                let value = sum.value * factor;
+                *sum = Bounded { value, bound: sum.bound * factor + UNIT * value.abs() };
+            }
+        }
         if let Some(residual) = unit.residual {
             let add = |sum: &mut Bounded, other: Bounded| {
                 sum.value += other.value;
@@ -247,7 +229,7 @@ impl<M: Machine> Layers<'_, M> {
     fn classifier(&mut self, x: TensorId, y: TensorId, weight: ParamId, bias: ParamId) -> Result<()> {
         let graph = &self.seen.plan.graph;
         let (n, features, classes) = (self.seen.n(), graph.tensors[x].c, graph.tensors[y].c);
-        let (from, w) = (self.seen.activation(x)?, self.seen.weight(weight));
+        let (from, w) = (self.seen.activation(x)?, self.seen.weight(weight)?);
         let mut logits = self.oracle.forward(&classifier(n, features, classes), 1, &from, &w);
         let error = dot_error(features, longest_row(&from, features), longest_row(&w, features));
         let mut nodes = vec!["fc.forward".to_owned()];
@@ -267,11 +249,23 @@ impl<M: Machine> Layers<'_, M> {
         Ok(())
     }
 
+    /// The averages of the weights, rounded to the storage type.
+    pub fn averages(&mut self) -> Result<()> {
+        if self.seen.averaged() {
+            let storage = self.seen.storage();
+            let averages = self.seen.before.f32s(self.seen.plan.layout.all_f32(Arena::Ema));
+            let got = to_f64(&self.seen.stored(self.seen.buffer("ema.weights")?)?);
+            let want = Want::exactly(&from_stored(storage, &to_stored(storage, &averages)));
+            self.note("evaluation: averages", &["ema.cast".to_owned()], "ema.weights", &got, &want);
+        }
+        Ok(())
+    }
+
     /// An evaluation's scale = gamma / sqrt(running variance + eps).
     pub fn fold(&mut self) -> Result<()> {
         for unit in self.units.clone() {
             let Unit::Conv(unit) = unit else { continue };
-            let variance = self.seen.f32s(self.seen.plan.layout.running(unit.mean, unit.shape.k, true))?;
+            let variance = self.seen.running(&unit, true)?;
             let gamma = self.seen.vector(unit.gamma);
             let scale = |(&gamma, &variance): (&f32, &f32)| {
                 f64::from(gamma) / (f64::from(variance) + f64::from(EPS as f32)).sqrt()
@@ -283,70 +277,5 @@ impl<M: Machine> Layers<'_, M> {
             self.note("evaluation: fold", &["bn_fold".to_owned()], &what, &got, &Want { values, allowed });
         }
         Ok(())
-    }
-
-    /// Loss and rank of every image, their sums, and the gradient of the logits.
-    pub fn loss(&mut self, sent: &Sent) -> Result<()> {
-        let Some(&Unit::Linear { y, bias, .. }) = self.units.last() else { return Ok(()) };
-        let (logits, bias) = (self.seen.f32s(self.seen.buffer("logits")?)?, self.seen.vector(bias));
-        let smoothing = sent.step.label_smoothing;
-        let images = (self.seen.n() * sent.step.of) as f32;
-        let scale = (1.0 / images) * self.seen.before.state().scale;
-        let options = LossOptions { label_smoothing: smoothing, scale };
-        let (mut rows, mut row_allowed) = (vec![], vec![]);
-        let (mut gradient, mut gradient_allowed) = (vec![], vec![]);
-        for (row, &label) in logits.chunks_exact(bias.len()).zip(&sent.batch.labels) {
-            let z: Vec<f32> = row.iter().zip(&bias).map(|(logit, bias)| logit + bias).collect();
-            let mut slopes = vec![0.0; z.len()];
-            let score = softmax_cross_entropy(&z, &[label], options, Some(&mut slopes));
-            let span = f64::from(z.iter().copied().fold(f32::MIN, f32::max))
-                - f64::from(z.iter().copied().fold(f32::MAX, f32::min));
-            // exp of a difference that is rounded, and a sum of such, each a few units off.
-            let error = (48.0 + 4.0 * span) * UNIT;
-            rows.extend([score.loss, score.top1 as f64, score.top5 as f64]);
-            row_allowed.extend([error + 16.0 * UNIT * score.loss.abs(), 0.0, 0.0]);
-            for &slope in &slopes {
-                let slope = f64::from(slope);
-                // A probability less a target, which is 1 at most, and at most the smoothing where it is not the label.
-                let target = f64::from(if slope < 0.0 { 1.0 } else { smoothing });
-                let bound = error * (slope.abs() + target * f64::from(scale));
-                gradient_allowed.push(rounding(self.seen.storage(), slope) + bound);
-                gradient.push(slope);
-            }
-        }
-        let nodes = ["loss".to_owned()];
-        let got = to_f64(&self.seen.gradient(y)?);
-        let want = Want { values: gradient, allowed: Allowed::Each(gradient_allowed) };
-        self.note("loss gradient", &nodes, "grad.fc", &got, &want);
-        let got = self.row_scores()?;
-        self.note(
-            "loss",
-            &nodes,
-            "loss.rows",
-            &got,
-            &Want { values: rows, allowed: Allowed::Each(row_allowed) },
-        );
-        self.score(sent, &got);
-        Ok(())
-    }
-
-    /// Loss, top-1 and top-5 of every image, one after another.
-    fn row_scores(&self) -> Result<Vec<f64>> {
-        let bytes = self.seen.bytes(self.seen.buffer("loss.rows")?)?;
-        let figures = |row: &[u8]| {
-            let RowScore { loss, top1, top5 } = bytemuck::pod_read_unaligned(row);
-            [f64::from(loss), f64::from(top1), f64::from(top5)]
-        };
-        Ok(bytes.chunks_exact(size_of::<RowScore>()).flat_map(figures).collect())
-    }
-
-    /// The pass's score is the sum of its rows, in f64.
-    fn score(&mut self, sent: &Sent, rows: &[f64]) {
-        let sum = |column: usize| rows[column..].iter().step_by(3).sum::<f64>();
-        let values = vec![sum(0), sum(1), sum(2), (rows.len() / 3) as f64];
-        let allowed = Allowed::Each(vec![1e-12 * values[0].abs(), 0.0, 0.0, 0.0]);
-        let score = &sent.outcome.score;
-        let got = [score.loss, score.top1 as f64, score.top5 as f64, score.count as f64];
-        self.note("loss", &["loss.finalize".to_owned()], "outcome.score", &got, &Want { values, allowed });
     }
 }

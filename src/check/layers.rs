@@ -8,15 +8,15 @@
 use super::Case;
 use super::compare::{Finding, Want, compare};
 use super::oracle::Oracle;
+use super::pass;
 use super::seen::{Before, Seen};
-use super::{pass, step};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::SCALE_STATE;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::{Plan, Purpose};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, NamedTensors, Outcome, Step};
+use crate::backend::{Backend, EMA_PREFIX, NamedTensors, Outcome, Step, Weights};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::units::{Unit, units};
@@ -68,8 +68,7 @@ pub fn examine<M: Machine>(case: &Case, machine: M) -> Result<Vec<Finding>> {
     for index in 0..case.of {
         findings.extend(training(case, &mut network, &mut oracle, index)?);
     }
-    let statistics = batch_statistics(case, &network)?;
-    network.load_state(&initial.into_iter().chain(statistics).collect())?;
+    network.load_state(&to_evaluate(case, &network, initial)?)?;
     findings.extend(evaluation(case, &mut network, &mut oracle)?);
     if case.storage == Storage::F16 && case.of == 1 {
         findings.extend(overflow(case, &mut network, &mut oracle)?);
@@ -79,6 +78,11 @@ pub fn examine<M: Machine>(case: &Case, machine: M) -> Result<Vec<Finding>> {
 
 fn purpose(index: usize, of: usize) -> Purpose {
     if index + 1 < of { Purpose::Accumulate } else { Purpose::Finish { sum: of > 1 } }
+}
+
+/// Which weights a pass is of: evaluations are of the averages where there are any.
+fn weights(case: &Case, purpose: Purpose) -> Weights {
+    if case.recipe.averages && purpose == Purpose::Evaluate { Weights::Averaged } else { Weights::Live }
 }
 
 /// What a pass for `purpose` finds before it runs.
@@ -93,7 +97,7 @@ fn look<'a, M: Machine>(
     purpose: Purpose,
 ) -> Result<(&'a M, &'a Plan)> {
     network
-        .look(case.resolution, case.batch, purpose)
+        .look(case.resolution, case.batch, purpose, weights(case, purpose))
         .ok_or_else(|| Error::failed(format!("no plan for {purpose:?} is ready")))
 }
 
@@ -104,7 +108,7 @@ fn training<M: Machine>(
     index: usize,
 ) -> Result<Vec<Finding>> {
     let purpose = purpose(index, case.of);
-    let (batch, step) = (case.images(index as u64), step(index, case.of));
+    let (batch, step) = (case.batch(index as u64), case.step(index));
     let before = before(case, network, purpose)?;
     let outcome = pass(network, &batch, &step)?;
     let (machine, plan) = look(case, network, purpose)?;
@@ -113,11 +117,30 @@ fn training<M: Machine>(
     let seen = Seen { machine, plan, before: &before };
     let mut layers = Layers { seen, oracle, units, findings: vec![] };
     layers.input(&batch)?;
+    layers.drop_path(&sent)?;
     layers.forward()?;
     layers.loss(&sent)?;
     layers.backward()?;
     layers.update(&sent)?;
     Ok(layers.finish())
+}
+
+/// The initial state with the averages that the steps have left, which are no longer the weights, and with the last
+/// pass's statistics.
+fn to_evaluate<M: Machine>(
+    case: &Case,
+    network: &CudaBackend<M>,
+    initial: NamedTensors,
+) -> Result<NamedTensors> {
+    let averages = network.state()?.into_iter().filter(|(name, _)| name.starts_with(EMA_PREFIX));
+    let mut state: NamedTensors = initial.into_iter().chain(averages).collect();
+    for (name, statistic) in batch_statistics(case, network)? {
+        if case.recipe.averages {
+            state.insert(format!("{EMA_PREFIX}{name}"), statistic.clone());
+        }
+        state.insert(name, statistic);
+    }
+    Ok(state)
 }
 
 /// The last pass's statistics as running ones: with the initial ones an evaluation of fresh weights leaves half's range.
@@ -143,13 +166,14 @@ fn evaluation<M: Machine>(
     oracle: &mut Oracle,
 ) -> Result<Vec<Finding>> {
     let batch = case.images(50);
-    network.eval_batch(&batch)?;
+    network.eval_batch(&batch, weights(case, Purpose::Evaluate))?;
     let before = before(case, network, Purpose::Evaluate)?;
     let (machine, plan) = look(case, network, Purpose::Evaluate)?;
     let units = units(&plan.graph);
     let seen = Seen { machine, plan, before: &before };
     let mut layers = Layers { seen, oracle, units, findings: vec![] };
     layers.input(&batch)?;
+    layers.averages()?;
     layers.fold()?;
     layers.forward()?;
     Ok(layers.finish())
@@ -166,7 +190,7 @@ fn overflow<M: Machine>(
     scale.data[0] = TOO_LARGE;
     network.load_state(&state)?;
     let purpose = purpose(0, 1);
-    let (batch, step) = (case.images(60), step(0, 1));
+    let (batch, step) = (case.batch(60), case.step(0));
     let before = before(case, network, purpose)?;
     let outcome = pass(network, &batch, &step)?;
     let (machine, plan) = look(case, network, purpose)?;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this one | whole steps from the same weights and batches |
 //! | [`layers`] | every node of a pass with CPU code on the node's own inputs |
-//! | `forward`, `backward`, `update` | what each of them should give |
+//! | `input`, `forward`, `loss`, `backward`, `update`, `norms`, `lamb`, `lars` | what each of them should give |
 //! | `oracle` | the CPU's operations behind that |
 //! | `seen` | a card's memory by the names of the graph |
 //! | [`compare`] | two results, under a derived tolerance |
@@ -12,7 +12,12 @@
 mod backward;
 pub mod compare;
 mod forward;
+mod input;
+mod lamb;
+mod lars;
 pub mod layers;
+mod loss;
+mod norms;
 mod oracle;
 mod seen;
 mod update;
@@ -20,15 +25,18 @@ mod update;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::SCALE_STATE;
-use crate::backend::cuda::plan::{Recipe, ScalePolicy};
+use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{Backend, NamedTensors, Outcome, Step};
-use crate::config::Decay;
-use crate::data::Batch;
+use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
+use crate::config::{Decay, Reduction};
+use crate::data::{Batch, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::graph::lower;
 use crate::model::spec::ResNetSpec;
+use crate::optim;
+use crate::optim::lamb::Lamb;
+use crate::optim::lars::Lars;
 use crate::optim::sgd::Sgd;
 use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
@@ -45,7 +53,38 @@ pub struct Case {
     pub steps: usize,
     /// Passes of an optimiser step.
     pub of: usize,
+    pub recipe: Recipe,
 }
+
+/// What has, between them, every node that a step of plain SGD lacks.
+pub const EXTRAS: [Recipe; 3] = [
+    Recipe {
+        rule: Rule::Lamb,
+        loss: Loss::BinaryCrossEntropy,
+        averages: true,
+        clip: true,
+        drop_path: false,
+        erase: false,
+    },
+    Recipe {
+        rule: Rule::Lars,
+        loss: Loss::BinaryCrossEntropy,
+        averages: false,
+        clip: false,
+        drop_path: true,
+        erase: true,
+    },
+    Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
+];
+
+/// Constants of the rules of a check.
+pub const SGD: Sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
+const LAMB: Lamb = Lamb { lr: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 1e-4 };
+const LARS: Lars =
+    Lars { lr: 0.1, momentum: 0.9, nesterov: false, weight_decay: 1e-4, trust: 0.001, epsilon: 1e-8 };
+/// Of all gradients together; those of fresh weights are longer.
+const CLIP_NORM: f32 = 1.0;
+const EMA_DECAY: f32 = 0.9;
 
 /// How far two answers may be apart: this many times what the CPU backend's own answer moves when each of its weights
 /// moves by one rounding of the storage type. The card rounds every activation and gradient on the way as well.
@@ -81,7 +120,7 @@ impl Case {
             // With gammas of zero most gradients are zero: nothing would be compared.
             zero_gamma: false,
             decay: Decay::Weights,
-            recipe: Recipe::default(),
+            recipe: self.recipe,
             storage: self.storage,
             scale: if self.storage == Storage::F16 { CAUTIOUS } else { ScalePolicy::NONE },
             input_channels: 4,
@@ -102,9 +141,71 @@ impl Case {
             seed: 3,
             zero_gamma: false,
             decay: Decay::Weights,
+            extras: Extras { rule: self.step(0).rule.kind(), averages: self.recipe.averages },
             threads: 0,
             isa: Isa::current(),
         })
+    }
+
+    /// Pass `index` of an optimiser step.
+    pub fn step(&self, index: usize) -> Step {
+        let mut step = step(index, self.of);
+        match self.recipe.rule {
+            Rule::Sgd => {}
+            Rule::Lamb => step.rule = optim::Rule::Lamb(LAMB),
+            Rule::Lars => step.rule = optim::Rule::Lars(LARS),
+        }
+        if self.recipe.loss == Loss::BinaryCrossEntropy {
+            // Each of its two forms with one of the rules.
+            let objective = match self.recipe.rule {
+                Rule::Lars => {
+                    Objective::BinaryCrossEntropy { threshold: Some(0.2), reduction: Reduction::Sum }
+                }
+                _ => Objective::BinaryCrossEntropy { threshold: None, reduction: Reduction::Mean },
+            };
+            step.loss = backend::Loss { objective, ..step.loss };
+        }
+        if self.recipe.clip {
+            step.clip_norm = CLIP_NORM;
+        }
+        if self.recipe.drop_path {
+            step.drop_path = DropPath { rate: 0.5, key: 7 + index as u64 };
+        }
+        step.ema_decay = self.recipe.averages.then_some(EMA_DECAY);
+        step
+    }
+
+    /// A batch for training; but with the plain recipe its images are mixed, and erased where the recipe says so.
+    pub fn batch(&self, seed: u64) -> Batch {
+        let mut batch = self.images(seed);
+        if self.recipe == Recipe::PLAIN {
+            return batch;
+        }
+        let (n, side) = (self.batch, self.resolution);
+        let rect = Rect { top: side / 8, left: side / 4, height: side / 2, width: side / 3 };
+        let area = (rect.height * rect.width) as f32 / (side * side) as f32;
+        let mix = |index: usize| {
+            let partner = ((index + 1) % n) as u32;
+            match index % 3 {
+                0 => Mix::none(index),
+                1 => Mix { partner, lambda: 0.3, region: None },
+                _ => Mix { partner, lambda: 1.0 - area, region: Some(rect) },
+            }
+        };
+        batch.mixes = (0..n).map(mix).collect();
+        let erased = |index: usize| {
+            let rect = Rect { top: index % 5, ..rect };
+            let fill = if index % 2 == 0 {
+                Fill::Noise(seed + index as u64)
+            } else {
+                Fill::Colour([0.5, 0.0, -1.5])
+            };
+            (index % 4 != 3).then_some(Erase { rect, fill })
+        };
+        if self.recipe.erase {
+            batch.erased = (0..n).map(erased).collect();
+        }
+        batch
     }
 
     pub fn images(&self, seed: u64) -> Batch {
@@ -153,7 +254,7 @@ impl Case {
         for (number, index) in
             (0..self.steps).flat_map(|number| (0..self.of).map(move |index| (number, index)))
         {
-            let outcome = pass(backend, &self.images((10 * number + index) as u64), &step(index, self.of))?;
+            let outcome = pass(backend, &self.batch((10 * number + index) as u64), &self.step(index))?;
             if outcome.fault.is_some() || outcome.skipped || outcome.score.count != self.batch as u64 {
                 return Err(Error::failed(format!("a step from fresh weights ended in {outcome:?}")));
             }
@@ -177,10 +278,9 @@ struct Ran {
     loss: f64,
 }
 
-/// Pass `index` of an optimiser step of `of`.
+/// Pass `index` of an optimiser step of `of`, of the plain recipe.
 pub fn step(index: usize, of: usize) -> Step {
-    let sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 1e-4 };
-    Step { index, of, sgd, label_smoothing: 0.1 }
+    Step::plain(index, of, SGD, 0.1)
 }
 
 /// One pass, to its end.

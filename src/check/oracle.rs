@@ -114,6 +114,7 @@ pub fn moments(x: &[f32], channels: usize) -> Vec<Moments> {
 }
 
 /// The gradient behind a ReLU, and, where f32 cannot tell whether the gate is open, how much is in doubt.
+#[derive(Clone)]
 pub struct Gated {
     pub d: Vec<f64>,
     pub doubt: Vec<f64>,
@@ -122,6 +123,19 @@ pub struct Gated {
 impl Gated {
     pub fn open(dy: &[f32]) -> Self {
         Self { d: dy.iter().map(|&dy| f64::from(dy)).collect(), doubt: vec![0.0; dy.len()] }
+    }
+
+    /// Times a factor an image.
+    pub fn scaled(&self, factors: &[f32]) -> Self {
+        let image = self.d.len() / factors.len();
+        let times = |values: &[f64]| -> Vec<f64> {
+            values
+                .iter()
+                .enumerate()
+                .map(|(index, value)| value * f64::from(factors[index / image]))
+                .collect()
+        };
+        Self { d: times(&self.d), doubt: times(&self.doubt) }
     }
 
     /// Bit i of `mask` lets element i through.

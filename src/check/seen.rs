@@ -3,9 +3,9 @@
 use crate::backend::cuda::abi::State;
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::from_stored;
-use crate::backend::cuda::plan::Plan;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::cuda::plan::{Plan, Purpose};
 use crate::backend::cuda::storage::Storage;
 use crate::error::{Error, Result};
 use crate::model::graph::{ParamId, TensorId};
@@ -20,8 +20,11 @@ impl Before {
         let kept = [
             Arena::Master,
             Arena::Momentum,
+            Arena::SecondMoment,
+            Arena::Ema,
             Arena::Weights,
             Arena::Running,
+            Arena::RunningEma,
             Arena::State,
             Arena::GradientSum,
         ];
@@ -107,14 +110,36 @@ impl<M: Machine> Seen<'_, M> {
         self.stored(self.buffer(&format!("grad.{}", self.name(tensor)))?)
     }
 
-    /// A vector of the master weights, from before the pass.
+    /// Whether the pass is of the moving averages.
+    pub fn averaged(&self) -> bool {
+        self.plan.options.purpose == Purpose::Evaluate && self.plan.options.recipe.averages
+    }
+
+    /// A vector of the weights that the pass computed with, from before it.
     pub fn vector(&self, param: ParamId) -> Vec<f32> {
-        self.before.f32s(self.plan.layout.in_f32(Arena::Master, param))
+        let arena = if self.averaged() { Arena::Ema } else { Arena::Master };
+        self.before.f32s(self.plan.layout.in_f32(arena, param))
     }
 
     /// The copy of a matrix that the pass computed with, [k][r][s][c].
-    pub fn weight(&self, param: ParamId) -> Vec<f32> {
-        from_stored(self.storage(), self.before.bytes(self.plan.layout.weights(self.storage(), param)))
+    pub fn weight(&self, param: ParamId) -> Result<Vec<f32>> {
+        let copy = self.plan.layout.weights(self.storage(), param);
+        if self.averaged() {
+            let averages = self.buffer("ema.weights")?;
+            return self.stored(Region {
+                arena: averages.arena,
+                offset: averages.offset + copy.offset,
+                ..copy
+            });
+        }
+        Ok(from_stored(self.storage(), self.before.bytes(copy)))
+    }
+
+    /// A running mean, or variance, that an evaluation computed with.
+    pub fn running(&self, unit: &ConvUnit, of_variance: bool) -> Result<Vec<f32>> {
+        let arena = if self.averaged() { Arena::RunningEma } else { Arena::Running };
+        let running = self.plan.layout.running(unit.mean, unit.shape.k, of_variance);
+        self.f32s(Region { arena, ..running })
     }
 
     /// A parameter's gradient, times the loss scale, in the card's layout.

@@ -2,6 +2,7 @@
 
 use super::compare::{Allowed, UNIT, Want, to_f64};
 use super::layers::{Layers, Sent};
+use super::norms::Update;
 use crate::backend::RUNNING_MOMENTUM;
 use crate::backend::cuda::abi::{self, Outcome, State};
 use crate::backend::cuda::machine::Machine;
@@ -10,6 +11,7 @@ use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Purpose, ScalePolicy};
 use crate::error::Result;
+use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::tensor::first_non_finite;
 
@@ -22,9 +24,21 @@ impl<M: Machine> Layers<'_, M> {
         };
         let gradient = if summed { self.accumulate(sent)? } else { self.pass_gradient()? };
         self.running()?;
-        let state = self.state(&gradient, finishing)?;
+        let decision = self.state(&gradient, finishing)?;
         if finishing {
-            self.sgd(sent, &gradient, state.skip != 0)?;
+            let update = self.update_of(&gradient, &decision);
+            let recipe = self.seen.plan.options.recipe;
+            let by = if recipe.needs_norm() { Some(self.clip(sent, &update)?) } else { None };
+            match (&sent.step.rule, by) {
+                (Rule::Sgd(rule), by) => self.sgd(rule, &update, by.map(|by| by.clip))?,
+                (Rule::Lamb(rule), Some(by)) => self.lamb(rule, &update, &by)?,
+                (Rule::Lamb(_), None) => unreachable!("LAMB needs the norm"),
+                (Rule::Lars(rule), by) => self.lars(rule, &update, by.map_or(1.0, |by| by.clip))?,
+            }
+            if self.seen.plan.options.recipe.averages {
+                let decay = sent.step.ema_decay.unwrap_or(1.0);
+                self.moving_averages(decay, decision.skip != 0)?;
+            }
         }
         Ok(())
     }
@@ -105,28 +119,58 @@ impl<M: Machine> Layers<'_, M> {
         Ok(want)
     }
 
-    /// Weights, velocities and the weights' copy: same bits as the CPU's rule.
-    fn sgd(&mut self, sent: &Sent, gradient: &[f32], skip: bool) -> Result<()> {
+    /// Weights, velocities and the weights' copy: same bits as the CPU's rule. `clip`: what gradients are divided by.
+    fn sgd(&mut self, rule: &Sgd, update: &Update, clip: Option<f32>) -> Result<()> {
         let mut weights = self.seen.before.f32s(self.flat(Arena::Master));
         let mut velocities = self.seen.before.f32s(self.flat(Arena::Momentum));
-        let copies = self.seen.plan.layout.all_weights(self.seen.storage());
-        if !skip {
-            let unscale = 1.0 / self.seen.before.state().scale;
-            let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * unscale).collect();
+        if !update.skip {
+            let clipped = |gradient: &f32| clip.map_or(*gradient, |clip| gradient / clip);
+            let gradient: Vec<f32> = update.gradient.iter().map(clipped).collect();
             let end = self.seen.plan.layout.decay_end(self.seen.plan.options.decay);
-            let exempt = Sgd { weight_decay: 0.0, ..sent.step.sgd };
-            sent.step.sgd.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
+            let exempt = Sgd { weight_decay: 0.0, ..*rule };
+            rule.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
             exempt.step(&mut weights[end..], &mut velocities[end..], &gradient[end..]);
         }
+        let got = to_f64(&self.seen.f32s(self.flat(Arena::Momentum))?);
+        self.note("update", &["sgd".to_owned()], "velocities", &got, &Want::exactly(&velocities));
+        self.weights_and_copies("sgd", &weights)
+    }
+
+    /// What `node` has made of the weights, and their copy in the storage type, whether or not they have moved.
+    pub(super) fn weights_and_copies(&mut self, node: &str, want: &[f32]) -> Result<()> {
         let storage = self.seen.storage();
-        let copy = from_stored(storage, &to_stored(storage, &weights));
+        let copies = self.seen.stored(self.seen.plan.layout.all_weights(storage))?;
         let after = [
-            ("weights", self.seen.f32s(self.flat(Arena::Master))?, weights),
-            ("velocities", self.seen.f32s(self.flat(Arena::Momentum))?, velocities),
-            ("copies of the weights", self.seen.stored(copies)?, copy),
+            ("weights", self.seen.f32s(self.flat(Arena::Master))?, want.to_vec()),
+            ("copies of the weights", copies, from_stored(storage, &to_stored(storage, want))),
         ];
         for (what, got, want) in after {
-            self.note("update", &["sgd".to_owned()], what, &to_f64(&got), &Want::exactly(&want));
+            self.note("update", &[node.to_owned()], what, &to_f64(&got), &Want::exactly(&want));
+        }
+        Ok(())
+    }
+
+    /// average = decay average + (1 - decay) new, of the weights and of the running statistics: two products and a sum.
+    fn moving_averages(&mut self, decay: f32, skip: bool) -> Result<()> {
+        let running = Region::new(Arena::Running, 0, 8 * self.seen.plan.layout.channels as u64);
+        let averages = Region { arena: Arena::RunningEma, ..running };
+        let kinds =
+            [("ema", self.flat(Arena::Ema), self.flat(Arena::Master)), ("ema.running", averages, running)];
+        for (node, average, of) in kinds {
+            let before = self.seen.before.f32s(average);
+            let (old, new) = (f64::from(decay), f64::from(1.0 - decay));
+            let blend = |(&before, &now): (&f32, &f32)| {
+                let (before, now) = (old * f64::from(before), new * f64::from(now));
+                (before + now, 4.0 * UNIT * (before.abs() + now.abs()))
+            };
+            let want = if skip {
+                Want::exactly(&before)
+            } else {
+                let (values, allowed) = before.iter().zip(&self.seen.f32s(of)?).map(blend).unzip();
+                Want { values, allowed: Allowed::Each(allowed) }
+            };
+            let got = to_f64(&self.seen.f32s(average)?);
+            self.note("moving averages", &[node.to_owned()], node, &got, &want);
         }
         Ok(())
     }
@@ -141,9 +185,9 @@ fn highest_non_finite(gradient: &[f32]) -> u32 {
 }
 
 /// What follows from the gradients (PyTorch's GradScaler; `kernels/gradient.cu`).
-struct Decision {
-    state: State,
-    skip: u32,
+pub(super) struct Decision {
+    pub state: State,
+    pub skip: u32,
 }
 
 impl Decision {

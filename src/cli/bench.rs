@@ -122,10 +122,18 @@ fn bench_loader(
     for workers in 1..=workers {
         let speed = data::bench::loader(split, transform, workers, seconds)?;
         if json {
+            let stages = &speed.stages;
             let figures = serde_json::json!({
                 "images_per_second": speed.images_per_second(),
                 "images_per_cpu_second": speed.images_per_cpu_second(),
+                "best_images_per_cpu_second": speed.best,
+                "latency_ms": latency(speed.batch_seconds.clone()),
                 "peak_memory_mb": peak_memory_mb(),
+                "microseconds_per_image": {
+                    "read": stages.read, "disk": stages.disk, "decode": stages.decode, "resize": stages.resize,
+                    "augment": stages.augment, "copy": speed.copy,
+                },
+                "waited_share": speed.waited, "images": speed.images, "bytes_per_image": stages.bytes,
                 "workers": workers, "resolution": transform.resolution, "auto": transform.auto, "decoder": speed.decoder, "bad": speed.bad,
             });
             answer(figures)?;
@@ -201,7 +209,7 @@ impl TrainJob {
         const WARM_UP: usize = 2;
         let batch = self.synthetic_batch();
         let sgd = Sgd { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
-        let step = Step { index: 0, of: 1, sgd, label_smoothing: 0.1 };
+        let step = Step::plain(0, 1, sgd, 0.1);
         let fine = |outcome: Outcome| outcome.fault.map_or(Ok(()), |fault| Err(Error::failed(fault)));
         for _ in 0..WARM_UP {
             backend.submit(&batch, &step)?;

@@ -7,23 +7,36 @@ use super::dump;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::card::{Card, CardOptions};
+use crate::backend::cuda::plan::{Loss, Recipe, Rule};
 use crate::backend::cuda::storage::Storage;
 use crate::check::compare::{Finding, by_kind};
 use crate::check::layers::examine;
-use crate::check::{Case, pass, step};
+use crate::check::{Case, EXTRAS, pass, step};
 use crate::error::{Error, Kind, Result};
 use crate::model::spec::{RESNET_TINY, RESNET50};
 use crate::terminal::{answer, message};
 use std::time::Instant;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 16, storage: Storage::F32, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 16,
+    storage: Storage::F32,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 const REAL: Case = Case { spec: RESNET50, resolution: 64, batch: 8, ..TINY };
 
 /// Whose nodes are compared one by one.
 fn layer_cases(quick: bool) -> Vec<Case> {
-    let sums = Case { of: 2, ..TINY };
-    if quick { vec![TINY, sums] } else { vec![TINY, sums, REAL] }
+    let extras = EXTRAS.map(|recipe| Case { recipe, ..TINY });
+    let all = || [TINY].into_iter().chain(extras);
+    let mut tiny: Vec<Case> = all().chain(all().map(|case| Case { of: 2, ..case })).collect();
+    if !quick {
+        tiny.push(REAL);
+    }
+    tiny
 }
 
 /// Whose whole steps are.
@@ -87,8 +100,18 @@ fn verdict(good: bool) -> &'static str {
 }
 
 fn describe(case: &Case) -> String {
-    let Case { spec, resolution, batch, storage, of, .. } = case;
-    format!("{:<11} {resolution:>3} px, {batch:>2} images x {of}, {:<4}", spec.name, storage.suffix())
+    let Case { spec, resolution, batch, storage, of, recipe, .. } = case;
+    let extras = [
+        (recipe.rule == Rule::Lamb, "LAMB"),
+        (recipe.rule == Rule::Lars, "LARS"),
+        (recipe.loss == Loss::BinaryCrossEntropy, "BCE"),
+        (recipe.averages, "averages"),
+        (recipe.clip, "clip"),
+        (recipe.drop_path, "drop path"),
+        (recipe.erase, "erasing"),
+    ];
+    let extras: String = extras.iter().filter(|(has, _)| *has).map(|(_, what)| format!(", {what}")).collect();
+    format!("{:<11} {resolution:>3} px, {batch:>2} images x {of}, {:<4}{extras}", spec.name, storage.suffix())
 }
 
 /// A line for each kind of node, and one for each comparison that failed; how many did.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
 use crate::terminal::message;
+use crate::train::passes::extras;
 use crate::train::state::Environment;
 use std::fs;
 use std::path::PathBuf;
@@ -127,6 +128,7 @@ fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Enviro
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
+        extras: extras(config),
         threads: config.device.threads,
         isa: Isa::current(),
     })?;
@@ -154,7 +156,7 @@ fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Enviro
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
-    use crate::backend::cuda::plan::{Recipe, ScalePolicy};
+    use crate::backend::cuda::plan::ScalePolicy;
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
@@ -179,7 +181,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
-        recipe: Recipe::default(),
+        recipe: recipe(config),
         storage,
         scale,
         input_channels: device.input_channels,
@@ -187,6 +189,28 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
     };
     let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;
     Ok((Box::new(backend), environment(identity)))
+}
+
+/// What a card's plans are made for.
+#[cfg(feature = "cuda")]
+pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
+    use crate::backend::cuda::plan::{Loss, Recipe, Rule};
+    use crate::config::{LossKind, RuleKind};
+    Recipe {
+        rule: match config.optim.rule {
+            RuleKind::Sgd => Rule::Sgd,
+            RuleKind::Lamb => Rule::Lamb,
+            RuleKind::Lars => Rule::Lars,
+        },
+        loss: match config.loss.kind {
+            LossKind::Softmax => Loss::SoftmaxCrossEntropy,
+            LossKind::Bce => Loss::BinaryCrossEntropy,
+        },
+        averages: config.ema.is_on(),
+        clip: config.optim.clip_norm > 0.0,
+        drop_path: config.model.drop_path > 0.0,
+        erase: config.augment.erase > 0.0,
+    }
 }
 
 #[cfg(test)]

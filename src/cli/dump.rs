@@ -55,7 +55,7 @@ pub fn run(args: &CheckArgs, folder: &Path) -> Result<()> {
         ("arch", spec.name.to_owned()),
         ("device", environment.device),
         ("precision", format!("{:?}", args.precision).to_lowercase()),
-        ("label_smoothing", step.label_smoothing.to_string()),
+        ("label_smoothing", step.loss.label_smoothing.to_string()),
         ("loss_scale", outcome.loss_scale.to_string()),
     ];
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();

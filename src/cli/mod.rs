@@ -12,15 +12,20 @@ mod doctor;
 mod dump;
 mod eval;
 mod export;
+mod pack;
+#[cfg(feature = "cuda")]
+mod plan;
 mod plot;
 mod predict;
+mod report;
 mod train;
+mod weights;
 
 use crate::error::{Error, Kind, Result};
+use crate::leave::leave_silently;
 use crate::terminal::message;
 use args::{Cli, Command};
 use clap::Parser;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -48,18 +53,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             message(format!("engine: {error}"));
             if error.kind == Kind::Device {
-                leave_at_once(error.exit_code());
+                leave_silently(error.exit_code());
             }
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-/// Ends the process without its exit handlers: the libraries of a card that is lost have some that may wait for it.
-fn leave_at_once(code: u8) -> ! {
-    // What cannot be written has no reader any more.
-    let _ = std::io::stdout().flush();
-    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn run(command: Command) -> Result<()> {
@@ -70,8 +68,11 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Plot(args) => plot::run(&args),
+        Command::Report(args) => report::run(&args),
         #[cfg(feature = "cuda")]
         Command::Check(args) => check::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(&command),
     }

@@ -1,8 +1,8 @@
 //! `engine predict`.
 
 use super::args::PredictArgs;
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Weights};
 use crate::classify::{one_of, print};
 use crate::data::picture::read_picture;
 use crate::data::{Batch, Preprocessor, Reading};
@@ -12,7 +12,7 @@ use crate::train::model_file::Model;
 use std::path::Path;
 
 pub fn run(args: &PredictArgs) -> Result<()> {
-    let model = Model::read(&args.checkpoint)?;
+    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
     let description = &model.description;
     let transform = description.transform(description.resolution);
     let mut preprocessor = Preprocessor::new(transform, Reading::Photograph);
@@ -24,7 +24,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         // One bad picture does not keep the others from their answer.
         match read_image(path, &mut preprocessor) {
             Ok(batch) => {
-                let logits = backend.eval_batch(&batch)?;
+                let logits = backend.eval_batch(&batch, Weights::Live)?;
                 let label = |index: usize| description.classes[index].1.as_str();
                 print(path, &top(&logits.data, label, args.top), args.json)?;
             }

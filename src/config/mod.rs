@@ -2,16 +2,19 @@
 
 mod merge;
 mod recipe;
+mod training;
 mod validate;
 
 pub use merge::{Overrides, load};
 pub use recipe::{differing_keys, recipe_keys};
+pub use training::{
+    Decay, Ema, EmaForm, Loss, LossKind, Mixing, Optim, Per, Reduction, RuleKind, Schedule, ScheduleKind,
+};
 
-pub use crate::data::Interpolation;
 pub use crate::data::augment::erase::EraseFill;
 use crate::data::augment::repeat::Repeat;
 use crate::data::augment::{Auto as AutoPolicy, Sampling};
-use crate::model::params::Role;
+pub use crate::data::{Interpolation, MixForm};
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -29,9 +32,11 @@ pub struct Config {
     pub model: Model,
     pub data: Data,
     pub augment: Augment,
+    pub mix: Mixing,
     pub loss: Loss,
     pub optim: Optim,
     pub schedule: Schedule,
+    pub ema: Ema,
     pub eval: Eval,
     pub checkpoint: CheckpointPolicy,
     pub device: Device,
@@ -44,6 +49,9 @@ pub struct Model {
     pub arch: String,
     /// Start the last batch norm of each block at zero (arXiv:1706.02677).
     pub zero_gamma: bool,
+    /// Share of the images that skip the residual branch of the last block; it rises evenly from 0 at the first (stochastic
+    /// depth, arXiv:1603.09382).
+    pub drop_path: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,87 +150,6 @@ pub enum AutoInterpolation {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Loss {
-    /// Share of the target spread evenly over all classes (arXiv:1512.00567).
-    pub label_smoothing: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Optim {
-    pub rule: Rule,
-    /// Learning rate of a batch of `lr_per` images.
-    pub lr: f64,
-    /// The rate in use is `lr * data.batch / lr_per` (linear scaling, arXiv:1706.02677); 0 takes `lr` as it is.
-    pub lr_per: usize,
-    pub momentum: f64,
-    pub nesterov: bool,
-    pub weight_decay: f64,
-    pub decay: Decay,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Rule {
-    Sgd,
-}
-
-/// What weight decay applies to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Decay {
-    /// Convolution and classifier weights (NVIDIA, timm).
-    Weights,
-    /// Weights and the classifier's bias, not batch norm (torchvision V2's `--norm-weight-decay 0`).
-    Unnormalised,
-    /// Everything (torchvision V1).
-    All,
-}
-
-impl Decay {
-    pub fn applies_to(self, role: Role) -> bool {
-        match (self, role) {
-            (_, Role::ConvWeight | Role::LinearWeight) | (Self::All, _) => true,
-            (Self::Unnormalised, Role::LinearBias) => true,
-            (Self::Weights | Self::Unnormalised, _) => false,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Schedule {
-    pub kind: ScheduleKind,
-    pub warmup_epochs: f64,
-    /// The rate at the first step, as a share of the full rate.
-    pub warmup_start: f64,
-    /// Where the rate ends, as a share of the full rate (cosine and linear).
-    pub end: f64,
-    /// Epochs at which `step` multiplies the rate by `factor`.
-    pub milestones: Vec<f64>,
-    pub factor: f64,
-    /// Whether the rate changes at every step or at the beginning of an epoch.
-    pub per: Per,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    Cosine,
-    Step,
-    Linear,
-    Constant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Per {
-    Step,
-    Epoch,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct Eval {
     /// Side of a validation image; 0 means `data.resolution`.
     pub resolution: usize,
@@ -291,9 +218,11 @@ impl Default for Config {
             model: Model::default(),
             data: Data::default(),
             augment: Augment::default(),
+            mix: Mixing::default(),
             loss: Loss::default(),
             optim: Optim::default(),
             schedule: Schedule::default(),
+            ema: Ema::default(),
             eval: Eval::default(),
             checkpoint: CheckpointPolicy::default(),
             device: Device::default(),
@@ -303,7 +232,7 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), zero_gamma: true }
+        Self { arch: "resnet50".into(), zero_gamma: true, drop_path: 0.0 }
     }
 }
 
@@ -345,40 +274,6 @@ impl Default for Augment {
             erase_fill: EraseFill::Zero,
             erase_area: [0.02, 0.33],
             erase_ratio: [0.3, 3.3],
-        }
-    }
-}
-
-impl Default for Loss {
-    fn default() -> Self {
-        Self { label_smoothing: 0.0 }
-    }
-}
-
-impl Default for Optim {
-    fn default() -> Self {
-        Self {
-            rule: Rule::Sgd,
-            lr: 0.1,
-            lr_per: 256,
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: 1e-4,
-            decay: Decay::Weights,
-        }
-    }
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Cosine,
-            warmup_epochs: 5.0,
-            warmup_start: 0.01,
-            end: 0.0,
-            milestones: vec![30.0, 60.0, 80.0],
-            factor: 0.1,
-            per: Per::Step,
         }
     }
 }

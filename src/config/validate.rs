@@ -1,6 +1,6 @@
 //! Values that each are of the right type but make no sense.
 
-use super::{Config, Data, MAX_THREADS, Progressive};
+use super::{Config, Data, LossKind, MAX_THREADS, Progressive};
 use crate::error::{Error, Result};
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::model::spec::{ALL, ResNetSpec};
@@ -19,6 +19,7 @@ impl Config {
             .chain(self.progressive_requirements())
             .chain(self.augment_requirements())
             .chain(self.training_requirements())
+            .chain(self.regularisation_requirements())
             .chain(self.device_requirements())
             .find(|required| !required.holds)
         {
@@ -182,7 +183,6 @@ impl Config {
         let few = |epochs: usize| (1..=5).contains(&epochs);
         vec![
             require("epochs", self.epochs, self.epochs > 0, "at least 1"),
-            share("loss.label_smoothing", self.loss.label_smoothing),
             require("optim.lr", optim.lr, optim.lr > 0.0 && optim.lr.is_finite(), "above 0"),
             require(
                 "optim.momentum",
@@ -198,7 +198,14 @@ impl Config {
                 "0 or more",
             ),
             share("schedule.warmup_start", schedule.warmup_start),
+            require("schedule.hold_epochs", schedule.hold_epochs, is_size(schedule.hold_epochs), "0 or more"),
             share("schedule.end", schedule.end),
+            require(
+                "schedule.k_decay",
+                schedule.k_decay,
+                schedule.k_decay > 0.0 && schedule.k_decay.is_finite(),
+                "above 0",
+            ),
             require("schedule.factor", schedule.factor, is_size(schedule.factor), "0 or more"),
             require(
                 "schedule.milestones",
@@ -230,6 +237,40 @@ impl Config {
                 few(checkpoint.keep_every_epochs),
                 "1 to 5",
             ),
+        ]
+    }
+}
+
+impl Config {
+    fn regularisation_requirements(&self) -> Vec<Requirement> {
+        let Self { model, mix, loss, optim, ema, .. } = self;
+        let is_size = |value: f64| value >= 0.0 && value.is_finite();
+        let below_one = |value: f64| (0.0..1.0).contains(&value);
+        vec![
+            require("model.drop_path", model.drop_path, below_one(model.drop_path), "from 0 to below 1"),
+            require("mix.mixup", mix.mixup, is_size(mix.mixup), "0 or more"),
+            require("mix.cutmix", mix.cutmix, is_size(mix.cutmix), "0 or more"),
+            share("mix.probability", mix.probability),
+            share("mix.switch", mix.switch),
+            share("loss.label_smoothing", loss.label_smoothing),
+            require(
+                "loss.target_threshold",
+                loss.target_threshold,
+                below_one(loss.target_threshold)
+                    && (loss.target_threshold == 0.0 || loss.kind == LossKind::Bce),
+                "from 0 to below 1, and 0 where loss.kind is not bce",
+            ),
+            require(
+                "optim.betas",
+                format!("{:?}", optim.betas),
+                optim.betas.iter().all(|&beta| below_one(beta)),
+                "two numbers from 0 to below 1",
+            ),
+            require("optim.epsilon", optim.epsilon, is_size(optim.epsilon), "0 or more"),
+            require("optim.trust", optim.trust, optim.trust > 0.0 && optim.trust.is_finite(), "above 0"),
+            require("optim.clip_norm", optim.clip_norm, is_size(optim.clip_norm), "0 or more"),
+            require("ema.decay", ema.decay, below_one(ema.decay), "from 0 to below 1"),
+            require("ema.every", ema.every, ema.every > 0, "at least 1"),
         ]
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! | file | gives |
 //! |---|---|
-//! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
+//! | [`index`], `listing`, `shard`, [`ilsvrc`], [`split`] | what samples there are, their labels, and their bytes |
 //! | [`picture`] | a path or standard input -> bytes |
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`loader`], `worker`, [`batch`] | samples -> batches, in order, from a pool of threads |
+//! | [`order`], [`loader`], `worker`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
+//! | [`mix`] | which images of a batch are mixed, and how |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
+//! | [`pack`] | samples -> tar shards that the above reads in place |
 
 #[cfg(feature = "train")]
 pub mod augment;
@@ -23,12 +25,20 @@ pub mod check;
 pub mod decode;
 pub mod exif;
 #[cfg(feature = "train")]
+pub mod ilsvrc;
+#[cfg(feature = "train")]
 pub mod index;
 mod jpeg;
 #[cfg(feature = "train")]
 mod listing;
 #[cfg(feature = "train")]
 pub mod loader;
+#[cfg(feature = "train")]
+pub mod mix;
+#[cfg(feature = "train")]
+pub mod order;
+#[cfg(feature = "train")]
+pub mod pack;
 pub mod picture;
 pub mod preprocess;
 pub mod resize;
@@ -36,6 +46,7 @@ pub mod resize;
 mod shard;
 #[cfg(feature = "train")]
 pub mod split;
+pub mod stages;
 #[cfg(feature = "train")]
 pub mod synth;
 #[cfg(feature = "turbojpeg")]
@@ -55,6 +66,8 @@ pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Reading, Rect, de
 pub use index::{Class, Dataset, Splits};
 #[cfg(feature = "train")]
 pub use loader::{BadFile, EvalOptions, Loader, TrainOptions, available_workers};
+#[cfg(feature = "train")]
+pub use mix::{MixForm, MixOptions};
 pub use preprocess::{EvalTransform, Preprocessor};
 pub use resize::Interpolation;
 #[cfg(feature = "train")]

@@ -1,6 +1,9 @@
 //! LAMB (You et al., arXiv:1904.00962) as timm has it (huggingface/pytorch-image-models, timm/optim/lamb.py): Adam's
 //! direction with weight decay added to it, its length set by the weights' own. The gradient of all parameters together
-//! is clipped first; parameters that do not decay keep the direction's length; the trust ratio is not clipped.
+//! is clipped first ([`super::clip`]); parameters that do not decay keep the direction's length; the trust ratio is not
+//! clipped.
+
+use super::clip::norm;
 
 /// Constants of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,8 +14,6 @@ pub struct Lamb {
     pub epsilon: f32,
     /// 0 for parameters whose role is exempt; their trust ratio is 1.
     pub weight_decay: f32,
-    /// The norm that the gradient of all parameters is clipped to; 0: no limit.
-    pub max_norm: f32,
 }
 
 /// What all parameters of one update share.
@@ -33,14 +34,8 @@ pub struct Moments<'a> {
 }
 
 impl Lamb {
-    /// `gradients`: those of all parameters; `update`: its number t, from 1 on.
-    pub fn corrections<'g>(
-        &self,
-        gradients: impl IntoIterator<Item = &'g [f32]>,
-        update: u32,
-    ) -> Corrections {
-        let share = norm(gradients.into_iter().flatten().copied()) / self.max_norm;
-        let clip = if self.max_norm > 0.0 && share > 1.0 { share } else { 1.0 };
+    /// `clip`: what gradients are divided by ([`super::clip::divisor`]); `update`: its number t, from 1 on.
+    pub fn corrections(&self, clip: f32, update: u32) -> Corrections {
         let bias = |beta: f32| 1.0 - power(f64::from(beta), update);
         Corrections { clip, bias1: bias(self.beta1) as f32, bias2_root: bias(self.beta2).sqrt() as f32 }
     }
@@ -81,14 +76,9 @@ impl Lamb {
     }
 
     /// u = (m / (1 - beta1^t)) / (sqrt(v) / sqrt(1 - beta2^t) + epsilon) + weight_decay w.
-    fn direction(&self, by: &Corrections, w: f32, m: f32, v: f32) -> f32 {
+    pub fn direction(&self, by: &Corrections, w: f32, m: f32, v: f32) -> f32 {
         (m / by.bias1) / (v.sqrt() / by.bias2_root + self.epsilon) + self.weight_decay * w
     }
-}
-
-/// The 2-norm, added up in f64.
-fn norm(values: impl Iterator<Item = f32>) -> f32 {
-    values.map(|value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt() as f32
 }
 
 /// base^exponent by squaring, the very operations of `kernels/lamb.cu`: `powi` may round elsewhere.
@@ -107,9 +97,9 @@ fn power(mut base: f64, mut exponent: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optim::clip::divisor;
 
-    const RULE: Lamb =
-        Lamb { lr: 0.005, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 0.02, max_norm: 1.0 };
+    const RULE: Lamb = Lamb { lr: 0.005, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 0.02 };
 
     /// Two parameters of timm's optimiser, the second without weight decay, in f64.
     struct Exact {
@@ -119,10 +109,10 @@ mod tests {
     }
 
     impl Exact {
-        fn step(&mut self, rule: &Lamb, gradients: &[Vec<f32>; 2], t: i32) {
+        fn step(&mut self, rule: &Lamb, max_norm: f32, gradients: &[Vec<f32>; 2], t: i32) {
             let [beta1, beta2] = [rule.beta1, rule.beta2].map(f64::from);
             let square = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>();
-            let clip = (square.sqrt() / f64::from(rule.max_norm)).max(1.0);
+            let clip = (square.sqrt() / f64::from(max_norm)).max(1.0);
             for (index, gradient) in gradients.iter().enumerate() {
                 let decay = if index == 0 { f64::from(rule.weight_decay) } else { 0.0 };
                 let (w, m, v) = (&mut self.w[index], &mut self.m[index], &mut self.v[index]);
@@ -152,9 +142,7 @@ mod tests {
             (0..n).map(|i| size * (0.7 * i as f32 + phase).sin()).collect()
         };
         for (size, max_norm) in [(0.01, 1.0), (5.0, 1.0), (5.0, 0.0)] {
-            let rule = Lamb { max_norm, ..RULE };
-            let exact_rule =
-                Lamb { max_norm: if max_norm == 0.0 { f32::INFINITY } else { max_norm }, ..rule };
+            let limit = if max_norm == 0.0 { f32::INFINITY } else { max_norm };
             let mut w = sizes.map(|n| wave(n, 0.3, 1.0));
             let (mut m, mut v) = (sizes.map(|n| vec![0.0; n]), sizes.map(|n| vec![0.0; n]));
             let wide =
@@ -162,11 +150,12 @@ mod tests {
             let mut exact = Exact { w: wide(&w), m: wide(&m), v: wide(&v) };
             for t in 1..=20 {
                 let gradients = sizes.map(|n| wave(n, 0.1 * (t * t) as f32, size));
-                exact.step(&exact_rule, &gradients, t);
-                let by = rule.corrections(gradients.iter().map(Vec::as_slice), t as u32);
+                exact.step(&RULE, limit, &gradients, t);
+                let clip = divisor(gradients.iter().map(Vec::as_slice), max_norm);
+                let by = RULE.corrections(clip, t as u32);
                 for (index, decay) in [RULE.weight_decay, 0.0].into_iter().enumerate() {
                     let of = &mut Moments { first: &mut m[index], second: &mut v[index] };
-                    let rule = Lamb { weight_decay: decay, ..rule };
+                    let rule = Lamb { weight_decay: decay, ..RULE };
                     rule.step(&by, &mut w[index], of, &gradients[index]);
                 }
             }
@@ -182,11 +171,10 @@ mod tests {
     /// The first direction of Adam is the gradient's sign, so that a step is lr ||w|| / sqrt(n) long in each element.
     #[test]
     fn the_first_step_by_hand() {
-        let rule = Lamb { epsilon: 0.0, weight_decay: f32::MIN_POSITIVE, max_norm: 0.0, lr: 0.5, ..RULE };
+        let rule = Lamb { epsilon: 0.0, weight_decay: f32::MIN_POSITIVE, lr: 0.5, ..RULE };
         let (mut w, mut m, mut v) = ([3.0, 0.0, 0.0, -4.0], [0.0; 4], [0.0; 4]);
         let gradient = [2.0, -0.5, 8.0, 1.0];
-        let by = rule.corrections([&gradient[..]], 1);
-        assert_eq!(by.clip, 1.0);
+        let by = rule.corrections(1.0, 1);
         rule.step(&by, &mut w, &mut Moments { first: &mut m, second: &mut v }, &gradient);
         // ||w|| = 5, ||u|| = 2.
         for (got, want) in w.iter().zip([3.0 - 1.25, 1.25, -1.25, -4.0 - 1.25]) {
@@ -196,7 +184,7 @@ mod tests {
 
     #[test]
     fn norms_of_zero_leave_the_length_alone() {
-        let by = RULE.corrections([&[1.0f32, 0.0][..]], 3);
+        let by = RULE.corrections(1.0, 3);
         let of = &mut Moments { first: &mut [0.0, 0.0], second: &mut [0.0, 0.0] };
         assert_eq!(RULE.trust_ratio(&by, &[0.0, 0.0], of), 1.0, "both are zero");
         of.first[0] = 1.0;

@@ -2,19 +2,27 @@
 
 use super::stop::Stop;
 use crate::backend::loss::{LossOptions, softmax_cross_entropy};
-use crate::backend::{Backend, Score};
+use crate::backend::{Backend, Score, Weights};
 use crate::data::augment::flip_rows;
 use crate::data::{Batch, Loader};
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
 
-/// Scores all batches of `loader`. `outputs` says which logit stands for each label; `None`: the one of its number. With
-/// `flip`, the logits are averaged with those of the mirrored images. The loss is the plain cross-entropy, without smoothing.
+/// What of a network is scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evaluation<'a> {
+    pub weights: Weights,
+    /// Which logit stands for each label; `None`: the one of its number.
+    pub outputs: Option<&'a [u32]>,
+    /// The logits are averaged with those of the mirrored images.
+    pub flip: bool,
+}
+
+/// Scores all batches of `loader`. The loss is the plain cross-entropy, without smoothing.
 pub fn evaluate(
     backend: &mut dyn Backend,
     loader: &mut Loader,
-    outputs: Option<&[u32]>,
-    flip: bool,
+    evaluation: Evaluation,
     stop: &Stop,
 ) -> Result<Score> {
     let mut total = Score::default();
@@ -23,10 +31,10 @@ pub fn evaluate(
             return Err(Error::stopped("stopped during validation"));
         }
         let mut batch = batch?;
-        if let Some(outputs) = outputs {
+        if let Some(outputs) = evaluation.outputs {
             batch.labels.iter_mut().for_each(|label| *label = outputs[*label as usize]);
         }
-        let logits = logits(backend, &batch, flip)?;
+        let logits = logits(backend, &batch, evaluation)?;
         let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
         // Image by image, so that no rounding of the sum depends on the size of a batch.
         let images = logits.data.chunks_exact(logits.data.len() / batch.labels.len());
@@ -38,11 +46,12 @@ pub fn evaluate(
     Ok(total)
 }
 
-/// Logits [n, classes] of a batch, averaged with the mirrored images' where `flip` is set.
-pub fn logits(backend: &mut dyn Backend, batch: &Batch, flip: bool) -> Result<HostTensor> {
-    let mut logits = backend.eval_batch(batch)?;
+/// Logits [n, classes] of a batch, averaged with the mirrored images' where that is asked for.
+pub fn logits(backend: &mut dyn Backend, batch: &Batch, evaluation: Evaluation) -> Result<HostTensor> {
+    let Evaluation { weights, flip, .. } = evaluation;
+    let mut logits = backend.eval_batch(batch, weights)?;
     if flip {
-        let mirrored = backend.eval_batch(&mirror(batch))?;
+        let mirrored = backend.eval_batch(&mirror(batch), weights)?;
         logits.data.iter_mut().zip(mirrored.data).for_each(|(a, b)| *a = 0.5 * (*a + b));
     }
     Ok(logits)

@@ -29,6 +29,7 @@ pub fn loader_options(config: &Config, epoch: usize) -> LoaderOptions {
     };
     LoaderOptions {
         transform,
+        mix: config.mix.options(),
         batch: config.micro_batch(),
         seed: config.seed,
         epoch: epoch as u64,

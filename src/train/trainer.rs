@@ -1,27 +1,29 @@
 //! The epoch loop.
 
-use super::evaluate::evaluate;
+use super::evaluate::{Evaluation, evaluate};
 use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::limit::Limit;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
+use super::passes::{At, Passes};
 use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
 use super::words::{finished, opening, summary};
-use crate::backend::{Backend, Score, Step};
+use crate::backend::{Backend, Score, Weights};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
 use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
+use crate::leave::LastWords;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
-use crate::optim::schedule::LearningRate;
-use crate::optim::sgd::Sgd;
 use crate::terminal::{answer, message};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where a run begins.
@@ -86,14 +88,16 @@ pub fn train(
         log.note(&note)?;
     }
     let now = Instant::now();
+    let steps_done = Arc::new(AtomicU64::new(state.total_steps));
     let mut trainer = Trainer {
         config,
         dataset,
-        rate: LearningRate::new(config, steps_per_epoch),
+        passes: Passes::new(config, steps_per_epoch),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
+        steps_done: Arc::clone(&steps_done),
         state,
-        writer: BackgroundWriter::new(store),
+        writer: BackgroundWriter::new(store.clone()),
         log,
         output: &output,
         run,
@@ -102,9 +106,12 @@ pub fn train(
         saved_step: None,
         underway: VecDeque::new(),
         named_bad: BTreeSet::new(),
+        limit: Limit::default(),
     };
     message(opening(config, dataset, &trainer.state, &output));
+    let words = LastWords::new(move || what_is_kept(&store, steps_done.load(Ordering::Relaxed)));
     let outcome = trainer.run(backend);
+    drop(words);
     trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
     let durable = trainer.wait_for_save();
     let finishing = trainer.log.finish();
@@ -118,11 +125,13 @@ pub fn train(
 struct Trainer<'a> {
     config: &'a Config,
     dataset: &'a Dataset,
-    rate: LearningRate,
+    passes: Passes<'a>,
     steps_per_epoch: usize,
     /// The network's description, as checkpoints carry it.
     model: String,
     state: RunState,
+    /// Optimiser steps handed over, for who ends the process from outside.
+    steps_done: Arc<AtomicU64>,
     writer: BackgroundWriter,
     log: RunLog,
     output: &'a Output,
@@ -135,6 +144,7 @@ struct Trainer<'a> {
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
     named_bad: BTreeSet<(&'static str, u32)>,
+    limit: Limit,
 }
 
 /// An optimiser step that the backend has been given.
@@ -162,8 +172,12 @@ impl Trainer<'_> {
         let mut loader = self.training_loader()?;
         let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
+        self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
             self.step(backend, &mut loader, &mut progress)?;
+            if let Some(line) = self.limit.look(&loader, self.config.workers()) {
+                progress.line(&line);
+            }
             failpoint::hit("train", "step");
             if self.stop.requested() {
                 self.collect(backend, Some(&mut progress), true)?;
@@ -210,7 +224,7 @@ impl Trainer<'_> {
         progress: &mut Progress,
     ) -> Result<()> {
         let of = self.config.micro_steps();
-        let lr = self.rate.at(self.state.total_steps as usize);
+        let lr = self.passes.lr(self.at());
         self.underway.push_back(Underway {
             step: self.state.step + 1,
             total_steps: self.state.total_steps + 1,
@@ -221,13 +235,14 @@ impl Trainer<'_> {
         });
         for index in 0..of {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            let submitted = backend.submit(&batch, &self.pass(lr, index, of));
+            let submitted = backend.submit(&batch, &self.passes.step(self.at(), index));
             submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
             self.state.passes += 1;
             if index + 1 == of {
                 self.state.step += 1;
                 self.state.total_steps += 1;
+                self.steps_done.store(self.state.total_steps, Ordering::Relaxed);
             }
             self.collect(backend, Some(progress), false)?;
         }
@@ -270,26 +285,13 @@ impl Trainer<'_> {
             return error;
         }
         let _ = self.wait_for_save();
-        let newest = self.writer.store().newest().ok().and_then(|search| search.found);
-        let kept = match newest {
-            Some(found) => {
-                let lost = self.state.total_steps.saturating_sub(found.at.step);
-                format!("{} is whole, steps lost since: {lost}", found.path.display())
-            }
-            None => format!("there is no checkpoint yet, steps lost: {}", self.state.total_steps),
-        };
-        Error::device(format!("{}; {kept}; run the same command again to go on from there", error.message))
+        let kept = what_is_kept(self.writer.store(), self.state.total_steps);
+        Error::device(format!("{}; {kept}", error.message))
     }
 
-    fn pass(&self, lr: f64, index: usize, of: usize) -> Step {
-        let optim = &self.config.optim;
-        let sgd = Sgd {
-            lr: lr as f32,
-            momentum: optim.momentum as f32,
-            nesterov: optim.nesterov,
-            weight_decay: optim.weight_decay as f32,
-        };
-        Step { index, of, sgd, label_smoothing: self.config.loss.label_smoothing as f32 }
+    fn at(&self) -> At {
+        let RunState { epoch, step, total_steps, passes, .. } = self.state;
+        At { epoch, step, total_steps, passes }
     }
 
     fn report_step(
@@ -340,7 +342,9 @@ impl Trainer<'_> {
                 bad_share: self.config.data.bad_share,
             },
         )?;
-        let score = evaluate(backend, &mut loader, None, false, &self.stop)?;
+        let weights = if self.config.ema.is_on() { Weights::Averaged } else { Weights::Live };
+        let evaluation = Evaluation { weights, outputs: None, flip: false };
+        let score = evaluate(backend, &mut loader, evaluation, &self.stop)?;
         Ok((score, loader.bad().to_vec()))
     }
 
@@ -398,7 +402,8 @@ impl Trainer<'_> {
         let by_steps =
             policy.every_steps > 0 && self.state.total_steps.is_multiple_of(policy.every_steps as u64);
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
-        by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
+        let by_clock = policy.every_minutes > 0.0 && minutes >= policy.every_minutes;
+        by_steps || by_clock || self.stop.takes_checkpoint_request()
     }
 
     /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no
@@ -452,6 +457,18 @@ impl Trainer<'_> {
             score.loss / score.count.max(1) as f64,
         ))
     }
+}
+
+/// What is left of a run whose device is lost.
+fn what_is_kept(store: &Store, total_steps: u64) -> String {
+    let kept = match store.newest().ok().and_then(|search| search.found) {
+        Some(found) => {
+            let lost = total_steps.saturating_sub(found.at.step);
+            format!("{} is whole, steps lost since: {lost}", found.path.display())
+        }
+        None => format!("there is no checkpoint yet, steps lost: {total_steps}"),
+    };
+    format!("{kept}; run the same command again to go on from there")
 }
 
 fn scores(score: Score) -> Scores {

@@ -141,12 +141,17 @@ fn doctor_reads_them() {
     assert!(volta.contains("engine train would use: the CPU"), "{volta}");
 }
 
-/// Runs until the card goes; what it says, and how long it took.
+/// Runs until the card goes; what it says, and how long it took. A card has three seconds to answer.
 fn lose(setting: (&str, &str)) -> Option<(Done, Duration, PathBuf)> {
+    lose_after(setting, "3")
+}
+
+fn lose_after(setting: (&str, &str), patience: &str) -> Option<(Done, Duration, PathBuf)> {
     let stubs = libraries()?;
     let output = temporary();
     let began = Instant::now();
-    let done = finish(with(tiny(output.path()).args(["--device", "cuda"]), stubs, &[setting]));
+    let settings = [setting, ("ENGINE_DEVICE_PATIENCE", patience)];
+    let done = finish(with(tiny(output.path()).args(["--device", "cuda"]), stubs, &settings));
     Some((done, began.elapsed(), checkpoints(output.path()).pop().unwrap()))
 }
 
@@ -168,10 +173,28 @@ fn a_card_that_fails_in_the_middle() {
     ends_well(lost, "CUDA_ERROR_LAUNCH_FAILED");
 }
 
-/// Nothing ends any more: given up after 50 s, gone within 60.
+/// Nothing ends any more: given up.
 #[test]
-#[ignore = "waits 50 s"]
 fn a_card_that_falls_silent_in_the_middle() {
     let Some(lost) = lose(("STUB_SILENT", "6")) else { return };
-    ends_well(lost, "Stub card has not answered for 50 s");
+    ends_well(lost, "Stub card has not answered for 3 s");
+}
+
+/// A call of the driver does not come back, and with it the thread that uses the card: another one ends the process.
+#[test]
+fn a_driver_that_does_not_return() {
+    let Some(lost) = lose(("STUB_BLOCKS", "6")) else { return };
+    ends_well(lost, "the card has not answered for 3 s: the driver does not return from \"");
+}
+
+/// Without the variable: given up after 50 s, gone within 60.
+#[test]
+#[ignore = "waits 50 s"]
+fn a_card_has_fifty_seconds() {
+    for (how, sentence) in
+        [("STUB_SILENT", "has not answered for 50 s"), ("STUB_BLOCKS", "for 50 s: the driver")]
+    {
+        let Some(lost) = lose_after((how, "6"), "") else { return };
+        ends_well(lost, sentence);
+    }
 }

@@ -4,6 +4,7 @@
 // STUB_DRIVER, STUB_CUDNN   versions, as the libraries number them
 // STUB_CARDS, STUB_CAPABILITY   how many, and 10 major + minor
 // STUB_FAILS=N      from the N-th pass on every call answers CUDA_ERROR_LAUNCH_FAILED, and whatever frees or destroys hangs
+// STUB_BLOCKS=N     from the N-th pass on whatever copies or synchronises hangs, and passes still end
 // STUB_SILENT=N     from the N-th pass on nothing ends any more, and whatever waits, copies, frees or destroys hangs
 //
 // The test puts GENERIC(name) for every other function that engine looks up behind this text.
@@ -31,7 +32,7 @@ static int hangs() {
     return 0;
 }
 static int waits() {
-    while (is_lost("STUB_SILENT")) pause();
+    while (is_lost("STUB_SILENT") || is_lost("STUB_BLOCKS")) pause();
     return broken();
 }
 

@@ -10,13 +10,22 @@ use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe};
 use engine::backend::cuda::replay;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::{Backend, NamedTensors, Outcome};
-use engine::check::{Case, step};
+use engine::check::{Case, SGD, step};
 use engine::data::Batch;
 use engine::error::Error;
 use engine::model::spec::{RESNET_TINY, RESNET50};
+use engine::optim::Rule;
+use engine::optim::sgd::Sgd;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 16, storage: Storage::F16, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 16,
+    storage: Storage::F16,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 /// The layer whose weights are made large: behind two blocks, before one.
 const LAYER: &str = "layer2.0.conv1";
@@ -106,7 +115,7 @@ fn train(card: &mut dyn Backend, odd: usize, of: usize, polls: bool) -> (usize, 
         assert!(number < 12, "no fault");
         let mut step = step(number % of, of);
         // The weights stay as they are planted, in each step that comes before.
-        step.sgd.lr = 0.0;
+        step.rule = Rule::Sgd(Sgd { lr: 0.0, ..SGD });
         let batch = images(if number == odd { 2 } else { 1 }, number == odd);
         card.submit(&batch, &step).unwrap();
         number += 1;

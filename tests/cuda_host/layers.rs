@@ -2,20 +2,28 @@
 
 use crate::harness::Host;
 use crate::machine::{HostMachine, Plant, written};
+use engine::backend::Weights;
 use engine::backend::cuda::abi::{Outcome, State};
 use engine::backend::cuda::network::{from_stored, to_stored};
 use engine::backend::cuda::plan::node::{Call, Node};
 use engine::backend::cuda::plan::region::{Arena, Region};
-use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose};
+use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe};
 use engine::backend::cuda::storage::Storage;
-use engine::check::Case;
 use engine::check::compare::{Finding, by_kind};
 use engine::check::layers::examine;
+use engine::check::{Case, EXTRAS};
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use std::collections::BTreeSet;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 8, storage: Storage::F16, steps: 1, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 8,
+    storage: Storage::F16,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 fn print(case: &Case, findings: &[Finding]) {
     println!("{} {:?}", case.spec.name, case.storage);
@@ -45,6 +53,19 @@ fn every_node_of_the_tiny_network_is_the_cpus() {
 }
 
 #[test]
+fn every_node_of_every_recipe_is_the_cpus() {
+    for (storage, recipe) in Storage::ALL.into_iter().flat_map(|s| EXTRAS.map(|recipe| (s, recipe))) {
+        for of in [1, 2] {
+            passes(Case { storage, of, recipe, ..TINY });
+        }
+    }
+    // Odd sides, and rows of images that end within a thread's.
+    for recipe in EXTRAS {
+        passes(Case { resolution: 37, batch: 5, storage: Storage::F32, recipe, ..TINY });
+    }
+}
+
+#[test]
 fn every_node_of_resnet50_is_the_cpus() {
     for storage in Storage::ALL {
         passes(Case { spec: RESNET50, resolution: 64, storage, ..TINY });
@@ -54,7 +75,8 @@ fn every_node_of_resnet50_is_the_cpus() {
 fn plan(case: &Case, purpose: Purpose) -> Plan {
     let backend = case.cuda(HostMachine::new(Host::kernels().expect("the caller has asked"), 1)).unwrap();
     let made = if case.of > 1 { Purpose::Accumulate } else { Purpose::Finish { sum: false } };
-    let (_, plan) = backend.look(case.resolution, case.batch, made).expect("`new` has made it");
+    let (_, plan) =
+        backend.look(case.resolution, case.batch, made, Weights::Live).expect("`new` has made it");
     Plan::new(&PlanOptions { purpose, ..plan.options.clone() }).unwrap()
 }
 
@@ -108,6 +130,7 @@ fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
         Arena::Outcomes => spoil_outcomes,
         Arena::Weights | Arena::GradientMatrices => spoil_value,
         Arena::Activations if name.ends_with(".mask") || name.ends_with(".index") => spoil_byte,
+        Arena::Activations if name == "ema.weights" => spoil_value,
         Arena::Activations if plan.graph.tensors.iter().any(|info| info.name == tensor) => spoil_value,
         _ => spoil_f32,
     }
@@ -115,10 +138,15 @@ fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
 
 /// Plants a wrong element in each result of one node of each kind; a finding must name the node each time.
 fn planted(case: Case, purpose: Purpose) {
+    planted_in(case, purpose, |_| true);
+}
+
+/// The same, in the nodes that are wanted.
+fn planted_in(case: Case, purpose: Purpose, wanted: fn(&Node) -> bool) {
     let Some(host) = Host::kernels() else { return };
     let plan = plan(&case, purpose);
     let mut kinds = BTreeSet::new();
-    for node in plan.nodes.iter().filter(|node| kinds.insert(kind(node))) {
+    for node in plan.nodes.iter().filter(|node| wanted(node) && kinds.insert(kind(node))) {
         for (result, region) in written(&node.call).into_iter().enumerate() {
             let mut machine = HostMachine::new(host, 1);
             machine.plant =
@@ -140,6 +168,23 @@ fn a_wrong_element_of_any_node_is_noticed() {
     planted(TINY, Purpose::Finish { sum: false });
     planted(Case { storage: Storage::F32, batch: 4, ..TINY }, Purpose::Finish { sum: false });
     planted(TINY, Purpose::Evaluate);
+}
+
+#[test]
+fn a_wrong_element_of_what_other_recipes_have_is_noticed() {
+    for recipe in EXTRAS {
+        let extras = Case { recipe, ..TINY };
+        planted_in(extras, Purpose::Finish { sum: false }, is_extra);
+        planted_in(Case { of: 2, ..extras }, Purpose::Finish { sum: true }, is_extra);
+    }
+    planted_in(Case { recipe: EXTRAS[0], ..TINY }, Purpose::Evaluate, is_extra);
+}
+
+/// What the plain recipe has not.
+fn is_extra(node: &Node) -> bool {
+    let begins = ["lamb.", "lars.", "clip", "ema", "loss", "drop_path", "input", "sgd"];
+    let drops = matches!(&node.call, Call::Kernel(launch) if launch.kernel.contains("_drop_"));
+    drops || begins.iter().any(|part| node.name.starts_with(part))
 }
 
 #[test]

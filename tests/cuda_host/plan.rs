@@ -7,17 +7,24 @@ use engine::backend::cuda::network::SCALE_STATE;
 use engine::backend::cuda::plan::node::Call;
 use engine::backend::cuda::plan::order::races;
 use engine::backend::cuda::plan::region::Arena;
-use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, ScalePolicy};
+use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, ScalePolicy};
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
-use engine::backend::{Backend, Outcome};
+use engine::backend::{Backend, Outcome, Weights};
 use engine::check::{Case, step};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
 
-const TINY: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 4, storage: Storage::F32, steps: 2, of: 1 };
+const TINY: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 4,
+    storage: Storage::F32,
+    steps: 2,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
 fn host_backend(case: &Case, host: &'static Host, seed: u64) -> CudaBackend<HostMachine> {
     case.cuda(HostMachine::new(host, seed)).unwrap()
@@ -66,7 +73,18 @@ fn tiny_at_odd_sizes() {
 #[test]
 fn resnet50_takes_steps() {
     for storage in [Storage::F32, Storage::F16] {
-        compare_steps(Case { spec: RESNET50, resolution: 64, batch: 8, storage, steps: 1, of: 1 }, 5);
+        compare_steps(
+            Case {
+                spec: RESNET50,
+                resolution: 64,
+                batch: 8,
+                storage,
+                steps: 1,
+                of: 1,
+                recipe: Recipe::PLAIN,
+            },
+            5,
+        );
     }
 }
 
@@ -81,7 +99,8 @@ fn evaluation_is_the_cpu_backends() {
         card.load_state(&cpu.state().unwrap()).unwrap();
         // Another resolution and batch than training's.
         let batch = Case { resolution: 48, batch: 3, ..case }.images(2);
-        let (got, want) = (card.eval_batch(&batch).unwrap(), cpu.eval_batch(&batch).unwrap());
+        let (got, want) =
+            (card.eval_batch(&batch, Weights::Live).unwrap(), cpu.eval_batch(&batch, Weights::Live).unwrap());
         close_in_norm("logits", &got.data, &want.data, tolerance);
     }
 }

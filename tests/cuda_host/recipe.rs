@@ -4,22 +4,42 @@
 use crate::compare::close;
 use crate::harness::Host;
 use crate::machine::HostMachine;
-use engine::backend::cuda::network::{EMA_PREFIX, SCALE_STATE, SECOND_MOMENT_PREFIX};
+use engine::backend::cuda::network::SCALE_STATE;
 use engine::backend::cuda::plan::order::races;
 use engine::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
-use engine::backend::{Backend, MOMENTUM_PREFIX, NamedTensors, Outcome};
+use engine::backend::{
+    self, Backend, EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, Objective, Outcome, SECOND_MOMENT_PREFIX, Step,
+    Weights,
+};
 use engine::check::{Case, step};
-use engine::config::Decay;
+use engine::config::{Decay, Reduction};
 use engine::model::graph::{Graph, lower};
 use engine::model::spec::RESNET_TINY;
+use engine::optim;
+use engine::optim::clip::divisor;
 use engine::optim::lamb::{Lamb, Moments};
 
-const CASE: Case =
-    Case { spec: RESNET_TINY, resolution: 32, batch: 4, storage: Storage::F32, steps: 1, of: 1 };
+const CASE: Case = Case {
+    spec: RESNET_TINY,
+    resolution: 32,
+    batch: 4,
+    storage: Storage::F32,
+    steps: 1,
+    of: 1,
+    recipe: Recipe::PLAIN,
+};
 
-const ALL: Recipe = Recipe { rule: Rule::LAMB, loss: Loss::BinaryCrossEntropy, ema: Some(0.9) };
+const ALL: Recipe = Recipe { rule: Rule::Lamb, loss: Loss::BinaryCrossEntropy, averages: true };
+
+/// The decay of every moving average here.
+const EMA_DECAY: f32 = 0.75;
+
+const LAMB: Lamb = Lamb { lr: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-6, weight_decay: 1e-4 };
+
+/// Of all gradients together, with LAMB.
+const CLIP_NORM: f32 = 1.0;
 
 /// Where gradients overflow in half.
 const TOO_LARGE: ScalePolicy = ScalePolicy { initial: 16_777_216.0, ..ScalePolicy::FP16 };
@@ -35,12 +55,26 @@ fn with(case: &Case, recipe: Recipe) -> CudaOptions {
     CudaOptions { recipe, ..case.cuda_options() }
 }
 
+/// Pass `index` of an optimiser step of `of`, with what `recipe` adds.
+fn recipe_step(recipe: Recipe, index: usize, of: usize) -> Step {
+    let mut step = step(index, of);
+    if recipe.rule == Rule::Lamb {
+        (step.rule, step.clip_norm) = (optim::Rule::Lamb(LAMB), CLIP_NORM);
+    }
+    if recipe.loss == Loss::BinaryCrossEntropy {
+        let objective = Objective::BinaryCrossEntropy { threshold: None, reduction: Reduction::Mean };
+        step.loss = backend::Loss { objective, ..step.loss };
+    }
+    step.ema_decay = recipe.averages.then_some(EMA_DECAY);
+    step
+}
+
 /// All passes of an optimiser step; their summed loss, the last outcome.
-fn take_step(card: &mut Card, case: &Case, seed: u64) -> (f64, Outcome) {
+fn take_step(card: &mut Card, case: &Case, recipe: Recipe, seed: u64) -> (f64, Outcome) {
     let (mut loss, mut last) = (0.0, None);
     for index in 0..case.of {
         let images = case.images(seed + index as u64);
-        let outcome = engine::check::pass(card, &images, &step(index, case.of)).unwrap();
+        let outcome = engine::check::pass(card, &images, &recipe_step(recipe, index, case.of)).unwrap();
         loss += outcome.score.loss;
         last = Some(outcome);
     }
@@ -55,10 +89,9 @@ fn graph() -> Graph {
 
 /// The rule's step on tensors by name.
 fn lamb_step(state: &mut NamedTensors, gradients: &[Vec<f32>], decay: Decay, update: u32) {
-    let Rule::Lamb { beta1, beta2, epsilon, max_norm } = Rule::LAMB else { unreachable!() };
-    let sgd = step(0, 1).sgd;
-    let rule = Lamb { lr: sgd.lr, weight_decay: sgd.weight_decay, beta1, beta2, epsilon, max_norm };
-    let by = rule.corrections(gradients.iter().map(Vec::as_slice), update);
+    let rule = LAMB;
+    let clip = divisor(gradients.iter().map(Vec::as_slice), CLIP_NORM);
+    let by = rule.corrections(clip, update);
     for (param, gradient) in graph().params.iter().zip(gradients) {
         let mut take = |prefix: &str| state.remove(&format!("{prefix}{}", param.name)).unwrap();
         let [mut w, mut m, mut v] = ["", MOMENTUM_PREFIX, SECOND_MOMENT_PREFIX].map(&mut take);
@@ -78,11 +111,12 @@ fn lamb_takes_steps_in_every_storage_type() {
     let kinds = [(1, Decay::Weights), (2, Decay::Weights), (1, Decay::All), (2, Decay::Unnormalised)];
     for (storage, (of, decay)) in Storage::ALL.into_iter().flat_map(|s| kinds.map(|kind| (s, kind))) {
         let case = Case { storage, of, ..CASE };
-        let options = CudaOptions { decay, ..with(&case, Recipe { rule: Rule::LAMB, ..Recipe::default() }) };
+        let recipe = Recipe { rule: Rule::Lamb, ..Recipe::default() };
+        let options = CudaOptions { decay, ..with(&case, recipe) };
         let Some(mut card) = card(&case, options, 3) else { return };
         let mut want = card.state().unwrap();
         for update in 1..=3 {
-            let (_, outcome) = take_step(&mut card, &case, 10 * u64::from(update));
+            let (_, outcome) = take_step(&mut card, &case, recipe, 10 * u64::from(update));
             assert!(outcome.fault.is_none() && !outcome.skipped, "{outcome:?}");
             let gradient = |name: &str| card.read(&format!("grad.{name}")).unwrap().data;
             let gradients: Vec<_> = graph().params.iter().map(|param| gradient(&param.name)).collect();
@@ -104,10 +138,10 @@ fn lamb_takes_steps_in_every_storage_type() {
 
 #[test]
 fn averages_follow_weights_and_running_statistics() {
-    let decay = 0.75;
+    let decay = EMA_DECAY;
     for (storage, of) in [(Storage::F32, 1), (Storage::F16, 2)] {
         let case = Case { storage, of, ..CASE };
-        let recipe = Recipe { ema: Some(decay), ..Recipe::default() };
+        let recipe = Recipe { averages: true, ..Recipe::default() };
         let Some(mut card) = card(&case, with(&case, recipe), 4) else { return };
         let names: Vec<String> = card
             .state()
@@ -119,7 +153,7 @@ fn averages_follow_weights_and_running_statistics() {
         assert_eq!(names.len(), graph().params.len() + graph().buffers.len());
         for round in 0..2 {
             let before = card.state().unwrap();
-            take_step(&mut card, &case, 10 * round);
+            take_step(&mut card, &case, recipe, 10 * round);
             let after = card.state().unwrap();
             for name in &names {
                 let average = format!("{EMA_PREFIX}{name}");
@@ -137,22 +171,26 @@ fn averages_follow_weights_and_running_statistics() {
 fn evaluations_are_of_the_averages() {
     for storage in Storage::ALL {
         let case = Case { storage, ..CASE };
-        let recipe = Recipe { ema: Some(0.5), ..Recipe::default() };
+        let recipe = Recipe { averages: true, ..Recipe::default() };
         let Some(mut averaged) = card(&case, with(&case, recipe), 5) else { return };
         let mut plain = card(&case, case.cuda_options(), 6).unwrap();
-        take_step(&mut averaged, &case, 1);
+        take_step(&mut averaged, &case, recipe, 1);
         let state = averaged.state().unwrap();
         let images = Case { resolution: 48, batch: 3, ..case }.images(2);
         plain.load_state(&state).unwrap();
-        let without = plain.eval_batch(&images).unwrap();
+        let without = plain.eval_batch(&images, Weights::Live).unwrap();
         let averages =
             state.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(EMA_PREFIX)?, tensor)));
         plain
             .load_state(&averages.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
             .unwrap();
-        let (got, want) = (averaged.eval_batch(&images).unwrap(), plain.eval_batch(&images).unwrap());
+        let (got, want) = (
+            averaged.eval_batch(&images, Weights::Averaged).unwrap(),
+            plain.eval_batch(&images, Weights::Live).unwrap(),
+        );
         assert_eq!(got, want, "{storage:?}");
         assert_ne!(got, without, "{storage:?}: the weights themselves give others");
+        assert_eq!(averaged.eval_batch(&images, Weights::Live).unwrap(), without, "{storage:?}");
     }
 }
 
@@ -171,10 +209,10 @@ fn binary_cross_entropy_is_timms() {
         let [classes, features] = weight.shape[..] else { unreachable!() };
         let (mut dw, mut db) = (vec![0.0f64; classes * features], vec![0.0f64; classes]);
         for index in 0..of {
-            let (images, step) = (case.images(index as u64), step(index, of));
+            let (images, step) = (case.images(index as u64), recipe_step(recipe, index, of));
             let outcome = engine::check::pass(&mut card, &images, &step).unwrap();
             let pooled = card.read("avgpool").unwrap().data;
-            let smoothing = f64::from(step.label_smoothing);
+            let smoothing = f64::from(step.loss.label_smoothing);
             let share = 1.0 / (classes * case.batch * of) as f64;
             let mut loss = 0.0;
             for (x, &label) in pooled.chunks(features).zip(&images.labels) {
@@ -208,7 +246,7 @@ fn all_gradients_of_binary_cross_entropy_are_its_slope() {
     let recipe = Recipe { loss: Loss::BinaryCrossEntropy, ..Recipe::default() };
     let Some(mut card) = card(&CASE, with(&CASE, recipe), 8) else { return };
     let start = card.state().unwrap();
-    take_step(&mut card, &CASE, 1);
+    take_step(&mut card, &CASE, recipe, 1);
     let gradients: Vec<_> =
         graph().params.iter().map(|param| card.read(&format!("grad.{}", param.name)).unwrap().data).collect();
     let length = gradients.iter().flatten().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
@@ -219,7 +257,7 @@ fn all_gradients_of_binary_cross_entropy_are_its_slope() {
             weights.iter_mut().zip(gradient).for_each(|(w, &g)| *w += (along / length * f64::from(g)) as f32);
         }
         card.load_state(&state).unwrap();
-        take_step(&mut card, &CASE, 1).0 / CASE.batch as f64
+        take_step(&mut card, &CASE, recipe, 1).0 / CASE.batch as f64
     };
     let by = 2e-3;
     let slope = (mean_loss(by) - mean_loss(-by)) / (2.0 * by);
@@ -233,10 +271,10 @@ fn a_resume_with_every_extra_goes_on_the_same() {
     let case = Case { storage: Storage::F16, ..CASE };
     let cards = [9, 10].map(|seed| card(&case, with(&case, ALL), seed));
     let [Some(mut whole), Some(mut cut)] = cards else { return };
-    take_step(&mut whole, &case, 1);
+    take_step(&mut whole, &case, ALL, 1);
     cut.load_state(&whole.state().unwrap()).unwrap();
     for seed in 2..4 {
-        let (a, b) = (take_step(&mut whole, &case, seed), take_step(&mut cut, &case, seed));
+        let (a, b) = (take_step(&mut whole, &case, ALL, seed), take_step(&mut cut, &case, ALL, seed));
         assert_eq!(a, b);
     }
     assert_eq!(whole.state().unwrap(), cut.state().unwrap(), "in other orders of nodes, blocks and threads");
@@ -249,7 +287,7 @@ fn an_overflow_leaves_moments_and_averages_alone() {
         let options = CudaOptions { scale: TOO_LARGE, ..with(&case, ALL) };
         let Some(mut card) = card(&case, options, 11) else { return };
         let before = card.state().unwrap();
-        let (_, outcome) = take_step(&mut card, &case, 1);
+        let (_, outcome) = take_step(&mut card, &case, ALL, 1);
         assert!(outcome.skipped && outcome.fault.is_none(), "{outcome:?}");
         let after = card.state().unwrap();
         let lasting = |name: &str| !name.contains("running") || name.starts_with(EMA_PREFIX);

@@ -3,7 +3,7 @@
 use super::formula;
 use super::networks::{STILL, backend, train};
 use engine::backend::cpu::{CpuBackend, CpuOptions};
-use engine::backend::{Backend, NamedTensors, Step};
+use engine::backend::{Backend, Extras, NamedTensors, Step, Weights};
 use engine::config::Decay;
 use engine::model::spec::{RESNET_TINY, RESNET50, ResNetSpec};
 use engine::optim::sgd::Sgd;
@@ -31,7 +31,8 @@ fn assert_same_bits(what: &str, got: &NamedTensors, want: &NamedTensors) {
 /// From the backend's own initialisation, as training begins.
 fn fresh(spec: ResNetSpec, resolution: usize, threads: usize, isa: Isa) -> CpuBackend {
     let (seed, zero_gamma, decay) = (5, false, Decay::Weights);
-    CpuBackend::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, threads, isa }).unwrap()
+    let extras = Extras::default();
+    CpuBackend::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, extras, threads, isa }).unwrap()
 }
 
 /// Batches of `n`, one a step, then an evaluation, whose logits join the state.
@@ -49,7 +50,7 @@ fn state_after(
         assert_eq!(train(&mut backend, &batch(t), SGD, 0.1).fault, None);
     }
     let mut state = backend.state().unwrap();
-    state.insert("logits".into(), backend.eval_batch(&batch(steps)).unwrap());
+    state.insert("logits".into(), backend.eval_batch(&batch(steps), Weights::Live).unwrap());
     state
 }
 
@@ -75,7 +76,7 @@ fn micro_steps_sum_to_the_mean_gradient() {
     train(&mut whole, &batch, STILL, 0.1);
     let mut cut = backend(RESNET_TINY, 32, 2, isa);
     for index in 0..2 {
-        cut.submit(&batch, &Step { index, of: 2, sgd: STILL, label_smoothing: 0.1 }).unwrap();
+        cut.submit(&batch, &Step::plain(index, 2, STILL, 0.1)).unwrap();
         assert_eq!(cut.poll().unwrap().unwrap().fault, None);
     }
     // Halving is exact, so each micro-step's gradient is half the whole bit for bit, and wgrad starts its sum from
@@ -166,7 +167,7 @@ fn a_fault_in_a_later_micro_step_changes_nothing() {
     train(&mut backend, &batch, SGD, 0.1);
     let before = backend.state().unwrap();
     for (index, label_smoothing) in [0.1, f32::NAN].into_iter().enumerate() {
-        backend.submit(&batch, &Step { index, of: 2, sgd: SGD, label_smoothing }).unwrap();
+        backend.submit(&batch, &Step::plain(index, 2, SGD, label_smoothing)).unwrap();
         assert_eq!(backend.poll().unwrap().unwrap().fault.is_some(), index == 1);
     }
     assert_same_bits("state", &backend.state().unwrap(), &before);

@@ -4,7 +4,7 @@ use super::formula;
 use super::record::{self, Summaries};
 use super::report::{BACKWARD_LIMIT, FORWARD_LIMIT, Report};
 use engine::backend::cpu::{CpuBackend, CpuOptions};
-use engine::backend::{Backend, Outcome, Step};
+use engine::backend::{Backend, Extras, Outcome, Step, Weights};
 use engine::config::Decay;
 use engine::model::graph::lower;
 use engine::model::spec::ResNetSpec;
@@ -37,8 +37,10 @@ pub const STILL: Sgd = Sgd { lr: 0.0, momentum: 0.0, nesterov: false, weight_dec
 /// With the formula's weights.
 pub fn backend(spec: ResNetSpec, resolution: usize, threads: usize, isa: Isa) -> CpuBackend {
     let (seed, zero_gamma, decay) = (0, false, Decay::Weights);
+    let extras = Extras::default();
     let mut backend =
-        CpuBackend::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, threads, isa }).unwrap();
+        CpuBackend::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, extras, threads, isa })
+            .unwrap();
     backend.load_state(&formula::state(&lower(&spec, resolution).unwrap())).unwrap();
     backend
 }
@@ -50,7 +52,7 @@ pub fn train(
     sgd: Sgd,
     label_smoothing: f32,
 ) -> Outcome {
-    backend.submit(batch, &Step { index: 0, of: 1, sgd, label_smoothing }).unwrap();
+    backend.submit(batch, &Step::plain(0, 1, sgd, label_smoothing)).unwrap();
     backend.poll().unwrap().expect("the CPU backend is done when submit returns")
 }
 
@@ -79,7 +81,7 @@ fn check(name: &str, isa: Isa) {
     assert_eq!(compared, lower(&spec, pass.resolution).unwrap().params.len());
     let compared = report.tensors("running statistics", &pass.buffers, FORWARD_LIMIT, read);
     assert_eq!(compared, pass.buffers.len());
-    let logits = backend.eval_batch(&batch).unwrap().data;
+    let logits = backend.eval_batch(&batch, Weights::Live).unwrap().data;
     report.values("eval logits", &logits, &pass.eval_logits, pass.eval_logits_f32, FORWARD_LIMIT);
     report.finish();
 }

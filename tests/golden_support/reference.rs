@@ -3,7 +3,7 @@
 
 use super::networks::{STILL, TrainingPass, backend, train};
 use super::{formula, record};
-use engine::backend::Backend;
+use engine::backend::{Backend, Weights};
 use engine::error::Error;
 use engine::infer::reference::Reference;
 use engine::infer::weights::Normalisation;
@@ -36,7 +36,7 @@ fn check(name: &str) {
     let want: Vec<f32> = pass.eval_logits.iter().map(|&logit| logit as f32).collect();
     let recorded = Difference::between(run.logits(), &want);
     recorded.assert_within(&format!("{name}: logits, PyTorch"), LIMIT);
-    let logits = backend.eval_batch(&batch).unwrap();
+    let logits = backend.eval_batch(&batch, Weights::Live).unwrap();
     Difference::between(&logits.data, run.logits()).assert_within(&format!("{name}: logits"), LIMIT);
     let (mut compared, mut worst) = (0, 0.0f64);
     for (tensor, info) in graph.tensors.iter().enumerate() {

@@ -4,7 +4,7 @@ use crate::common::{assert_same, checkpoints, contents, temporary};
 use crate::cpu;
 use crate::lagging::Lagging;
 use crate::training::{config, run};
-use engine::backend::{Backend, NamedTensors, Outcome, Step};
+use engine::backend::{Backend, NamedTensors, Outcome, Step, Weights};
 use engine::data::Batch;
 use engine::error::{Error, Kind, Result};
 use engine::tensor::HostTensor;
@@ -60,9 +60,9 @@ impl<B: Backend> Backend for Failing<B> {
         self.backend.wait()
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         self.check(Call::Evaluate)?;
-        self.backend.eval_batch(batch)
+        self.backend.eval_batch(batch, weights)
     }
 
     fn state(&self) -> Result<NamedTensors> {

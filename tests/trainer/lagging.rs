@@ -4,7 +4,7 @@ use crate::common::{assert_same, checkpoints, contents, temporary};
 use crate::cpu;
 use crate::training::{config, run, steps};
 use engine::backend::cpu::CpuBackend;
-use engine::backend::{Backend, NamedTensors, Outcome, Step};
+use engine::backend::{Backend, NamedTensors, Outcome, Step, Weights};
 use engine::config::Config;
 use engine::data::Batch;
 use engine::error::{Kind, Result};
@@ -54,9 +54,9 @@ impl<B: Backend> Backend for Lagging<B> {
         Ok(self.held.pop_front())
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         assert!(self.held.is_empty(), "validation begins when every step of the epoch is known");
-        self.backend.eval_batch(batch)
+        self.backend.eval_batch(batch, weights)
     }
 
     fn state(&self) -> Result<NamedTensors> {

@@ -21,6 +21,7 @@ fn cpu(config: &Config) -> CpuBackend {
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
+        extras: engine::train::passes::extras(config),
         threads: 1,
         isa: Isa::current(),
     })

@@ -1,9 +1,9 @@
-//! u8 pixels to normalised f32, and what is painted over there.
+//! u8 pixels to normalised f32, erased and mixed.
 
 use super::Cpu;
 use crate::backend::{MEAN, STD};
 use crate::data::batch::noise;
-use crate::data::{Erase, Fill};
+use crate::data::{Batch, Erase, Fill, Mix};
 use crate::rng::nth;
 
 /// y = (x / 255 - mean) / std. `x` and `y` NHWC with three channels.
@@ -22,52 +22,43 @@ pub fn normalise(cpu: Cpu, x: &[u8], y: &mut [f32]) {
     });
 }
 
-/// Random erasing: paints each image's rectangle. `y` NHWC with three channels, normalised, `resolution` a side; `erased` has
-/// an entry an image, or none at all.
-pub fn erase(erased: &[Option<Erase>], resolution: usize, y: &mut [f32]) {
-    let images = y.chunks_exact_mut(resolution * resolution * 3);
-    for (image, Erase { rect, fill }) in images.zip(erased).filter_map(|(y, erase)| Some((y, (*erase)?))) {
+/// Paints over what `batch.erased` names, in normalised images `x` [n, resolution, resolution, 3].
+pub fn erase(cpu: Cpu, batch: &Batch, x: &mut [f32]) {
+    let side = batch.resolution;
+    let items: Vec<_> = x.chunks_mut(side * side * 3).zip(&batch.erased).collect();
+    cpu.pool.for_each(items, |(image, erase)| {
+        let Some(Erase { rect, fill }) = *erase else { return };
         for row in rect.top..rect.top + rect.height {
-            let first = (row * resolution + rect.left) * 3;
-            let pixels = image[first..first + 3 * rect.width].chunks_exact_mut(3);
-            match fill {
-                Fill::Colour(colour) => pixels.for_each(|pixel| pixel.copy_from_slice(&colour)),
-                Fill::Noise(key) => {
-                    let values = pixels.flatten().zip(first as u64..);
-                    values.for_each(|(value, element)| *value = noise(nth(key, element)));
+            for column in rect.left..rect.left + rect.width {
+                for c in 0..3 {
+                    let element = (row * side + column) * 3 + c;
+                    image[element] = match fill {
+                        Fill::Colour(colour) => colour[c],
+                        Fill::Noise(key) => noise(nth(key, element as u64)),
+                    };
                 }
             }
         }
-    }
+    });
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::Rect;
-
-    #[test]
-    fn rectangles_and_nothing_else_are_painted() {
-        let rect = Rect { top: 1, left: 2, height: 3, width: 2 };
-        let (colour, key, side) = ([0.5, -1.0, 0.0], 77, 6);
-        let erased = [
-            None,
-            Some(Erase { rect, fill: Fill::Colour(colour) }),
-            Some(Erase { rect, fill: Fill::Noise(key) }),
-        ];
-        let mut y = vec![9.0; 3 * side * side * 3];
-        erase(&erased, side, &mut y);
-        for (i, &value) in y.iter().enumerate() {
-            let (image, element) = (i / (side * side * 3), i % (side * side * 3));
-            let (row, column, channel) = (element / 3 / side, element / 3 % side, element % 3);
-            let inside = (1..4).contains(&row) && (2..4).contains(&column);
-            let want = match (image, inside) {
-                (1, true) => colour[channel],
-                (2, true) => noise(nth(key, element as u64)),
-                _ => 9.0,
-            };
-            assert_eq!(value, want, "image {image}, row {row}, column {column}, channel {channel}");
+/// Images as `batch.mixes` says, from erased ones. Both [n, resolution, resolution, 3].
+pub fn mix(cpu: Cpu, batch: &Batch, from: &[f32], y: &mut [f32]) {
+    let side = batch.resolution;
+    let stride = side * side * 3;
+    let items: Vec<_> = y.chunks_mut(stride).zip(from.chunks(stride)).zip(&batch.mixes).collect();
+    cpu.pool.for_each(items, |((to, own), mix)| {
+        let Mix { partner, lambda, region } = *mix;
+        let other = &from[partner as usize * stride..][..stride];
+        let Some(rect) = region else {
+            let pixels = to.iter_mut().zip(own).zip(other);
+            pixels.for_each(|((to, own), other)| *to = lambda * own + (1.0 - lambda) * other);
+            return;
+        };
+        to.copy_from_slice(own);
+        for row in rect.top..rect.top + rect.height {
+            let place = (row * side + rect.left) * 3..(row * side + rect.left + rect.width) * 3;
+            to[place.clone()].copy_from_slice(&other[place]);
         }
-        erase(&[], side, &mut y);
-    }
+    });
 }

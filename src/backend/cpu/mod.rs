@@ -9,9 +9,10 @@ pub mod input;
 mod memory;
 pub mod pooling;
 mod params;
+mod update;
 mod walk;
 
-use super::{Backend, NamedTensors, Outcome, Step, check_batch};
+use super::{Backend, Extras, NO_AVERAGES, NamedTensors, Outcome, Step, Weights, check_batch};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -35,6 +36,7 @@ pub struct CpuOptions {
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
     pub decay: Decay,
+    pub extras: Extras,
     /// 0 means one a core.
     pub threads: usize,
     pub isa: Isa,
@@ -43,6 +45,7 @@ pub struct CpuOptions {
 /// A network with its optimiser state in main memory.
 pub struct CpuBackend {
     spec: ResNetSpec,
+    extras: Extras,
     engine: Engine,
     params: Params,
     training: Walk,
@@ -76,6 +79,7 @@ impl CpuBackend {
         let training = Walk::new(graph, false);
         Ok(Self {
             spec: options.spec,
+            extras: options.extras,
             engine,
             params,
             training,
@@ -101,8 +105,9 @@ impl CpuBackend {
         threads: usize,
     ) -> Result<Self> {
         let (seed, zero_gamma, decay, isa) = (0, false, Decay::Weights, Isa::current());
+        let (spec, extras) = (*spec, Extras::default());
         let mut backend =
-            Self::new(&CpuOptions { spec: *spec, resolution, seed, zero_gamma, decay, threads, isa })?;
+            Self::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, extras, threads, isa })?;
         backend.load_state(tensors)?;
         Ok(backend)
     }
@@ -111,6 +116,7 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.spec.classes)?;
+        self.extras.check(step)?;
         if batch.resolution != self.training.graph.resolution {
             self.training = Walk::new(lower(&self.spec, batch.resolution)?, self.keep);
         }
@@ -127,7 +133,7 @@ impl Backend for CpuBackend {
         self.poll()
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         check_batch(batch, self.spec.classes)?;
         let walk = if batch.resolution == self.training.graph.resolution {
             &mut self.training
@@ -137,7 +143,14 @@ impl Backend for CpuBackend {
             }
             self.evaluation.as_mut().expect("made above")
         };
-        let logits = walk.evaluate(&mut self.engine, &self.params, batch);
+        let engine = &mut self.engine;
+        let logits = match weights {
+            Weights::Live => walk.evaluate(engine, &self.params, batch),
+            Weights::Averaged => self
+                .params
+                .with_averages(|params| walk.evaluate(engine, params, batch))
+                .ok_or_else(|| Error::usage(NO_AVERAGES))?,
+        };
         HostTensor::new("logits", vec![batch.labels.len(), self.spec.classes], logits)
     }
 

@@ -15,11 +15,23 @@ pub struct Item {
     pub y0: u16,
     pub x1: u16,
     pub y1: u16,
+    pub ex0: u16,
+    pub ey0: u16,
+    pub ex1: u16,
+    pub ey1: u16,
+    pub erase: u32,
+    pub fill: [u32; 3],
 }
 
+/// Kinds of [`Item::mix`].
 pub const NO_MIX: u32 = 0;
 pub const MIXUP: u32 = 1;
 pub const CUTMIX: u32 = 2;
+
+/// Kinds of [`Item::erase`].
+pub const NO_ERASE: u32 = 0;
+pub const COLOUR: u32 = 1;
+pub const NOISE: u32 = 2;
 
 /// Constants of one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
@@ -38,7 +50,9 @@ pub struct Hyper {
     pub beta2: f32,
     pub epsilon: f32,
     pub max_norm: f32,
-    pub reserved: [u32; 3],
+    pub trust: f32,
+    pub threshold: f32,
+    pub sum_classes: u32,
 }
 
 /// What steps hand to each other without the host.
@@ -106,6 +120,6 @@ pub struct ChunkRange {
 }
 
 // The other side asserts the same sizes.
-const _: () = assert!(size_of::<Item>() == 28 && size_of::<Hyper>() == 64 && size_of::<State>() == 64);
+const _: () = assert!(size_of::<Item>() == 52 && size_of::<Hyper>() == 64 && size_of::<State>() == 64);
 const _: () = assert!(size_of::<Outcome>() == 64 && size_of::<RowScore>() == 12);
 const _: () = assert!(size_of::<Chunk>() == 16 && size_of::<ChunkRange>() == 8);

@@ -57,7 +57,7 @@ impl Work {
     }
 
     /// Seconds.
-    fn floor(&self, copy_rate: f64, product_rate: f64) -> f64 {
+    pub fn floor(&self, copy_rate: f64, product_rate: f64) -> f64 {
         (self.bytes as f64 / copy_rate).max(self.operations as f64 / product_rate)
     }
 }
@@ -221,7 +221,7 @@ fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
     };
     let sgd = Sgd { lr: 0.0, momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
     for _ in 0..super::plan::STAGING_SLOTS {
-        backend.submit(&batch, &Step { index: 0, of: 1, sgd, label_smoothing: 0.1 })?;
+        backend.submit(&batch, &Step::plain(0, 1, sgd, 0.1))?;
     }
     while backend.wait()?.is_some() {}
     Ok(())

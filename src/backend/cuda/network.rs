@@ -1,18 +1,21 @@
 //! The backend: a network on a machine that runs plans.
 
+mod slot;
 mod state;
 
-use super::abi::{self, Hyper, Item};
+use super::abi::{self, Hyper};
 use super::guarded::Guarded;
 use super::machine::{Machine, Prepared, too_large};
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
-use super::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, STAGING_SLOTS, ScalePolicy, StagingLayout};
+use super::plan::{Plan, PlanOptions, Purpose, Recipe, STAGING_SLOTS, ScalePolicy};
 use super::replay;
 use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
-use crate::backend::{Backend, NamedTensors, Outcome, Score, Step, check_batch};
+use crate::backend::{
+    Backend, DropPath, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
+};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -22,7 +25,8 @@ use crate::tensor::{HostTensor, first_non_finite};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
-pub use state::{EMA_PREFIX, SCALE_STATE, SECOND_MOMENT_PREFIX};
+use slot::{fill_slot, hyper, supported};
+pub use state::SCALE_STATE;
 
 /// The fault of every pass after one that had a fault.
 const HALTED: &str = "an earlier pass stopped the run";
@@ -37,7 +41,7 @@ pub struct CudaOptions {
     pub zero_gamma: bool,
     /// Which parameters weight decay applies to.
     pub decay: Decay,
-    /// Rule, loss and averages; what LAMB does not take from here (learning rate, weight decay) comes with a step's `sgd`.
+    /// Rule, loss and averages; their constants come with each step.
     pub recipe: Recipe,
     pub storage: Storage,
     pub scale: ScalePolicy,
@@ -54,7 +58,7 @@ pub struct CudaBackend<M: Machine> {
     graph: Graph,
     layout: ParamLayout,
     machine: Guarded<M>,
-    prepared: BTreeMap<(usize, usize, Purpose), Prepared>,
+    prepared: BTreeMap<Pass, Prepared>,
     /// Passes submitted since the state was loaded; also the card's own count.
     passes: u64,
     /// Outcomes that were waited for and not polled yet.
@@ -65,6 +69,22 @@ pub struct CudaBackend<M: Machine> {
     halted: bool,
     /// The pass whose buffers `read` looks into.
     last: Option<Prepared>,
+}
+
+/// What a plan is prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pass {
+    resolution: usize,
+    batch: usize,
+    purpose: Purpose,
+    /// Which weights an evaluation is of.
+    weights: Weights,
+}
+
+impl Pass {
+    fn live(resolution: usize, batch: usize, purpose: Purpose) -> Self {
+        Self { resolution, batch, purpose, weights: Weights::Live }
+    }
 }
 
 /// A pass whose batch is still in its slot: `submit` takes in its outcome before the slot is filled again.
@@ -93,7 +113,7 @@ impl<M: Machine> CudaBackend<M> {
             last: None,
         };
         for purpose in purposes(micro_steps) {
-            backend.prepare(backend.options.resolution, batch, purpose)?;
+            backend.prepare(Pass::live(backend.options.resolution, batch, purpose))?;
         }
         let initial = backend.initial_state();
         backend.load_state(&initial)?;
@@ -106,26 +126,35 @@ impl<M: Machine> CudaBackend<M> {
     }
 
     /// The machine and its plan for such a pass, where one is ready: for checks that look into single nodes.
-    pub fn look(&self, resolution: usize, batch: usize, purpose: Purpose) -> Option<(&M, &Plan)> {
-        let prepared = self.prepared.get(&(resolution, batch, purpose))?;
+    pub fn look(
+        &self,
+        resolution: usize,
+        batch: usize,
+        purpose: Purpose,
+        weights: Weights,
+    ) -> Option<(&M, &Plan)> {
+        let prepared = self.prepared.get(&Pass { resolution, batch, purpose, weights })?;
         Some((self.machine.inner(), self.machine.plan(*prepared)))
     }
 
-    fn plan_options(&self, resolution: usize, batch: usize, purpose: Purpose) -> PlanOptions {
-        let CudaOptions { spec, storage, scale, input_channels, decay, recipe, keep, .. } = self.options;
+    fn plan_options(&self, pass: Pass) -> PlanOptions {
+        let Pass { resolution, batch, purpose, weights } = pass;
+        let CudaOptions { spec, storage, scale, input_channels, decay, mut recipe, keep, .. } = self.options;
+        // Where averages are kept, a plan for evaluations is of them.
+        recipe.averages &= purpose != Purpose::Evaluate || weights == Weights::Averaged;
         PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }
     }
 
-    fn prepare(&mut self, resolution: usize, batch: usize, purpose: Purpose) -> Result<Prepared> {
-        if let Some(&prepared) = self.prepared.get(&(resolution, batch, purpose)) {
+    fn prepare(&mut self, pass: Pass) -> Result<Prepared> {
+        if let Some(&prepared) = self.prepared.get(&pass) {
             return Ok(prepared);
         }
-        let plan = Plan::new(&self.plan_options(resolution, batch, purpose))?;
+        let plan = Plan::new(&self.plan_options(pass))?;
         if plan.bytes() > self.machine.capacity(&plan)? {
             return Err(too_large(&plan, &|plan| self.machine.capacity(plan)));
         }
         let prepared = self.machine.prepare(plan)?;
-        self.prepared.insert((resolution, batch, purpose), prepared);
+        self.prepared.insert(pass, prepared);
         Ok(prepared)
     }
 
@@ -271,11 +300,12 @@ impl<M: Machine> CudaBackend<M> {
 impl<M: Machine> Backend for CudaBackend<M> {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.options.spec.classes)?;
+        supported(&self.options.recipe, batch, step)?;
         let purpose = match (step.index + 1 == step.of, step.of) {
             (true, of) => Purpose::Finish { sum: of > 1 },
             (false, _) => Purpose::Accumulate,
         };
-        let prepared = self.prepare(batch.resolution, batch.labels.len(), purpose)?;
+        let prepared = self.prepare(Pass::live(batch.resolution, batch.labels.len(), purpose))?;
         let staging = self.machine.plan(prepared).staging;
         // The slot's last pass has to end before the slot is filled; its outcome is there then. Slots of another size
         // overlap in other ways.
@@ -289,8 +319,8 @@ impl<M: Machine> Backend for CudaBackend<M> {
             return Ok(());
         }
         let slot = (self.passes % STAGING_SLOTS as u64) as usize;
-        let hyper = hyper(batch, step, &self.options.recipe);
-        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper);
+        let hyper = hyper(batch, step);
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, hyper, step.drop_path);
         self.machine.submit(prepared, slot, &mut fill)?;
         self.passes += 1;
         self.underway.push_back(Underway { prepared, slot });
@@ -313,13 +343,17 @@ impl<M: Machine> Backend for CudaBackend<M> {
         Ok(self.ready.pop_front())
     }
 
-    fn eval_batch(&mut self, batch: &Batch) -> Result<HostTensor> {
+    fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         check_batch(batch, self.options.spec.classes)?;
-        let prepared = self.prepare(batch.resolution, batch.labels.len(), Purpose::Evaluate)?;
+        if weights == Weights::Averaged && !self.options.recipe.averages {
+            return Err(Error::usage(NO_AVERAGES));
+        }
+        let (resolution, n) = (batch.resolution, batch.labels.len());
+        let prepared = self.prepare(Pass { resolution, batch: n, purpose: Purpose::Evaluate, weights })?;
         let staging = self.machine.plan(prepared).staging;
         let shape = vec![batch.labels.len(), self.options.spec.classes];
         let mut logits = vec![0.0; shape[0] * shape[1]];
-        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, Hyper::default());
+        let mut fill = |bytes: &mut [u8]| fill_slot(bytes, &staging, batch, Hyper::default(), DropPath::OFF);
         self.machine.evaluate(prepared, &mut fill, &mut logits)?;
         HostTensor::new("logits", shape, logits)
     }
@@ -380,36 +414,4 @@ fn purposes(micro_steps: usize) -> Vec<Purpose> {
 
 fn state_region() -> Region {
     Region::new(Arena::State, 0, size_of::<abi::State>() as u64)
-}
-
-fn hyper(batch: &Batch, step: &Step, recipe: &Recipe) -> Hyper {
-    let images = batch.labels.len();
-    let rule = match recipe.rule {
-        Rule::Sgd => Hyper::default(),
-        Rule::Lamb { beta1, beta2, epsilon, max_norm } => {
-            Hyper { beta1, beta2, epsilon, max_norm, ..Hyper::default() }
-        }
-    };
-    Hyper {
-        lr: step.sgd.lr,
-        momentum: step.sgd.momentum,
-        weight_decay: step.sgd.weight_decay,
-        label_smoothing: step.label_smoothing,
-        gradient_scale: 1.0 / (images * step.of) as f32,
-        nesterov: u32::from(step.sgd.nesterov),
-        images: images as u32,
-        first: u32::from(step.index == 0),
-        ema_decay: recipe.ema.unwrap_or(0.0),
-        ..rule
-    }
-}
-
-fn fill_slot(bytes: &mut [u8], staging: &StagingLayout, batch: &Batch, hyper: Hyper) {
-    bytes[..batch.images.len()].copy_from_slice(&batch.images);
-    let items = &mut bytes[staging.items_offset as usize..][..batch.labels.len() * size_of::<Item>()];
-    for (bytes, &label) in items.chunks_exact_mut(size_of::<Item>()).zip(&batch.labels) {
-        let item = Item { label, lambda: 1.0, ..Item::default() };
-        bytes.copy_from_slice(bytemuck::bytes_of(&item));
-    }
-    bytes[staging.hyper_offset as usize..][..size_of::<Hyper>()].copy_from_slice(bytemuck::bytes_of(&hyper));
 }

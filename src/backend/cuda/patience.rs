@@ -1,6 +1,8 @@
 //! Waiting for a card, but not for ever.
 
 use crate::error::{Error, Result};
+use crate::terminal::message;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What time is measured with; tests have one of their own.
@@ -32,6 +34,14 @@ impl Clock for SystemClock {
     }
 }
 
+/// Environment variable: seconds that a card may take to answer.
+const SECONDS: &str = "ENGINE_DEVICE_PATIENCE";
+
+fn seconds(text: &str) -> Option<Duration> {
+    let seconds = text.trim().parse::<f64>().ok().filter(|&seconds| seconds > 0.0)?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 /// How long to wait for what a card does, and how often to ask.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -42,6 +52,19 @@ pub struct Patience {
 impl Patience {
     /// For one pass, which takes a second at the most: with what follows a run ends within a minute of losing its card.
     pub const PASS: Self = Self { limit: Duration::from_secs(50), pause: Duration::from_micros(50) };
+
+    /// The same with the limit that the environment gives: under a sanitizer, or in a debugger, a pass takes minutes.
+    pub fn of_a_pass() -> Self {
+        static LIMIT: OnceLock<Duration> = OnceLock::new();
+        let limit = *LIMIT.get_or_init(|| match std::env::var(SECONDS) {
+            Err(_) => Self::PASS.limit,
+            Ok(text) => seconds(&text).unwrap_or_else(|| {
+                message(format!("warning: {SECONDS}={text:?} is no number of seconds; a card has 50"));
+                Self::PASS.limit
+            }),
+        });
+        Self { limit, ..Self::PASS }
+    }
 
     /// Asks `has_ended` until it is true; beyond the limit it is a device error that names `who`.
     pub fn wait(
@@ -106,6 +129,14 @@ mod tests {
         assert_eq!(error.message, "Tesla V100 has not answered for 50 s");
         assert!(clock.0 < Duration::from_secs(60), "{:?}", clock.0);
         assert!(Patience::PASS.limit <= Duration::from_secs(50));
+    }
+
+    #[test]
+    fn seconds_are_read() {
+        assert_eq!(seconds(" 0.5"), Some(Duration::from_millis(500)));
+        for bad in ["", "x", "-1", "0", "nan", "inf", "1e300"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
     }
 
     #[test]

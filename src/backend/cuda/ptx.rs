@@ -63,11 +63,24 @@ mod tests {
             Purpose::Finish { sum: false },
             Purpose::Evaluate,
         ];
-        let lamb = Rule::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
-        let other = Recipe { rule: lamb, loss: Loss::BinaryCrossEntropy, ema: Some(0.9999) };
+        let all = Recipe {
+            rule: Rule::Lamb,
+            loss: Loss::BinaryCrossEntropy,
+            averages: true,
+            clip: true,
+            drop_path: true,
+            erase: true,
+        };
+        let recipes = [
+            Recipe::PLAIN,
+            all,
+            Recipe { rule: Rule::Lars, ..all },
+            Recipe { rule: Rule::Lars, ..Recipe::PLAIN },
+            Recipe { clip: true, ..Recipe::PLAIN },
+        ];
         for storage in Storage::ALL {
             for (purpose, recipe) in
-                purposes.map(|purpose| [(purpose, Recipe::default()), (purpose, other)]).concat()
+                purposes.into_iter().flat_map(|purpose| recipes.map(|recipe| (purpose, recipe)))
             {
                 let options = PlanOptions {
                     spec: RESNET_TINY,

@@ -2,6 +2,7 @@
 
 use super::super::decode::Rect;
 use super::super::preprocess::round;
+use super::super::resize::mirror;
 
 /// RandomResizedCrop's ranges: share of the area, and width over height.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,8 +63,5 @@ fn central_fallback(height: usize, width: usize, ratio: (f64, f64)) -> Rect {
 
 /// Mirrors each row of `pixels` [_, width, 3].
 pub fn flip_rows(pixels: &mut [u8], width: usize) {
-    for row in pixels.chunks_exact_mut(width * 3) {
-        let row: &mut [[u8; 3]] = bytemuck::cast_slice_mut(row);
-        row.reverse();
-    }
+    mirror(pixels, width);
 }

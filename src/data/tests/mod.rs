@@ -4,9 +4,11 @@ mod augment;
 mod decode;
 mod index;
 mod loader;
+mod pack;
 mod photograph;
 mod policies;
 mod real;
+mod resize;
 mod tools;
 
 use std::fs;

@@ -6,6 +6,7 @@ use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use super::libraries::{Library, check_card, dotted};
 use super::trace::{Class, SUBMIT, traced};
+use super::watchdog::{SETUP, watched_for};
 use crate::backend::cuda::abi::Outcome;
 use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
 use crate::backend::cuda::patience::{Patience, SystemClock};
@@ -20,7 +21,7 @@ use std::ffi::c_void;
 use std::rc::Rc;
 
 /// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
-pub(super) const WORKSPACE: u64 = 256 << 20;
+pub const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
 
@@ -79,6 +80,10 @@ pub struct Card {
 impl Card {
     /// Finds the libraries, opens the card and compiles the kernels for it.
     pub fn open(options: CardOptions) -> Result<Self> {
+        watched_for("open the card", SETUP, || Self::begin(options))
+    }
+
+    fn begin(options: CardOptions) -> Result<Self> {
         let driver = Library::Driver.find()?;
         let (cublas, cudnn) = (Library::Cublas.find()?, Library::Cudnn.find()?);
         let context = Context::open(options.ordinal)?;
@@ -240,7 +245,7 @@ impl Card {
     }
 
     fn wait_for(&self, event: &Event) -> Result<()> {
-        Patience::PASS.wait(&self.context.name, &mut SystemClock::default(), || event.has_ended())
+        Patience::of_a_pass().wait(&self.context.name, &mut SystemClock::default(), || event.has_ended())
     }
 
     /// Waits for all that was sent off. The driver's own waiting has no end where a card has none.
@@ -328,8 +333,8 @@ fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
     Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
 }
 
-impl Machine for Card {
-    fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
+impl Card {
+    fn make_ready(&mut self, plan: Plan) -> Result<Prepared> {
         // The search and the first calls write to what passes under way still use.
         self.context.synchronize()?;
         self.reserve(&plan)?;
@@ -358,6 +363,12 @@ impl Machine for Card {
         self.warm_up(&ready)?;
         self.ready.push(ready);
         Ok(Prepared(self.ready.len() - 1))
+    }
+}
+
+impl Machine for Card {
+    fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
+        watched_for("make a pass ready", SETUP, || self.make_ready(plan))
     }
 
     fn plan(&self, prepared: Prepared) -> &Plan {

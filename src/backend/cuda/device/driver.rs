@@ -4,6 +4,7 @@
 
 use super::libraries::Library;
 use super::trace::{Class, QUERY, traced};
+use super::watchdog::{self, watched};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -47,6 +48,7 @@ pub fn cards() -> Result<usize> {
 impl Context {
     /// The driver is present and its symbols are preflighted.
     pub fn open(ordinal: usize) -> Result<Rc<Self>> {
+        watchdog::start();
         let count = cards()?;
         if ordinal >= count {
             return Err(Error::device(format!(
@@ -72,7 +74,8 @@ impl Context {
 
     /// Free bytes of device memory, and all.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        let (free, total) = result::mem_get_info().map_err(failed("asking for free memory"))?;
+        let (free, total) =
+            watched("ask for free memory", result::mem_get_info).map_err(failed("asking for free memory"))?;
         Ok((free as u64, total as u64))
     }
 
@@ -94,7 +97,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained in `open`; whatever lives in the context holds an `Rc` of it.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        let _ = watched("leave the card", || unsafe { result::primary_ctx::release(self.device) });
     }
 }
 
@@ -118,7 +121,7 @@ impl Memory {
         })?;
         let memory = Self { context: Rc::clone(context), address, bytes };
         // SAFETY: the range is the one just taken.
-        unsafe { result::memset_d8_sync(address, 0, bytes as usize) }
+        watched("clear memory", || unsafe { result::memset_d8_sync(address, 0, bytes as usize) })
             .map_err(failed("clearing device memory"))?;
         // It is cleared in the legacy stream, which ours do not wait for.
         context.synchronize()?;
@@ -239,7 +242,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // SAFETY: allocated in `new`, freed once.
-        let _ = unsafe { result::free_host(self.at.cast()) };
+        let _ = watched("free page-locked memory", || unsafe { result::free_host(self.at.cast()) });
     }
 }
 
@@ -329,7 +332,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: made in `new`, destroyed once; the driver finishes its work first.
-        let _ = unsafe { result::stream::destroy(self.raw) };
+        let _ = watched("destroy a stream", || unsafe { result::stream::destroy(self.raw) });
     }
 }
 
@@ -397,7 +400,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made in `new`, destroyed once.
-        let _ = unsafe { result::event::destroy(self.raw) };
+        let _ = watched("destroy an event", || unsafe { result::event::destroy(self.raw) });
     }
 }
 
@@ -410,7 +413,7 @@ pub struct Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: made in `capture`, destroyed once.
-        let _ = unsafe { result::graph::exec_destroy(self.raw) };
+        let _ = watched("destroy a graph", || unsafe { result::graph::exec_destroy(self.raw) });
     }
 }
 
@@ -442,6 +445,6 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         // SAFETY: loaded in `load`, unloaded once; the machine drops its graphs first, and has waited for its launches.
-        let _ = unsafe { result::module::unload(self.raw) };
+        let _ = watched("unload kernels", || unsafe { result::module::unload(self.raw) });
     }
 }

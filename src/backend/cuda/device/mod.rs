@@ -9,6 +9,7 @@
 //! | [`card`] | the machine |
 //! | [`measure`] | how long things take on it |
 //! | [`trace`] | what the host asks of the driver, and when |
+//! | `watchdog` | calls of the driver that do not come back |
 //!
 //! No GPU has run any of this yet. `tests/cuda_driver/` runs it against libraries that hold it to the manuals' rules.
 
@@ -21,3 +22,4 @@ pub mod libraries;
 pub mod measure;
 mod search;
 pub mod trace;
+mod watchdog;

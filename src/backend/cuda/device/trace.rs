@@ -10,6 +10,7 @@
 //! ahead: it asks after the pass before the last while the card has the next one queued. Calls of the category `blocks`
 //! hold the host until the card has caught up: between the first `submit` and the last there must be none.
 
+use super::watchdog::watched;
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -60,9 +61,11 @@ pub fn end() -> Option<Trace> {
     TRACE.take()
 }
 
-/// Runs a call, and keeps it where a trace is asked for.
+/// Runs a call under the watchdog's eyes, and keeps it where a trace is asked for.
 pub(super) fn traced<T>(name: &'static str, class: Class, bytes: u64, call: impl FnOnce() -> T) -> T {
     let now = |trace: &Trace| trace.began.elapsed().as_secs_f64() * 1e6;
+    // A span is watched call by call: what the host does between them is its own affair.
+    let call = || if class == Class::Spans { call() } else { watched(name, call) };
     let Some(start) = TRACE.with_borrow(|trace| trace.as_ref().map(now)) else { return call() };
     let answer = call();
     TRACE.with_borrow_mut(|trace| {

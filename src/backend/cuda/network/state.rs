@@ -6,19 +6,13 @@ use crate::backend::cuda::abi;
 use crate::backend::cuda::plan::Rule;
 use crate::backend::cuda::plan::chunks::Chunks;
 use crate::backend::cuda::plan::region::{Arena, Region};
-use crate::backend::{MOMENTUM_PREFIX, NamedTensors, find};
+use crate::backend::{EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, SECOND_MOMENT_PREFIX, find};
 use crate::error::Result;
 use crate::model::params::Param;
 use crate::tensor::HostTensor;
 
 /// Name of the loss scale's state in a checkpoint: f32 [4] = scale, clean steps since it changed, updates, skipped.
 pub const SCALE_STATE: &str = "optim.loss_scale";
-
-/// Prefix of LAMB's second moments in a state; its first ones take the place of velocities.
-pub const SECOND_MOMENT_PREFIX: &str = "optim.second_moment.";
-
-/// Prefix of the moving averages of weights and running statistics.
-pub const EMA_PREFIX: &str = "ema.";
 
 impl<M: Machine> CudaBackend<M> {
     pub(super) fn initial_state(&self) -> NamedTensors {
@@ -112,12 +106,12 @@ impl<M: Machine> CudaBackend<M> {
     }
 
     fn uses_lamb(&self) -> bool {
-        matches!(self.options.recipe.rule, Rule::Lamb { .. })
+        self.options.recipe.rule == Rule::Lamb
     }
 
     /// Adds what the recipe keeps beyond weights, velocities and running statistics.
     fn add_recipe_state(&self, state: &mut NamedTensors) -> Result<()> {
-        let averages = self.options.recipe.ema.is_some();
+        let averages = self.options.recipe.averages;
         for (index, param) in self.graph.params.iter().enumerate() {
             if self.uses_lamb() {
                 let name = format!("{SECOND_MOMENT_PREFIX}{}", param.name);
@@ -145,12 +139,14 @@ impl<M: Machine> CudaBackend<M> {
             };
             let region = self.layout.all_f32(Arena::SecondMoment);
             self.machine.write(region, bytemuck::cast_slice(&second))?;
+        }
+        if self.options.recipe.needs_chunks() {
             let table = Chunks::new(&self.layout, self.options.decay);
             let [mut region, ranges] = table.regions();
             region.bytes += ranges.bytes;
             self.machine.write(region, &table.bytes())?;
         }
-        if self.options.recipe.ema.is_some() {
+        if self.options.recipe.averages {
             let prefix = if has(EMA_PREFIX) { EMA_PREFIX } else { "" };
             let averages = self.flat(state, prefix)?;
             self.machine.write(self.layout.all_f32(Arena::Ema), bytemuck::cast_slice(&averages))?;

@@ -112,10 +112,20 @@ impl Builder<'_> {
         args.extend([Statistic::B, Statistic::C].map(|kind| read(self.statistic(unit, kind))));
         args.extend([write(dx), optional(dz, Access::Write), Arg::U64((rows * channels) as u64)]);
         args.extend([size(channels), gate]);
+        let kernel = self.dropping(unit, "bn_backward_apply", rows * channels, &mut args);
         let geometry = geometry::bn_apply(rows * channels, channels);
-        let launch = Launch { kernel: self.storage_kernel("bn_backward_apply"), geometry, args };
+        let launch = Launch { kernel, geometry, args };
         self.launch(self.name(unit.raw, "bn_backward_apply"), launch);
         dx
+    }
+
+    /// The kernel's name, and what images skip; `all`: what the kernel counts, of all images.
+    fn dropping(&self, unit: &ConvUnit, kernel: &str, all: usize, args: &mut Vec<Arg>) -> String {
+        let Some(dropped) = self.dropped(unit.y, all / self.options.batch) else {
+            return self.storage_kernel(kernel);
+        };
+        args.extend(dropped);
+        self.storage_kernel(&format!("{kernel}_drop"))
     }
 
     /// The gradient that comes to a unit, and what gates it. A shortcut's unit shares both with the block's sum.
@@ -150,8 +160,9 @@ impl Builder<'_> {
         let partials = self.buffer(self.name(unit.raw, "backward_partials"), 8 * (blocks * channels) as u64);
         let mut args = gated.to_vec();
         args.extend([write(partials), size(rows), size(channels), size(per_block), gate]);
+        let kernel = self.dropping(unit, "bn_backward_reduce", rows, &mut args);
         let geometry = geometry::bn_backward_reduce(rows, channels);
-        let launch = Launch { kernel: self.storage_kernel("bn_backward_reduce"), geometry, args };
+        let launch = Launch { kernel, geometry, args };
         self.launch(self.name(unit.raw, "bn_backward_reduce"), launch);
         let gradient = |param| self.layout.gradient(self.options.storage, param);
         let mut args = vec![read(partials)];

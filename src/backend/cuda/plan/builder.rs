@@ -29,6 +29,8 @@ pub struct Builder<'a> {
     /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
     pub folded: Vec<Option<ConvUnit>>,
     pub pool_index: Option<Region>,
+    /// What images' branches are multiplied by, by the block's sum: f32 [images].
+    pub factors: Vec<Option<Region>>,
     /// The storage type's copy of the averaged weights, in an evaluation of those.
     pub averaged_weights: Option<Region>,
 }
@@ -40,7 +42,7 @@ impl<'a> Builder<'a> {
             graph,
             layout,
             options,
-            staging: StagingLayout::new(options.resolution, options.batch),
+            staging: StagingLayout::new(options),
             nodes: vec![],
             buffers: vec![],
             activation: vec![None; tensors],
@@ -48,6 +50,7 @@ impl<'a> Builder<'a> {
             mask: vec![None; tensors],
             folded: vec![None; tensors],
             pool_index: None,
+            factors: vec![None; tensors],
             averaged_weights: None,
         }
     }

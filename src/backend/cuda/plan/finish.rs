@@ -1,6 +1,6 @@
 //! The end of a pass: gradients are added up, checked, and taken into the weights.
 
-use super::builder::{Builder, read, size, update, write};
+use super::builder::{Builder, optional, read, size, update, write};
 use super::geometry;
 use super::node::{Arg, Launch};
 use super::region::{Access, Arena, Region};
@@ -19,11 +19,14 @@ impl Builder<'_> {
         if finishing {
             self.check(sum);
             self.update_scale();
-            match self.options.recipe.rule {
-                Rule::Sgd => self.sgd(sum),
-                Rule::Lamb { .. } => self.lamb(sum),
+            let corrections = self.options.recipe.needs_norm().then(|| self.clip(sum));
+            match (self.options.recipe.rule, corrections) {
+                (Rule::Sgd, _) => self.sgd(sum, corrections),
+                (Rule::Lamb, Some(corrections)) => self.lamb(sum, corrections),
+                (Rule::Lamb, None) => unreachable!("LAMB needs the norm"),
+                (Rule::Lars, _) => self.lars(sum, corrections),
             }
-            if self.options.recipe.ema.is_some() {
+            if self.options.recipe.averages {
                 self.moving_averages();
             }
         }
@@ -77,7 +80,7 @@ impl Builder<'_> {
         self.launch("update_scale".into(), Launch { kernel: "update_scale".into(), geometry, args });
     }
 
-    fn sgd(&mut self, sum: bool) {
+    fn sgd(&mut self, sum: bool, corrections: Option<Region>) {
         let mut args = vec![
             update(self.layout.all_f32(Arena::Master)),
             update(self.layout.all_f32(Arena::Momentum)),
@@ -89,6 +92,7 @@ impl Builder<'_> {
             args.extend(self.pass_gradients());
         }
         args.push(size(self.layout.decay_end(self.options.decay)));
+        args.push(optional(corrections, Access::Read));
         args.extend(self.constants());
         let kernel = self.storage_kernel(if sum { "sgd_sum" } else { "sgd" });
         let geometry = geometry::flat(self.layout.total);

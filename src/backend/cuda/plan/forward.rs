@@ -29,6 +29,7 @@ impl Builder<'_> {
     /// Image to loss, with everything kept that the backward pass reads.
     pub fn forward(&mut self, units: &[Unit]) {
         self.input();
+        self.drop_path(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
         self.running_statistics();
@@ -47,6 +48,7 @@ impl Builder<'_> {
     /// Image to logits, bias included, in [`Arena::Logits`], as [`Self::forward`] makes them.
     pub fn replay(&mut self, units: &[Unit]) {
         self.input();
+        self.drop_path(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
@@ -57,7 +59,7 @@ impl Builder<'_> {
 
     /// Whether the pass is of the moving averages.
     fn averaged(&self) -> bool {
-        self.evaluates() && self.options.recipe.ema.is_some()
+        self.evaluates() && self.options.recipe.averages
     }
 
     /// Where biases, gammas and betas are read.
@@ -118,7 +120,38 @@ impl Builder<'_> {
         args.extend([self.options.batch, resolution, resolution, self.options.input_channels].map(size));
         args.extend(MEAN.iter().chain(&STD).map(|&value| Arg::F32(value)));
         let geometry = geometry::input(self.rows(self.graph.input), self.options.input_channels);
-        self.launch("input".into(), Launch { kernel: self.storage_kernel("input"), geometry, args });
+        // Evaluations are of images as they are.
+        let erase = self.options.recipe.erase && !self.evaluates();
+        let kernel = self.storage_kernel(if erase { "input_erased" } else { "input" });
+        self.launch("input".into(), Launch { kernel, geometry, args });
+    }
+
+    /// What the host has drawn for each block and image, where the pass's other calls find it.
+    fn drop_path(&mut self, units: &[Unit]) {
+        let count = self.staging.factors;
+        if count == 0 {
+            return;
+        }
+        let factors = self.buffer("drop_path", 4 * count as u64);
+        let mut args = self.staged().to_vec();
+        args.extend([Arg::U64(self.staging.factors_offset), self.state(Access::Read), write(factors)]);
+        args.push(size(count));
+        let geometry = geometry::drop_path_factors(count);
+        self.launch("drop_path".into(), Launch { kernel: "drop_path_factors".into(), geometry, args });
+        let bytes = 4 * self.options.batch as u64;
+        let sums = units.iter().filter_map(|unit| match unit {
+            Unit::Conv(unit) if unit.residual.is_some() => Some(unit.y),
+            _ => None,
+        });
+        for (block, sum) in sums.enumerate() {
+            let offset = factors.offset + block as u64 * bytes;
+            self.factors[sum] = Some(Region { offset, bytes, ..factors });
+        }
+    }
+
+    /// The last arguments of a kernel that multiplies a branch: its factors, and how many of what it counts an image has.
+    pub fn dropped(&self, sum: TensorId, image: usize) -> Option<[Arg; 2]> {
+        self.factors[sum].map(|factors| [read(factors), size(image)])
     }
 
     fn forward_unit(&mut self, unit: &Unit) {
@@ -208,8 +241,11 @@ impl Builder<'_> {
         }
         args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
         args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
+        let dropped = self.dropped(unit.y, elements / self.options.batch);
+        let kernel = self.storage_kernel(if dropped.is_some() { "bn_apply_drop" } else { "bn_apply" });
+        args.extend(dropped.into_iter().flatten());
         let geometry = geometry::bn_apply(elements, unit.shape.k);
-        let launch = Launch { kernel: self.storage_kernel("bn_apply"), geometry, args };
+        let launch = Launch { kernel, geometry, args };
         self.launch(self.name(unit.raw, "bn_apply"), launch);
     }
 

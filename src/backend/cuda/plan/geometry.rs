@@ -112,13 +112,22 @@ pub fn flat(elements: usize) -> Geometry {
     packs(elements)
 }
 
-/// `lamb_squares`, `lamb_moments`, `lamb_update`: a block a chunk. `lamb_ratios`: a block a parameter.
-pub fn lamb(blocks: usize) -> Geometry {
+/// `lamb_moments`, `lamb_update`, `lars_norms`, `lars_update`: a block a chunk. `lamb_ratios`, `lars_ratios`: a block a parameter.
+pub fn by_chunk(blocks: usize) -> Geometry {
     line(blocks, BLOCK)
 }
 
-pub fn lamb_clip() -> Geometry {
+/// Two packs of eight a thread.
+pub fn gradient_squares(elements: usize) -> Geometry {
+    line(elements.div_ceil(2 * BLOCK * PACK), BLOCK)
+}
+
+pub fn clip_gradients() -> Geometry {
     line(1, BLOCK)
+}
+
+pub fn drop_path_factors(count: usize) -> Geometry {
+    line(count.div_ceil(BLOCK), BLOCK)
 }
 
 /// `update_scale` and `end_pass`.

@@ -5,7 +5,7 @@
 //! | [`region`], [`node`] | pieces of memory; calls on them |
 //! | [`params`] | where everything that outlives a pass lies |
 //! | [`chunks`] | that space in pieces of one parameter each |
-//! | `builder`, `forward`, `backward`, `finish`, `lamb` | the graph's units as calls, with fusions |
+//! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -15,10 +15,12 @@
 mod backward;
 mod builder;
 pub mod chunks;
+mod clip;
 mod finish;
 mod forward;
 pub mod geometry;
 mod lamb;
+mod lars;
 pub mod node;
 pub mod order;
 pub mod params;
@@ -92,28 +94,65 @@ pub struct PlanOptions {
     pub keep: bool,
 }
 
+impl PlanOptions {
+    /// Whether images may skip the branches of blocks in the pass.
+    pub fn drops(&self) -> bool {
+        self.recipe.drop_path && self.purpose != Purpose::Evaluate
+    }
+
+    /// Residual sums.
+    pub fn blocks(&self) -> usize {
+        self.spec.stages.iter().map(|stage| stage.blocks).sum()
+    }
+}
+
 /// What of a training pass is not the network's: plain SGD on softmax cross-entropy, where nothing else is said.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Recipe {
     pub rule: Rule,
     pub loss: Loss,
-    /// The decay of the weights' and running statistics' moving averages by update; evaluations are of the averages then.
-    pub ema: Option<f32>,
+    /// Weights and running statistics have moving averages; evaluations are of the averages then.
+    pub averages: bool,
+    /// The gradient of all parameters together has a longest length; LAMB looks at it in any case.
+    pub clip: bool,
+    /// Images skip the branches of blocks at random.
+    pub drop_path: bool,
+    /// Rectangles of images are painted over.
+    pub erase: bool,
 }
 
-/// How gradients move the weights; learning rate and weight decay come with each step.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+impl Recipe {
+    /// The default.
+    pub const PLAIN: Self = Self {
+        rule: Rule::Sgd,
+        loss: Loss::SoftmaxCrossEntropy,
+        averages: false,
+        clip: false,
+        drop_path: false,
+        erase: false,
+    };
+
+    /// Whether the update needs the norm of all gradients, or what is computed beside it.
+    pub fn needs_norm(&self) -> bool {
+        self.clip || self.rule == Rule::Lamb
+    }
+
+    /// Whether the update needs sums by parameter.
+    pub fn needs_chunks(&self) -> bool {
+        matches!(self.rule, Rule::Lamb | Rule::Lars)
+    }
+}
+
+/// How gradients move the weights; its constants come with each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rule {
     /// [`crate::optim::sgd::Sgd`]
     #[default]
     Sgd,
-    /// [`crate::optim::lamb::Lamb`], with those of its constants that a step does not carry.
-    Lamb { beta1: f32, beta2: f32, epsilon: f32, max_norm: f32 },
-}
-
-impl Rule {
-    /// timm's defaults (timm/optim/lamb.py).
-    pub const LAMB: Self = Self::Lamb { beta1: 0.9, beta2: 0.999, epsilon: 1e-6, max_norm: 1.0 };
+    /// [`crate::optim::lamb::Lamb`]
+    Lamb,
+    /// [`crate::optim::lars::Lars`]
+    Lars,
 }
 
 /// Both on soft targets: smoothed, and mixed of two images' labels.
@@ -121,7 +160,7 @@ impl Rule {
 pub enum Loss {
     #[default]
     SoftmaxCrossEntropy,
-    /// Of a sigmoid for each class, the mean over classes (timm/loss/binary_cross_entropy.py).
+    /// Of a sigmoid for each class (timm/loss/binary_cross_entropy.py); threshold and reduction come with each step.
     BinaryCrossEntropy,
 }
 
@@ -155,7 +194,7 @@ impl ScalePolicy {
         Self { initial: 1.0, growth: 1.0, backoff: 1.0, interval: u32::MAX, floor: 1.0, ceiling: 1.0 };
 }
 
-/// Where a slot of the staging arena has what: images, items, constants.
+/// Where a slot of the staging arena has what: images, items, constants, and the factors of drop path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagingLayout {
     pub images_bytes: u64,
@@ -163,17 +202,24 @@ pub struct StagingLayout {
     pub items_offset: u64,
     /// One `abi::Hyper`.
     pub hyper_offset: u64,
+    /// f32 [blocks][images]: what the branch of a block is multiplied by.
+    pub factors_offset: u64,
+    /// None where no image skips a branch.
+    pub factors: usize,
     pub slot_bytes: u64,
 }
 
 impl StagingLayout {
-    pub fn new(resolution: usize, batch: usize) -> Self {
+    pub fn new(options: &PlanOptions) -> Self {
+        let PlanOptions { resolution, batch, .. } = *options;
+        let factors = if options.drops() { options.blocks() * batch } else { 0 };
         let images_bytes = (batch * resolution * resolution * 3) as u64;
         let items_offset = images_bytes.next_multiple_of(ALIGNMENT);
         let items = (batch * size_of::<abi::Item>()) as u64;
         let hyper_offset = (items_offset + items).next_multiple_of(ALIGNMENT);
-        let slot_bytes = (hyper_offset + size_of::<abi::Hyper>() as u64).next_multiple_of(ALIGNMENT);
-        Self { images_bytes, items_offset, hyper_offset, slot_bytes }
+        let factors_offset = (hyper_offset + size_of::<abi::Hyper>() as u64).next_multiple_of(ALIGNMENT);
+        let slot_bytes = (factors_offset + 4 * factors as u64).next_multiple_of(ALIGNMENT);
+        Self { images_bytes, items_offset, hyper_offset, factors_offset, factors, slot_bytes }
     }
 }
 
@@ -267,7 +313,7 @@ fn arenas(
         (Arena::Running, 4 * (2 * layout.channels) as u64),
         (Arena::State, size_of::<abi::State>() as u64),
     ]);
-    if options.recipe.ema.is_some() {
+    if options.recipe.averages {
         arenas.insert(Arena::Ema, flat);
         arenas.insert(Arena::RunningEma, 4 * (2 * layout.channels) as u64);
     }
@@ -277,9 +323,11 @@ fn arenas(
         return arenas;
     }
     arenas.insert(Arena::Momentum, flat);
-    if matches!(options.recipe.rule, Rule::Lamb { .. }) {
-        let table = Chunks::new(layout, options.decay);
+    if options.recipe.rule == Rule::Lamb {
         arenas.insert(Arena::SecondMoment, flat);
+    }
+    if options.recipe.needs_chunks() {
+        let table = Chunks::new(layout, options.decay);
         arenas.insert(Arena::Chunks, table.regions().iter().map(|region| region.bytes).sum());
     }
     arenas.insert(Arena::GradientMatrices, matrices.bytes);
