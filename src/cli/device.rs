@@ -104,7 +104,7 @@ fn wants_gpu(config: &Config) -> bool {
 
 fn spec(config: &Config, classes: usize) -> ResNetSpec {
     let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
-    spec.with_classes(classes)
+    spec.with_classes(classes).with_fan(config.model.init)
 }
 
 fn environment(device: String) -> Environment {

@@ -6,7 +6,7 @@ mod training;
 mod validate;
 
 pub use merge::{Overrides, load};
-pub use recipe::{differing_keys, recipe_keys};
+pub use recipe::{changes, differing_keys, recipe_keys};
 pub use training::{
     Decay, Ema, EmaForm, Loss, LossKind, Mixing, Optim, Per, Reduction, RuleKind, Schedule, ScheduleKind,
 };
@@ -15,6 +15,7 @@ pub use crate::data::augment::erase::EraseFill;
 use crate::data::augment::repeat::Repeat;
 use crate::data::augment::{Auto as AutoPolicy, Sampling};
 pub use crate::data::{Interpolation, MixForm};
+pub use crate::model::spec::Fan;
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -49,6 +50,8 @@ pub struct Model {
     pub arch: String,
     /// Start the last batch norm of each block at zero (arXiv:1706.02677).
     pub zero_gamma: bool,
+    /// What the first weights of a convolution are sized by: `fan_out` (torchvision, timm) or `fan_in` (NVIDIA).
+    pub init: Fan,
     /// Share of the images that skip the residual branch of the last block; it rises evenly from 0 at the first (stochastic
     /// depth, arXiv:1603.09382).
     pub drop_path: f64,
@@ -232,7 +235,7 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), zero_gamma: true, drop_path: 0.0 }
+        Self { arch: "resnet50".into(), zero_gamma: true, init: Fan::FanOut, drop_path: 0.0 }
     }
 }
 
