@@ -1,9 +1,11 @@
 //! Every constant of `configs/resnet50-*.toml`, typed out again from where it was published.
 
 use engine::config::{
-    Config, Decay, EmaForm, Fan, Interpolation, LossKind, MixForm, Overrides, Per, Reduction, RuleKind,
-    ScheduleKind, load,
+    Config, Decay, EmaForm, EraseFill, Fan, Interpolation, LossKind, MixForm, Overrides, Per, Reduction,
+    RuleKind, ScheduleKind, load,
 };
+use engine::data::augment::auto::Timm;
+use engine::data::augment::{Auto, Sampling};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -111,7 +113,16 @@ fn torchvision_v2() {
     assert_eq!((schedule.kind, schedule.warmup_epochs), (ScheduleKind::Cosine, 5.0));
     assert_eq!((schedule.per, schedule.after_warmup), (Per::Epoch, true));
     assert_eq!((config.model.zero_gamma, config.model.init), (false, Fan::FanOut));
-    assert_eq!(config.augment.interpolation, Interpolation::Bilinear);
+    let (augment, data) = (&config.augment, &config.data);
+    assert_eq!(
+        (augment.interpolation, config.auto_sampling()),
+        (Interpolation::Bilinear, Sampling::Bilinear)
+    );
+    assert_eq!(augment.auto, Auto::TrivialAugment);
+    // transforms.RandomErasing's defaults.
+    assert_eq!((augment.erase, augment.erase_fill), (0.1, EraseFill::Zero));
+    assert_eq!((augment.erase_area, augment.erase_ratio), ([0.02, 0.33], [0.3, 3.3]));
+    assert_eq!((data.repeats, data.repeat_ranks), (4, 8));
 }
 
 /// What A1 and A3 share: mmpretrain's re-implementation and timm's flags.
@@ -129,6 +140,7 @@ fn strikes_back(config: &Config) {
     assert_eq!((schedule.per, schedule.after_warmup, schedule.k_decay), (Per::Epoch, false, 1.0));
     assert_eq!((config.model.zero_gamma, config.model.init), (true, Fan::FanOut));
     assert_eq!((config.ema.decay, config.augment.interpolation), (0.0, Interpolation::Bicubic));
+    assert_eq!((config.auto_sampling(), config.augment.erase), (Sampling::Bicubic, 0.0));
 }
 
 #[test]
@@ -138,6 +150,10 @@ fn a1() {
     rates(&config, [5e-3, 1e-4, 1e-6]);
     assert_eq!((config.optim.weight_decay, config.loss.label_smoothing), (0.01, 0.1));
     assert_eq!((config.mix.mixup, config.model.drop_path), (0.2, 0.05));
+    let timm = Timm { magnitude: 7, deviation: 0.5, layers: 2, probability: 0.5, increasing: true };
+    assert_eq!(config.augment.auto, Auto::Timm(timm));
+    // mmpretrain: 8xb256.
+    assert_eq!((config.data.repeats, config.data.repeat_ranks), (3, 8));
     strikes_back(&config);
 }
 
@@ -148,6 +164,8 @@ fn a3() {
     rates(&config, [8e-3, 1e-4, 1e-6]);
     assert_eq!((config.optim.weight_decay, config.loss.label_smoothing), (0.02, 0.0));
     assert_eq!((config.mix.mixup, config.model.drop_path), (0.1, 0.0));
+    let timm = Timm { magnitude: 6, deviation: 0.5, layers: 2, probability: 0.5, increasing: true };
+    assert_eq!((config.augment.auto, config.data.repeats), (Auto::Timm(timm), 1));
     strikes_back(&config);
 }
 
@@ -162,5 +180,8 @@ fn budget() {
     assert_eq!((optim.weight_decay, optim.decay), (1e-4, Decay::Unnormalised));
     assert_eq!((config.loss.kind, config.loss.label_smoothing), (LossKind::Softmax, 0.1));
     assert_eq!((schedule.kind, schedule.warmup_epochs, schedule.per), (ScheduleKind::Linear, 2.0, Per::Step));
+    // min_res 160, max_res 192, start_ramp 23, end_ramp 27; 176 px, half of the way, round to 192.
+    let sides: Vec<usize> = (22..28).map(|epoch| config.resolution_at(epoch)).collect();
+    assert_eq!(sides, [160, 160, 160, 192, 192, 192]);
     assert_eq!((config.model.zero_gamma, config.model.init), (false, Fan::FanOut));
 }

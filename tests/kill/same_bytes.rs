@@ -43,6 +43,36 @@ fn gradient_accumulation_resumes_too() {
 }
 
 #[test]
+fn augmentation_repeats_and_another_resolution_resume_too() {
+    let (whole, cut) = (temporary(), temporary());
+    let command = |folder: &tempfile::TempDir| {
+        let mut command = tiny(folder.path());
+        let recipe = [
+            "epochs=2",
+            "data.resolution=64",
+            "data.progressive.from=32",
+            "data.progressive.end=1",
+            "data.repeats=3",
+            "data.repeat_ranks=2",
+            "augment.auto=rand-m9-mstd0.5-inc1",
+            "augment.interpolation=bicubic",
+            "augment.color_jitter=[0.4,0.4,0.4,0.1]",
+            "augment.erase=0.5",
+            "augment.erase_fill=noise",
+        ];
+        set(&mut command, &recipe);
+        command
+    };
+    finish(&mut command(&whole)).expect(0);
+    // In the middle of the epoch at 32 px, then of the one at 64 px.
+    for failpoint in ["train.step:4", "train.step:7"] {
+        assert_eq!(finish(command(&cut).env("ENGINE_FAILPOINT", failpoint)).code, None);
+    }
+    finish(&mut command(&cut)).expect(0);
+    assert_same(&contents(cut.path()), &contents(whole.path()), "augmented and repeated, at two resolutions");
+}
+
+#[test]
 fn another_instruction_set_goes_on_and_says_so_once() {
     if Isa::available().len() < 2 {
         return;
