@@ -75,6 +75,7 @@ fn the_requirements() {
     assert_eq!((optim.lr, optim.lr_per), (0.1, 256));
     assert_eq!((schedule.kind, schedule.warmup_epochs), (ScheduleKind::Cosine, 5.0));
     assert_eq!((mix.mixup, mix.cutmix, mix.form), (0.2, 1.0, MixForm::Torchvision));
+    assert_eq!(config.augment.auto, Auto::RandAugment { ops: 2, magnitude: 9 });
     assert!((1..=5).contains(&config.checkpoint.every_epochs));
 }
 
@@ -91,6 +92,7 @@ fn nvidia() {
     assert_eq!((config.schedule.kind, config.schedule.per), (ScheduleKind::Cosine, Per::Epoch));
     assert_eq!((config.model.zero_gamma, config.model.init), (false, Fan::FanIn));
     assert_eq!((config.mix.mixup, config.mix.cutmix, config.ema.decay), (0.0, 0.0, 0.0));
+    assert_eq!((config.augment.auto, config.augment.erase, config.data.repeats), (Auto::None, 0.0, 1));
     assert_eq!(config.augment.interpolation, Interpolation::Bilinear);
 }
 
