@@ -28,8 +28,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         )));
     }
     if let Some(file) = &args.config.config {
-        for change in changes(file, &config)? {
-            message(format!("a change of the recipe in {}: {change}", file.display()));
+        let changes = changes(file, &config)?;
+        if !changes.is_empty() {
+            message(format!("not the recipe of {}: {}", file.display(), changes.join("; ")));
         }
     }
     device::preflight(args.device)?;

@@ -58,7 +58,10 @@ fn flags_beat_set_beats_environment_beats_file() {
     ]);
     command.env("ENGINE__SEED", "2").env("ENGINE__DATA__WORKERS", "2");
     let done = finish(&mut command).expect(0);
-    assert!(done.err.starts_with("file: "), "{}", done.err);
+    let mut lines = done.err.lines();
+    let change = lines.next().unwrap();
+    assert!(change.starts_with("not the recipe of ") && change.contains("seed: 1 there, 3 here"), "{change}");
+    assert!(lines.next().unwrap().starts_with("file: "), "{}", done.err);
     let effective = fs::read_to_string(output.path().join("config.toml")).unwrap();
     for line in ["name = \"file\"", "seed = 3", "workers = 2", &format!("path = \"{}\"", path(data()))] {
         assert!(effective.contains(line), "{line}: {effective}");

@@ -44,7 +44,7 @@ fn a_sweep_is_its_single_evaluations_in_one_table() {
     assert_eq!(table.lines().count(), 2 + 8 + 1, "{table}");
     assert!(table.lines().next().unwrap().contains("| weights | mirrored | val_loss |"), "{table}");
     assert!(
-        table.lines().last().unwrap().starts_with("best: ") && table.contains("| live    | mean     |"),
+        table.lines().last().unwrap().starts_with("best: ") && table.contains("| plain   | mean     |"),
         "{table}"
     );
 }
@@ -52,9 +52,8 @@ fn a_sweep_is_its_single_evaluations_in_one_table() {
 #[test]
 fn averages_are_evaluated_beside_the_weights() {
     let folder = temporary();
-    let refused =
-        run(&["eval", "--checkpoint", path(checkpoint()), "--data", path(data()), "--weights", "ema"]);
-    refused.fails(3, &["has no averages of its weights"]);
+    let refused = run(&["eval", "--checkpoint", path(checkpoint()), "--data", path(data()), "--ema"]);
+    refused.fails(2, &["no moving averages", "--ema"]);
     // Averages that answer the same class whatever they see: all weight on one bias.
     let mut weights = Checkpoint::read(checkpoint()).unwrap();
     let (Values::F32(live), shape) =
@@ -68,10 +67,10 @@ fn averages_are_evaluated_beside_the_weights() {
     let averaged = folder.path().join("averaged.safetensors");
     weights.write(&averaged, &[]).unwrap();
     let rows = eval(&averaged, data(), &["--sweep", "32"]);
-    assert_eq!(rows[0]["weights"], "live");
+    assert_eq!(rows[0]["weights"], "plain");
     assert_eq!(rows[0]["val_loss"], eval(checkpoint(), data(), &[])[0]["val_loss"]);
     assert_eq!((&rows[1]["weights"], &rows[1]["val_top1"]), (&"ema".into(), &10.0.into()));
-    assert_eq!(eval(&averaged, data(), &["--weights", "ema"])[0]["val_top1"], rows[1]["val_top1"]);
+    assert_eq!(eval(&averaged, data(), &["--ema"])[0]["val_top1"], rows[1]["val_top1"]);
 }
 
 /// The same pictures under ImageNet-V2's names: the folder is the output's number, and "10" is sorted before "2".
