@@ -5,6 +5,7 @@ use super::decode::{Limits, read_header};
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
 use super::stages::{Stages, thread_time};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is done to each image.
@@ -61,6 +62,9 @@ impl Slots {
         self.images
     }
 }
+
+/// A batch's number, a slot of it, and its slots.
+pub(crate) type Place = (usize, usize, Arc<Slots>);
 
 pub(crate) struct Job<'a> {
     pub split: &'a Split,
