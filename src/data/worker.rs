@@ -6,6 +6,7 @@ use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
 use super::stages::{Stages, thread_time};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is done to each image.
@@ -62,6 +63,9 @@ impl Slots {
         self.images
     }
 }
+
+/// A batch's number, a slot of it, and its slots.
+pub(crate) type Place = (usize, usize, Arc<Slots>);
 
 pub(crate) struct Job<'a> {
     pub split: &'a Split,
