@@ -7,9 +7,9 @@
 //! |---|---|
 //! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
+//! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
 //! | [`config`] | TOML, environment and flags -> one validated struct |
-//! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`optim`] | update rules on slices, schedules: the oracle for fused kernels |
 //! | [`backend`] | a training step on a device |
 //! | `check` | one backend against the other |
@@ -32,10 +32,10 @@ pub mod files;
 pub mod tensor;
 pub mod rng;
 pub mod model;
+pub mod simd;
 pub mod data;
 #[cfg(feature = "train")]
 pub mod config;
-pub mod simd;
 #[cfg(feature = "train")]
 pub mod optim;
 #[cfg(feature = "train")]

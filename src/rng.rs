@@ -16,6 +16,10 @@ pub enum Purpose {
     Synth = 6,
     Mix = 7,
     DropPath = 8,
+    Auto = 9,
+    Jitter = 10,
+    Erase = 11,
+    EraseNoise = 12,
 }
 
 /// A stream of draws for one key. `Clone` copies the position.

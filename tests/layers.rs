@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "terminal", "leave", "failpoint", "files", "tensor", "rng"],
     &["model"],
+    &["simd"],
     &["data"],
     &["config"],
-    &["simd"],
     &["optim"],
     &["backend"],
     &["check"],
@@ -253,7 +253,11 @@ fn planted_imports_are_found_with_file_line_and_rule() {
             "use std::fs;\nuse crate::train::Trainer;",
             "src/model/graph.rs:2: model imports train, which stands after it",
         ),
-        ("data/mod.rs", "use crate::{error::Result,\n  simd::pool};", "src/data/mod.rs:2: data imports simd"),
+        (
+            "data/mod.rs",
+            "use crate::{error::Result,\n  optim::sgd};",
+            "src/data/mod.rs:2: data imports optim",
+        ),
         (
             "optim/sgd.rs",
             "fn f() { crate::backend::cpu::run() }",

@@ -2,6 +2,7 @@
 
     python bench/peers/loader.py --data FOLDER [--packed FOLDER] [--engine target/release/engine] [--rounds 5] [--seconds 4]
                                  [--threads 1,2] [--programs engine,torchvision-pil,...] [--output FILE.jsonl]
+                                 [--auto randaugment|trivialaugment]     # for the engine and torchvision, bilinear
 
 FOLDER has class folders of JPEGs; --packed a second one, the output of `engine data pack --shorter-side 256`, which only
 the engine reads. Every measurement is a process of its own. Its figure is images a CPU-second (user and system time by
@@ -73,7 +74,14 @@ def in_processes(one_file, files, threads):
     return one_pass
 
 
-def torchvision_pil(data, threads, seconds):
+def policy(auto, transforms):
+    """torchvision's policy of that name as a list, reading bilinearly as its reference scripts do."""
+    bilinear = transforms.InterpolationMode.BILINEAR
+    policies = {"randaugment": transforms.RandAugment, "trivialaugment": transforms.TrivialAugmentWide}
+    return [] if auto == "none" else [policies[auto](interpolation=bilinear)]
+
+
+def torchvision_pil(data, threads, seconds, auto):
     import numpy as np
     import PIL
     import torch
@@ -82,7 +90,9 @@ def torchvision_pil(data, threads, seconds):
     from torchvision import transforms
 
     torch.set_num_threads(1)
-    augment = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()])
+    augment = transforms.Compose(
+        [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), *policy(auto, transforms)]
+    )
 
     def one_file(path):
         with open(path, "rb") as file:
@@ -93,21 +103,21 @@ def torchvision_pil(data, threads, seconds):
     return record | {"versions": {"torchvision": torchvision.__version__, "pillow": PIL.__version__}}
 
 
-def torchvision_tensor(data, threads, seconds):
+def torchvision_tensor(data, threads, seconds, auto):
     import torch
     import torchvision
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms import v2
 
     torch.set_num_threads(1)
-    augment = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+    augment = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip(), *policy(auto, v2)])
     one_file = lambda path: augment(decode_jpeg(read_file(path), mode=ImageReadMode.RGB))
     files = files_of(data)
     record = passes(in_processes(one_file, files, threads), len(files), seconds)
     return record | {"versions": {"torchvision": torchvision.__version__, "torch": torch.__version__}}
 
 
-def dali(data, threads, seconds):
+def dali(data, threads, seconds, auto):
     import nvidia.dali
     from nvidia.dali import fn, pipeline_def, types
 
@@ -130,7 +140,7 @@ def dali(data, threads, seconds):
     return record | {"versions": {"dali": nvidia.dali.__version__}}
 
 
-def ffcv(data, threads, seconds):
+def ffcv(data, threads, seconds, auto):
     import importlib.metadata
 
     import numpy as np
@@ -178,9 +188,10 @@ def ffcv(data, threads, seconds):
     return record | {"versions": {"ffcv": importlib.metadata.version("ffcv")}}
 
 
-def engine(program, data, threads, seconds):
+def engine(program, data, threads, seconds, auto):
     """The engine's own benchmark: one process, measured inside it."""
     command = [program, "bench", "loader", "--data", data, "--workers", str(threads), "--seconds", str(seconds), "--json"]
+    command += ["--auto", auto]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     record = json.loads(lines[-1])
     rates = [record["images_per_cpu_second"]]
@@ -190,13 +201,13 @@ def engine(program, data, threads, seconds):
 def measure(args, name, threads):
     if name in PEERS:
         command = [sys.executable, __file__, "--worker", name, "--data", args.data]
-        command += ["--threads", str(threads), "--seconds", str(args.seconds)]
+        command += ["--threads", str(threads), "--seconds", str(args.seconds), "--auto", args.auto]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return {"left_out": (done.stderr.strip().splitlines() or ["no reason given"])[-1]}
         record = json.loads(done.stdout.splitlines()[-1])
     else:
-        record = engine(args.engine, args.packed if name == "engine-packed" else args.data, threads, args.seconds)
+        record = engine(args.engine, args.packed if name == "engine-packed" else args.data, threads, args.seconds, args.auto)
     record.setdefault("best", max(record["cpu_rates"]))
     record["median"] = statistics.median(record.pop("cpu_rates"))
     return record | {"load_1min": os.getloadavg()[0]}
@@ -211,14 +222,18 @@ def main():
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--programs", default=",".join(["engine", "engine-packed"] + PEERS))
+    parser.add_argument("--auto", default="none", choices=["none", "randaugment", "trivialaugment"], help="a policy on top")
     parser.add_argument("--output", help="every measurement as a JSON line")
     parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         run = {"torchvision-pil": torchvision_pil, "torchvision-tensor": torchvision_tensor, "dali": dali, "ffcv": ffcv}
-        print(json.dumps(run[args.worker](args.data, int(args.threads), args.seconds)))
+        print(json.dumps(run[args.worker](args.data, int(args.threads), args.seconds, args.auto)))
         return
     names = [name for name in args.programs.split(",") if name != "engine-packed" or args.packed]
+    if args.auto != "none":
+        # The others have no such policy of torchvision's.
+        names = [name for name in names if name not in ("dali", "ffcv")]
     found = {}
     out = open(args.output, "w") if args.output else None
     for number in range(args.rounds):

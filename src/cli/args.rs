@@ -4,6 +4,7 @@ use super::device::Device;
 use super::export::args::ExportArgs;
 use super::weights::WeightsArgs;
 use crate::config::{MAX_THREADS, Precision};
+use crate::data::augment::Auto;
 use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
@@ -472,6 +473,9 @@ pub enum BenchCommand {
         data: PathBuf,
         #[arg(long, default_value_t = 224)]
         resolution: usize,
+        /// A policy on top, as in `augment.auto`: randaugment, rand-m7-mstd0.5-inc1, ...
+        #[arg(long, default_value = "none")]
+        auto: Auto,
         /// Seconds of measuring for each number of workers
         #[arg(long, default_value_t = 5.0)]
         seconds: f64,

@@ -42,8 +42,9 @@ pub fn run(command: &BenchCommand) -> Result<()> {
             bench_kernels(*batch, *resolution, *device, *precision, *json)?;
         }
         BenchCommand::Copy { device, threads, json } => bench_copy(*device, threads.threads, *json)?,
-        BenchCommand::Loader { data, resolution, seconds, workers, json } => {
-            bench_loader(data, *resolution, *seconds, *workers, *json)?;
+        BenchCommand::Loader { data, resolution, auto, seconds, workers, json } => {
+            let transform = TrainTransform { auto: *auto, ..TrainTransform::new(*resolution) };
+            bench_loader(data, transform, *seconds, *workers, *json)?;
         }
     }
     Ok(())
@@ -108,12 +109,18 @@ fn copy_on_card(_: usize) -> Result<(String, f64)> {
 }
 
 /// Speeds of the loader alone, one line for each number of workers up to `workers`.
-fn bench_loader(data: &Path, resolution: usize, seconds: f64, workers: usize, json: bool) -> Result<()> {
+fn bench_loader(
+    data: &Path,
+    transform: TrainTransform,
+    seconds: f64,
+    workers: usize,
+    json: bool,
+) -> Result<()> {
     let splits = Splits::open(data)?;
     let (_, split) = splits.splits.first().ok_or_else(|| Error::input_file(data, "holds no images"))?;
     let workers = if workers == 0 { available_workers() } else { workers };
     for workers in 1..=workers {
-        let speed = data::bench::loader(split, TrainTransform::new(resolution), workers, seconds)?;
+        let speed = data::bench::loader(split, transform, workers, seconds)?;
         if json {
             let stages = &speed.stages;
             let figures = serde_json::json!({
@@ -127,7 +134,7 @@ fn bench_loader(data: &Path, resolution: usize, seconds: f64, workers: usize, js
                     "augment": stages.augment, "copy": speed.copy,
                 },
                 "waited_share": speed.waited, "images": speed.images, "bytes_per_image": stages.bytes,
-                "workers": workers, "resolution": resolution, "decoder": speed.decoder, "bad": speed.bad,
+                "workers": workers, "resolution": transform.resolution, "auto": transform.auto, "decoder": speed.decoder, "bad": speed.bad,
             });
             answer(figures)?;
         } else {

@@ -27,7 +27,7 @@ pub fn run(command: &DataCommand) -> Result<()> {
         DataCommand::Batches { config: args, count, to } => {
             let config = args.load()?;
             let dataset = super::train::open_data(&config, args)?;
-            batches::write(&dataset.train, loader_options(&config), *count, to)?;
+            batches::write(&dataset.train, loader_options(&config, 0), *count, to)?;
             message(format!(
                 "wrote the first {count} training batches of {} images to {}",
                 config.micro_batch(),

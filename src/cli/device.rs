@@ -104,7 +104,7 @@ fn wants_gpu(config: &Config) -> bool {
 
 fn spec(config: &Config, classes: usize) -> ResNetSpec {
     let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
-    spec.with_classes(classes)
+    spec.with_classes(classes).with_fan(config.model.init)
 }
 
 fn environment(device: String) -> Environment {
@@ -209,8 +209,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         averages: config.ema.is_on(),
         clip: config.optim.clip_norm > 0.0,
         drop_path: config.model.drop_path > 0.0,
-        // The loader erases nothing: no key asks for it.
-        erase: false,
+        erase: config.augment.erase > 0.0,
     }
 }
 

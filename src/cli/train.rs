@@ -3,7 +3,7 @@
 use super::args::{ConfigArgs, TrainArgs};
 use super::device;
 use crate::backend::{Backend, MOMENTUM_PREFIX};
-use crate::config::Config;
+use crate::config::{Config, changes};
 use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
 use crate::error::{Error, Result};
@@ -27,6 +27,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
             path.display()
         )));
+    }
+    if let Some(file) = &args.config.config {
+        for change in changes(file, &config)? {
+            message(format!("a change of the recipe in {}: {change}", file.display()));
+        }
     }
     device::preflight(args.device)?;
     let dataset = open_data(&config, &args.config)?;

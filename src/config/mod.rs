@@ -6,12 +6,16 @@ mod training;
 mod validate;
 
 pub use merge::{Overrides, load};
-pub use recipe::{differing_keys, recipe_keys};
+pub use recipe::{changes, differing_keys, recipe_keys};
 pub use training::{
     Decay, Ema, EmaForm, Loss, LossKind, Mixing, Optim, Per, Reduction, RuleKind, Schedule, ScheduleKind,
 };
 
+pub use crate::data::augment::erase::EraseFill;
+use crate::data::augment::repeat::Repeat;
+use crate::data::augment::{Auto as AutoPolicy, Sampling};
 pub use crate::data::{Interpolation, MixForm};
+pub use crate::model::spec::Fan;
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -46,6 +50,8 @@ pub struct Model {
     pub arch: String,
     /// Start the last batch norm of each block at zero (arXiv:1706.02677).
     pub zero_gamma: bool,
+    /// What the first weights of a convolution are sized by: `fan_out` (torchvision, timm) or `fan_in` (NVIDIA).
+    pub init: Fan,
     /// Share of the images that skip the residual branch of the last block; it rises evenly from 0 at the first (stochastic
     /// depth, arXiv:1603.09382).
     pub drop_path: f64,
@@ -67,7 +73,23 @@ pub struct Data {
     pub limit: usize,
     /// Share of unreadable images above which a run fails.
     pub bad_share: f64,
+    /// Copies of an image in an epoch, each augmented for itself; 1 means none.
+    pub repeats: usize,
+    /// GPUs among which the copies are dealt out, in turn in every step; 0 means one a micro-batch.
+    pub repeat_ranks: usize,
+    pub progressive: Progressive,
     pub synth: Synth,
+}
+
+/// Smaller images at first: from side `from` in epochs up to `begin`, linearly in whole 32s, to `data.resolution` from epoch
+/// `end` on. Epochs count from 0.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Progressive {
+    /// Side of the first images in pixels; 0 means `data.resolution` throughout.
+    pub from: usize,
+    pub begin: usize,
+    pub end: usize,
 }
 
 /// Size of the embedded set.
@@ -104,6 +126,29 @@ pub struct Augment {
     /// Probability of a horizontal flip.
     pub flip: f64,
     pub interpolation: Interpolation,
+    /// `"none"`, `"randaugment-n2-m9"`, `"trivialaugment"`, `"autoaugment"` (torchvision's) or `"rand-m7-mstd0.5-inc1"` (timm's).
+    pub auto: AutoPolicy,
+    /// Of shears, translations and rotations by `auto`.
+    pub auto_interpolation: AutoInterpolation,
+    /// ColorJitter: how far brightness, contrast, saturation and hue move; 0 leaves one alone.
+    pub color_jitter: [f64; 4],
+    /// Probability of random erasing.
+    pub erase: f64,
+    pub erase_fill: EraseFill,
+    /// Share of the image's area that an erased rectangle covers, from and to.
+    pub erase_area: [f64; 2],
+    /// Height over width of an erased rectangle, from and to.
+    pub erase_ratio: [f64; 2],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoInterpolation {
+    /// As `augment.interpolation`.
+    Same,
+    Nearest,
+    Bilinear,
+    Bicubic,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -190,7 +235,7 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), zero_gamma: true, drop_path: 0.0 }
+        Self { arch: "resnet50".into(), zero_gamma: true, init: Fan::FanOut, drop_path: 0.0 }
     }
 }
 
@@ -204,6 +249,9 @@ impl Default for Data {
             workers: Workers::Auto(Auto::Auto),
             limit: 0,
             bad_share: 0.01,
+            repeats: 1,
+            repeat_ranks: 0,
+            progressive: Progressive::default(),
             synth: Synth::default(),
         }
     }
@@ -222,6 +270,13 @@ impl Default for Augment {
             crop_ratio: [3.0 / 4.0, 4.0 / 3.0],
             flip: 0.5,
             interpolation: Interpolation::Bilinear,
+            auto: AutoPolicy::None,
+            auto_interpolation: AutoInterpolation::Same,
+            color_jitter: [0.0; 4],
+            erase: 0.0,
+            erase_fill: EraseFill::Zero,
+            erase_area: [0.02, 0.33],
+            erase_ratio: [0.3, 3.3],
         }
     }
 }
@@ -262,6 +317,39 @@ impl Config {
     /// Forward and backward passes in an optimiser step.
     pub fn micro_steps(&self) -> usize {
         self.data.batch / self.micro_batch()
+    }
+
+    /// Side of a training image in an epoch, counted from 0. FFCV's ramp: halves round to the even number of 32s.
+    pub fn resolution_at(&self, epoch: usize) -> usize {
+        let Data { resolution, progressive: Progressive { from, begin, end }, .. } = self.data;
+        if from == 0 || epoch >= end {
+            return resolution;
+        }
+        let done = epoch.saturating_sub(begin) as f64 / (end - begin) as f64;
+        let side = from as f64 + (resolution as f64 - from as f64) * done;
+        (side / 32.0).round_ties_even() as usize * 32
+    }
+
+    /// How images are repeated in an epoch.
+    pub fn repeat(&self) -> Repeat {
+        let ranks = if self.data.repeat_ranks == 0 { self.micro_steps() } else { self.data.repeat_ranks };
+        match self.data.repeats {
+            1 => Repeat::OFF,
+            times => Repeat { times, ranks, batch: self.data.batch },
+        }
+    }
+
+    /// How `augment.auto` reads between pixels.
+    pub fn auto_sampling(&self) -> Sampling {
+        match (self.augment.auto_interpolation, self.augment.interpolation) {
+            (AutoInterpolation::Nearest, _) => Sampling::Nearest,
+            (AutoInterpolation::Bilinear, _) | (AutoInterpolation::Same, Interpolation::Bilinear) => {
+                Sampling::Bilinear
+            }
+            (AutoInterpolation::Bicubic, _) | (AutoInterpolation::Same, Interpolation::Bicubic) => {
+                Sampling::Bicubic
+            }
+        }
     }
 
     /// The learning rate after linear scaling.

@@ -1,7 +1,9 @@
 //! Which keys make a run what it is: a resumed run must agree in all of them.
 
-use super::Config;
+use super::{Config, Overrides, load};
+use crate::error::Result;
 use std::collections::BTreeMap;
+use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that do not change a run's result, and may differ between a run and its resumption.
@@ -35,6 +37,12 @@ fn collect(table: &Table, prefix: &str, into: &mut BTreeMap<String, String>) {
     }
 }
 
+/// How `config` differs from what its file says: the file names a recipe, and what was published is the file's.
+pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
+    let there = load(Some(file), &Overrides::default())?;
+    Ok(differing_keys(&recipe_keys(&there), &recipe_keys(config)))
+}
+
 /// `key: A there, B here` for each key in which two recipes differ.
 pub fn differing_keys(there: &BTreeMap<String, String>, here: &BTreeMap<String, String>) -> Vec<String> {
     let absent = "absent".to_owned();
@@ -56,6 +64,16 @@ pub fn differing_keys(there: &BTreeMap<String, String>, here: &BTreeMap<String, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_micro_batch_is_another_recipe() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.toml");
+        std::fs::write(&path, "[data]\nbatch = 1024\nmicro_batch = 128\n").unwrap();
+        let set = vec!["data.micro_batch=64".to_owned(), "data.workers=3".to_owned()];
+        let config = load(Some(&path), &Overrides { set, ..Overrides::default() }).unwrap();
+        assert_eq!(changes(&path, &config).unwrap(), ["data.micro_batch: 128 there, 64 here"]);
+    }
 
     #[test]
     fn only_keys_that_matter_differ() {

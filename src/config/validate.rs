@@ -1,6 +1,6 @@
 //! Values that each are of the right type but make no sense.
 
-use super::{Config, LossKind, MAX_THREADS};
+use super::{Config, Data, LossKind, MAX_THREADS, Progressive};
 use crate::error::{Error, Result};
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::model::spec::{ALL, ResNetSpec};
@@ -16,6 +16,8 @@ impl Config {
         match self
             .data_requirements()
             .into_iter()
+            .chain(self.progressive_requirements())
+            .chain(self.augment_requirements())
             .chain(self.training_requirements())
             .chain(self.regularisation_requirements())
             .chain(self.device_requirements())
@@ -29,8 +31,7 @@ impl Config {
     }
 
     fn data_requirements(&self) -> Vec<Requirement> {
-        let Self { data, augment, eval, .. } = self;
-        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
+        let Self { data, eval, .. } = self;
         let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
         let micro = self.micro_batch();
         vec![
@@ -60,17 +61,79 @@ impl Config {
                 "from 0.05 to 1",
             ),
             share("data.bad_share", data.bad_share),
+            require("data.repeats", data.repeats, (1..=16).contains(&data.repeats), "1 to 16"),
+            require(
+                "data.repeat_ranks",
+                data.repeat_ranks,
+                data.batch.is_multiple_of(self.repeat().ranks.max(1)),
+                "0 or a divisor of data.batch",
+            ),
+        ]
+    }
+
+    /// Progressive resolution: sides are whole 32s, which is what a ramp goes in.
+    fn progressive_requirements(&self) -> Vec<Requirement> {
+        let Data { resolution, progressive: Progressive { from, begin, end }, .. } = self.data;
+        let off = from == 0;
+        vec![
+            require(
+                "data.progressive.from",
+                from,
+                off || from.is_multiple_of(32) && from <= resolution,
+                "0, or a multiple of 32 up to data.resolution",
+            ),
+            require(
+                "data.resolution",
+                resolution,
+                off || resolution.is_multiple_of(32),
+                "a multiple of 32, since data.progressive.from is set",
+            ),
+            require(
+                "data.progressive.end",
+                end,
+                off || begin < end && end <= self.epochs,
+                "an epoch after data.progressive.begin and not after the last",
+            ),
+        ]
+    }
+
+    fn augment_requirements(&self) -> Vec<Requirement> {
+        let augment = &self.augment;
+        let (scale, ratio) = (augment.crop_scale, augment.crop_ratio);
+        let (area, erase_ratio) = (augment.erase_area, augment.erase_ratio);
+        let [.., hue] = augment.color_jitter;
+        let rising = |[low, high]: [f64; 2]| 0.0 < low && low <= high && high.is_finite();
+        vec![
             share("augment.flip", augment.flip),
             require(
                 "augment.crop_scale",
                 format!("{scale:?}"),
-                0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0,
+                rising(scale) && scale[1] <= 1.0,
                 "[low, high] with 0 < low <= high <= 1",
             ),
             require(
                 "augment.crop_ratio",
                 format!("{ratio:?}"),
-                0.0 < ratio[0] && ratio[0] <= ratio[1] && ratio[1].is_finite(),
+                rising(ratio),
+                "[low, high] with 0 < low <= high",
+            ),
+            require(
+                "augment.color_jitter",
+                format!("{:?}", augment.color_jitter),
+                augment.color_jitter.iter().all(|&v| v >= 0.0 && v.is_finite()) && hue <= 0.5,
+                "[brightness, contrast, saturation, hue], each 0 or more, hue up to 0.5",
+            ),
+            share("augment.erase", augment.erase),
+            require(
+                "augment.erase_area",
+                format!("{area:?}"),
+                rising(area) && area[1] <= 1.0,
+                "[low, high] with 0 < low <= high <= 1",
+            ),
+            require(
+                "augment.erase_ratio",
+                format!("{erase_ratio:?}"),
+                rising(erase_ratio),
                 "[low, high] with 0 < low <= high",
             ),
         ]
@@ -226,4 +289,52 @@ fn require(key: &'static str, got: impl ToString, holds: bool, wanted: &'static 
 
 fn share(key: &'static str, value: f64) -> Requirement {
     require(key, value, (0.0..=1.0).contains(&value), "from 0 to 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Overrides, load};
+    use super::*;
+
+    fn with(set: &[&str]) -> Result<Config> {
+        load(None, &Overrides { environment: vec![], set: set.iter().map(|s| (*s).to_owned()).collect() })
+    }
+
+    #[test]
+    fn augmentation_that_cannot_be_is_named() {
+        let message = |set: &[&str]| with(set).unwrap_err().message;
+        let unknown = message(&["augment.auto=randagument"]);
+        assert!(unknown.contains("augment.auto") && unknown.contains("there is no policy"), "{unknown}");
+        let range = message(&["augment.auto=rand-m12-mstd0.5"]);
+        assert!(range.contains("m12 is out of range, expected from 0 to 10"), "{range}");
+        for (set, reason) in [
+            ("augment.color_jitter=[0.4,0.4,0.4,0.6]", "hue up to 0.5"),
+            ("augment.erase=1.5", "augment.erase is 1.5, expected from 0 to 1"),
+            ("augment.erase_area=[0.5,0.2]", "augment.erase_area is [0.5, 0.2]"),
+            ("data.repeats=0", "data.repeats is 0, expected 1 to 16"),
+            ("data.progressive.from=100", "data.progressive.from is 100, expected 0, or a multiple of 32"),
+        ] {
+            assert!(message(&[set]).contains(reason), "{}", message(&[set]));
+        }
+        let ranks = message(&["data.repeats=3", "data.repeat_ranks=7"]);
+        assert!(ranks.contains("data.repeat_ranks is 7, expected 0 or a divisor of data.batch"), "{ranks}");
+        let end = message(&["data.progressive.from=160", "data.progressive.end=0"]);
+        assert!(end.contains("data.progressive.end is 0"), "{end}");
+        let uneven = message(&["data.progressive.from=160", "data.progressive.end=3", "data.resolution=200"]);
+        assert!(uneven.contains("data.resolution is 200, expected a multiple of 32"), "{uneven}");
+    }
+
+    #[test]
+    fn resolution_follows_ffcvs_ramp() {
+        let set = ["data.resolution=192", "data.progressive.from=160", "data.progressive.begin=11"];
+        let config = with(&[&set[..], &["data.progressive.end=13"]].concat()).unwrap();
+        // 176 px are five and a half 32s.
+        let sides: Vec<usize> = (10..15).map(|epoch| config.resolution_at(epoch)).collect();
+        assert_eq!(sides, [160, 160, 192, 192, 192]);
+        let long = ["data.resolution=224", "data.progressive.from=128", "data.progressive.end=8"];
+        let config = with(&long).unwrap();
+        let sides: Vec<usize> = (0..9).map(|epoch| config.resolution_at(epoch)).collect();
+        assert_eq!(sides, [128, 128, 160, 160, 192, 192, 192, 224, 224]);
+        assert_eq!(with(&[]).unwrap().resolution_at(0), 224);
+    }
 }

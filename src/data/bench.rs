@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::loader::epoch_order;
+use super::order::epoch_order;
 use super::stages::{PerImage, process_time, thread_time};
 use super::{JPEG_DECODER, Loader, Split, TrainOptions, TrainTransform};
 use crate::error::Result;
@@ -72,7 +72,7 @@ const SLICE: f64 = 0.5;
 const BATCH: usize = 32;
 
 /// Training batches for about `seconds`, after a second that is not counted. The split is gone round as often as it
-/// takes, in the order of its first epoch, with the crops of that epoch.
+/// takes, in the order of its first epoch, with other crops each time.
 pub fn loader(
     split: &Arc<Split>,
     transform: TrainTransform,
@@ -81,7 +81,8 @@ pub fn loader(
 ) -> Result<LoaderSpeed> {
     let options = TrainOptions { workers, bad_share: 1.0, ..TrainOptions::new(transform, BATCH) };
     let order = epoch_order(split.len(), 0, 0, 0).into_iter().cycle().take(ROUND).collect();
-    let mut loader = Loader::train_in_order(Arc::clone(split), options, order)?;
+    let rounds = (0..ROUND).map(|i| (i / split.len().max(1)) as u8).collect();
+    let mut loader = Loader::train_in_order(Arc::clone(split), options, (order, rounds))?;
     run(&mut loader, workers, seconds.min(1.0))?;
     run(&mut loader, workers, seconds)
 }

@@ -22,16 +22,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::augment::TrainTransform;
+use super::augment::repeat::Repeat;
+use super::augment::{Key, TrainTransform};
 use super::batch::Batch;
 use super::mix::MixOptions;
+use super::order::{epoch_order, limited};
 use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::stages::Stages;
 use super::worker::{self, Job, Place, Recipe, Slots};
 use crate::error::{Error, Result};
 use crate::model::graph::MAX_RESOLUTION;
-use crate::rng::{Purpose, Rng};
 
 /// A sample that could not be used; the message names the file and says why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub struct TrainOptions {
     pub start_batch: usize,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
+    pub repeat: Repeat,
     pub workers: usize,
     pub bad_share: f64,
 }
@@ -67,6 +69,7 @@ impl TrainOptions {
             epoch: 0,
             start_batch: 0,
             limit: 0,
+            repeat: Repeat::OFF,
             workers,
             bad_share: 0.01,
         }
@@ -92,24 +95,6 @@ impl EvalOptions {
 /// One worker for each CPU that this process may use.
 pub fn available_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The samples that `limit` leaves, in ascending order: the same ones for every seed, so that runs compare.
-pub fn limited(len: usize, limit: usize) -> Vec<u32> {
-    let mut samples: Vec<u32> = (0..len as u32).collect();
-    if limit > 0 && limit < len {
-        Rng::new(0, 0, 0, Purpose::Subset).shuffle(&mut samples);
-        samples.truncate(limit);
-        samples.sort_unstable();
-    }
-    samples
-}
-
-/// The order in which an epoch of training visits the samples.
-pub fn epoch_order(len: usize, limit: usize, seed: u64, epoch: u64) -> Vec<u32> {
-    let mut samples = limited(len, limit);
-    Rng::new(seed, epoch, 0, Purpose::Shuffle).shuffle(&mut samples);
-    samples
 }
 
 /// Images that the system is told of before they are read: what a disk that answers in 10 ms has to have before it for
@@ -141,6 +126,8 @@ struct Shared {
     split: Arc<Split>,
     /// Samples in the order of their visit; its length is a multiple of `batch` in training.
     order: Vec<u32>,
+    /// Which of its sample's visits each position is; empty where every one is the first.
+    copies: Vec<u8>,
     batch: usize,
     recipe: Recipe,
     state: Mutex<State>,
@@ -166,14 +153,16 @@ impl Loader {
     /// One epoch of training from `start_batch` on; the last partial batch is dropped.
     pub fn train(split: Arc<Split>, options: TrainOptions) -> Result<Self> {
         let order = epoch_order(split.len(), options.limit, options.seed, options.epoch);
+        let order = options.repeat.order(order);
         Self::train_in_order(split, options, order)
     }
 
-    /// Training images in an order given (the benchmark goes round a small set for as long as it measures).
+    /// Training images in an order given (the benchmark goes round a small set for as long as it measures), and which of
+    /// its sample's visits each is (none given: the first).
     pub(crate) fn train_in_order(
         split: Arc<Split>,
         options: TrainOptions,
-        mut order: Vec<u32>,
+        (mut order, copies): (Vec<u32>, Vec<u8>),
     ) -> Result<Self> {
         let TrainOptions { transform, mix, batch, seed, epoch, .. } = options;
         if batch == 0 || order.len() < batch {
@@ -184,7 +173,15 @@ impl Loader {
         }
         order.truncate(order.len() / batch * batch);
         let recipe = Recipe::Train { transform, mix, seed, epoch };
-        Self::start(split, order, batch, recipe, options.start_batch, options.workers, options.bad_share)
+        Self::start(
+            split,
+            (order, copies),
+            batch,
+            recipe,
+            options.start_batch,
+            options.workers,
+            options.bad_share,
+        )
     }
 
     /// Every image once, in the order of the split; the last batch may be smaller.
@@ -198,12 +195,12 @@ impl Loader {
             )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
-        Self::start(split, order, options.batch, recipe, 0, options.workers, options.bad_share)
+        Self::start(split, (order, Vec::new()), options.batch, recipe, 0, options.workers, options.bad_share)
     }
 
     fn start(
         split: Arc<Split>,
-        order: Vec<u32>,
+        (order, copies): (Vec<u32>, Vec<u8>),
         batch: usize,
         recipe: Recipe,
         start_batch: usize,
@@ -225,6 +222,7 @@ impl Loader {
         let shared = Shared {
             split,
             order,
+            copies,
             batch,
             recipe,
             state: Mutex::new(state),
@@ -336,7 +334,12 @@ impl Loader {
         let images = slots.into_images();
         let mut batch = Batch { images, labels, samples, resolution, ..Batch::default() };
         match self.shared.recipe {
-            Recipe::Train { mix, seed, epoch, .. } => {
+            Recipe::Train { transform, mix, seed, epoch } => {
+                if transform.erase.probability > 0.0 {
+                    let key = |(i, &sample)| Key { seed, epoch, sample, copy: self.shared.copy(first + i) };
+                    let keys = batch.samples.iter().enumerate().map(key);
+                    batch.erased = keys.map(|key| transform.erase.draw(resolution, key)).collect();
+                }
                 batch.fill(&bad_slots);
                 if let Some(mix) = mix {
                     batch.mixes = mix.draw((seed, epoch, number as u64), batch.labels.len(), resolution);
@@ -403,6 +406,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn copy(&self, position: usize) -> u32 {
+        self.copies.get(position).map_or(0, |&copy| u32::from(copy))
+    }
+
     fn in_flight(&self, number: usize, images: Vec<u8>) -> InFlight {
         let count = self.batch.min(self.order.len() - number * self.batch);
         let stride = self.recipe.resolution() * self.recipe.resolution() * 3;
@@ -461,7 +468,8 @@ impl Shared {
         while let Some((number, slot, slots)) = self.next_job() {
             let sample = self.order[number * self.batch + slot];
             current.set(Some(sample));
-            let job = Job { split: &self.split, sample, recipe: &self.recipe };
+            let copy = self.copy(number * self.batch + slot);
+            let job = Job { split: &self.split, sample, copy, recipe: &self.recipe };
             let result = worker.run(&job, &slots, slot);
             // Before the count goes down: who finds it at zero owns the slots alone.
             drop(slots);

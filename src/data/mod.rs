@@ -7,7 +7,7 @@
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`loader`], `worker`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
+//! | [`order`], [`loader`], `worker`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
 //! | [`mix`] | which images of a batch are mixed, and how |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
 //! | [`pack`] | samples -> tar shards that the above reads in place |
@@ -35,6 +35,8 @@ mod listing;
 pub mod loader;
 #[cfg(feature = "train")]
 pub mod mix;
+#[cfg(feature = "train")]
+pub mod order;
 #[cfg(feature = "train")]
 pub mod pack;
 pub mod picture;

@@ -97,6 +97,8 @@ impl Preprocessor {
 pub(crate) struct Workshop {
     pub(super) decoder: Decoder,
     pub(super) resizer: Resizer,
+    #[cfg(feature = "train")]
+    pub(super) ops: super::augment::ops::Ops,
     resized: Vec<u8>,
 }
 

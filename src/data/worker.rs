@@ -1,6 +1,6 @@
 //! One image: read, decode, transform, into its place of the batch.
 
-use super::augment::TrainTransform;
+use super::augment::{Key, TrainTransform};
 use super::decode::{Limits, read_header};
 use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
@@ -70,6 +70,8 @@ pub(crate) type Place = (usize, usize, Arc<Slots>);
 pub(crate) struct Job<'a> {
     pub split: &'a Split,
     pub sample: u32,
+    /// Which of the sample's visits in this epoch.
+    pub copy: u32,
     pub recipe: &'a Recipe,
 }
 
@@ -119,7 +121,8 @@ impl Worker {
         let bytes = &mut self.bytes;
         let made = read_header(bytes, Limits::default()).and_then(|header| match job.recipe {
             Recipe::Train { transform, seed, epoch, .. } => {
-                self.workshop.train(bytes, &header, transform, (*seed, *epoch, sample as u64), out)
+                let key = Key { seed: *seed, epoch: *epoch, sample: job.sample, copy: job.copy };
+                self.workshop.train(bytes, &header, transform, key, out)
             }
             Recipe::Eval { transform } => {
                 self.workshop.eval(bytes, &header, Limits::default(), transform, out)

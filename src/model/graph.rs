@@ -2,7 +2,7 @@
 //! compiler, the optimiser, checkpoints and benchmarks.
 
 use super::params::{Buffer, Init, Param, Role};
-use super::spec::ResNetSpec;
+use super::spec::{Fan, ResNetSpec};
 use crate::error::{Error, Result};
 
 /// Index into [`Graph::tensors`].
@@ -144,7 +144,8 @@ pub fn lower(spec: &ResNetSpec, resolution: usize) -> Result<Graph> {
             spec.name
         )));
     }
-    let mut lowering = Lowering { ops: vec![], tensors: vec![], params: vec![], buffers: vec![] };
+    let mut lowering =
+        Lowering { fan: spec.fan, ops: vec![], tensors: vec![], params: vec![], buffers: vec![] };
     let input = lowering.tensor("input", resolution, resolution, 3);
     let mut x = lowering.conv("conv1", input, Filter { k: spec.stem_width, size: 7, stride: 2 });
     x = lowering.batch_norm("bn1", x, false);
@@ -160,7 +161,7 @@ pub fn lower(spec: &ResNetSpec, resolution: usize) -> Result<Graph> {
     x = lowering.global_avg_pool("avgpool", x);
     let logits = lowering.linear("fc", x, spec.classes);
     lowering.ops.push(Op::SoftmaxXent { logits });
-    let Lowering { ops, tensors, params, buffers } = lowering;
+    let Lowering { ops, tensors, params, buffers, .. } = lowering;
     Ok(Graph { spec: *spec, resolution, ops, tensors, params, buffers, input, logits })
 }
 
@@ -173,6 +174,7 @@ struct Filter {
 }
 
 struct Lowering {
+    fan: Fan,
     ops: Vec<Op>,
     tensors: Vec<TensorInfo>,
     params: Vec<Param>,
@@ -204,7 +206,11 @@ impl Lowering {
         let Filter { k, size, stride } = filter;
         let TensorInfo { h, w, c, .. } = self.tensors[x];
         let shape = ConvShape { h, w, c, k, r: size, s: size, stride, pad: size / 2 };
-        let std = (2.0 / (k * size * size) as f64).sqrt() as f32;
+        let planes = match self.fan {
+            Fan::FanOut => k,
+            Fan::FanIn => c,
+        };
+        let std = (2.0 / (planes * size * size) as f64).sqrt() as f32;
         let weight = self.param(
             format!("{name}.weight"),
             vec![k, c, size, size],

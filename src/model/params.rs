@@ -19,8 +19,8 @@ pub enum Role {
 /// Where a parameter's first values come from.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// Normal of the given standard deviation: `sqrt(2 / fan_out)`, fan_out = K R S (He, arXiv:1502.01852; torchvision's
-    /// `kaiming_normal_(mode="fan_out", nonlinearity="relu")`).
+    /// Normal of the given standard deviation: `sqrt(2 / fan)`, `crate::model::spec::Fan` (PyTorch's
+    /// `kaiming_normal_(nonlinearity="relu")`).
     Normal {
         std: f32,
     },

@@ -1,5 +1,7 @@
 //! The networks, as constants.
 
+use serde::{Deserialize, Serialize};
+
 /// An input is (byte / 255 - mean) / std, by channel. Of ImageNet's training set (torchvision's presets).
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
@@ -21,6 +23,18 @@ pub struct ResNetSpec {
     pub expansion: usize,
     pub stages: &'static [Stage],
     pub classes: usize,
+    /// What the first weights of a convolution are sized by.
+    pub fan: Fan,
+}
+
+/// The variance of a convolution's first weights is 2 / fan (He, arXiv:1502.01852).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fan {
+    /// K R S: torchvision, timm.
+    FanOut,
+    /// C R S: NVIDIA's DeepLearningExamples.
+    FanIn,
 }
 
 const fn stage(blocks: usize, width: usize, stride: usize) -> Stage {
@@ -34,6 +48,7 @@ pub const RESNET50: ResNetSpec = ResNetSpec {
     expansion: 4,
     stages: &[stage(3, 64, 1), stage(4, 128, 2), stage(6, 256, 2), stage(3, 512, 2)],
     classes: 1000,
+    fan: Fan::FanOut,
 };
 
 /// timm's `resnet26`: two bottlenecks a stage.
@@ -62,6 +77,7 @@ pub const RESNET_TINY: ResNetSpec = ResNetSpec {
     expansion: 4,
     stages: &[stage(2, 16, 1), stage(1, 32, 2)],
     classes: 10,
+    fan: Fan::FanOut,
 };
 
 /// Every network that `model.arch` can name.
@@ -74,5 +90,9 @@ impl ResNetSpec {
 
     pub fn with_classes(self, classes: usize) -> Self {
         Self { classes, ..self }
+    }
+
+    pub fn with_fan(self, fan: Fan) -> Self {
+        Self { fan, ..self }
     }
 }

@@ -1,28 +1,41 @@
 //! What a run takes of its data: how images are read, how many steps an epoch has, what the result depends on.
 
 use crate::config::Config;
+use crate::data::augment::Jitter;
+use crate::data::augment::erase::Erasing;
 use crate::data::{Crop, Dataset, TrainOptions as LoaderOptions, TrainTransform};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 
-/// How training reads its images; from the first batch of the first epoch.
-pub fn loader_options(config: &Config) -> LoaderOptions {
-    let [low, high] = config.augment.crop_scale;
-    let [narrow, wide] = config.augment.crop_ratio;
+/// How training reads its images in an epoch, counted from 0; from its first batch.
+pub fn loader_options(config: &Config, epoch: usize) -> LoaderOptions {
+    let augment = &config.augment;
+    let pair = |[low, high]: [f64; 2]| (low, high);
+    let [brightness, contrast, saturation, hue] = augment.color_jitter;
     let transform = TrainTransform {
-        resolution: config.data.resolution,
-        crop: Crop { scale: (low, high), ratio: (narrow, wide) },
-        flip: config.augment.flip,
-        interpolation: config.augment.interpolation,
+        resolution: config.resolution_at(epoch),
+        crop: Crop { scale: pair(augment.crop_scale), ratio: pair(augment.crop_ratio) },
+        flip: augment.flip,
+        interpolation: augment.interpolation,
+        auto: augment.auto,
+        sampling: config.auto_sampling(),
+        jitter: Jitter { brightness, contrast, saturation, hue },
+        erase: Erasing {
+            probability: augment.erase,
+            area: pair(augment.erase_area),
+            ratio: pair(augment.erase_ratio),
+            fill: augment.erase_fill,
+        },
     };
     LoaderOptions {
         transform,
         mix: config.mix.options(),
         batch: config.micro_batch(),
         seed: config.seed,
-        epoch: 0,
+        epoch: epoch as u64,
         start_batch: 0,
         limit: config.data.limit,
+        repeat: config.repeat(),
         workers: config.workers(),
         bad_share: config.data.bad_share,
     }
@@ -31,7 +44,7 @@ pub fn loader_options(config: &Config) -> LoaderOptions {
 /// The reasons a run cannot begin that only show once the data are known.
 pub fn steps_per_epoch(config: &Config, dataset: &Dataset) -> Result<usize> {
     let images = training_images(config, dataset);
-    match images / config.data.batch {
+    match config.repeat().epoch_len(images) / config.data.batch {
         0 => Err(Error::usage(format!(
             "data.batch is {}, but there are only {images} training images; lower data.batch",
             config.data.batch

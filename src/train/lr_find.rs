@@ -77,10 +77,8 @@ pub fn lr_find(
             return Err(Error::stopped("stopped during the search for a learning rate; it begins anew"));
         }
         if step % per_epoch == 0 {
-            let options = loader_options(config);
-            let epoch = (step / per_epoch) as u64;
-            let train = Arc::clone(&dataset.train);
-            loader = Some(Loader::train(train, crate::data::TrainOptions { epoch, ..options })?);
+            let options = loader_options(config, step / per_epoch);
+            loader = Some(Loader::train(Arc::clone(&dataset.train), options)?);
         }
         let loader = loader.as_mut().expect("the first step opens it");
         let passes = (step * test.micro_steps) as u64;

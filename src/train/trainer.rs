@@ -392,8 +392,7 @@ impl Trainer<'_> {
     }
 
     fn training_loader(&self) -> Result<Loader> {
-        let mut options = loader_options(self.config);
-        options.epoch = self.state.epoch as u64;
+        let mut options = loader_options(self.config, self.state.epoch);
         options.start_batch = self.state.step * self.config.micro_steps();
         Loader::train(Arc::clone(&self.dataset.train), options)
     }

@@ -13,10 +13,10 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
         _ => format!(", going on from epoch {}, step {}", state.epoch + 1, state.step),
     };
     format!(
-        "{}: {} at {} px, {} of {} classes, batch {}, {}, learning rate {}{}, into {}{at}",
+        "{}: {} at {}, {} of {} classes, batch {}, {}, learning rate {}{}, into {}{at}",
         config.name,
         config.model.arch,
-        config.data.resolution,
+        pixels(config),
         images(config, dataset),
         dataset.classes.len(),
         config.data.batch,
@@ -31,10 +31,10 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
 pub fn summary(config: &Config, dataset: &Dataset) -> String {
     let data = &config.data;
     format!(
-        "{} at {} px, {} classes, {}, batch {}, {}, seed {}; {}, {:?} schedule after {} epochs of warm-up{}; decoder \
+        "{} at {}, {} classes, {}, batch {}, {}, seed {}; {}, {:?} schedule after {} epochs of warm-up{}, augmentation {}; decoder \
          {JPEG_DECODER}",
         config.model.arch,
-        data.resolution,
+        pixels(config),
         dataset.classes.len(),
         images(config, dataset),
         data.batch,
@@ -44,7 +44,31 @@ pub fn summary(config: &Config, dataset: &Dataset) -> String {
         config.schedule.kind,
         config.schedule.warmup_epochs,
         regularisation(config),
+        augmentation(config),
     )
+}
+
+fn pixels(config: &Config) -> String {
+    match (config.resolution_at(0), config.data.resolution) {
+        (first, last) if first == last => format!("{last} px"),
+        (first, last) => format!("{first} to {last} px"),
+    }
+}
+
+/// The policy and what goes with it.
+fn augmentation(config: &Config) -> String {
+    let (augment, data) = (&config.augment, &config.data);
+    let mut words = augment.auto.to_string();
+    if augment.color_jitter != [0.0; 4] {
+        words += &format!(", jitter {:?}", augment.color_jitter);
+    }
+    if augment.erase > 0.0 {
+        words += &format!(", erasing {}", augment.erase);
+    }
+    if data.repeats > 1 {
+        words += &format!(", {} copies of an image", data.repeats);
+    }
+    words
 }
 
 fn rule(config: &Config) -> String {
@@ -68,7 +92,10 @@ fn regularisation(config: &Config) -> String {
         (mix.cutmix > 0.0, format!("cutmix {}", mix.cutmix)),
         (model.drop_path > 0.0, format!("drop path {}", model.drop_path)),
         (optim.clip_norm > 0.0, format!("gradients cut to a norm of {}", optim.clip_norm)),
-        (ema.is_on(), format!("validated on moving averages of decay {} every {} steps", ema.decay, ema.every)),
+        (
+            ema.is_on(),
+            format!("validated on moving averages of decay {} every {} steps", ema.decay, ema.every),
+        ),
     ];
     is_on.into_iter().filter(|(on, _)| *on).map(|(_, words)| format!(", {words}")).collect()
 }

@@ -58,12 +58,12 @@ def eval_transforms():
 
 
 class Draws:
-    """src/rng.rs, Purpose::Crop: what `Rng::new(seed, epoch, sample, Purpose::Crop)` draws."""
+    """src/rng.rs: what `Rng::new(seed, epoch, sample, purpose)` draws; 4 is `Purpose::Crop`."""
 
-    def __init__(self, seed, epoch, sample):
+    def __init__(self, seed, epoch, sample, purpose=4):
         golden = int(formula.GOLDEN)
         self.key = self.mix(seed + golden)
-        for part in (epoch, sample, 4):
+        for part in (epoch, sample, purpose):
             self.key = self.mix(self.key ^ (self.mix(part + golden) + golden) % 2**64)
         self.raw, self.corners = [], 0
 

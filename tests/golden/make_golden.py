@@ -8,8 +8,10 @@ formula that fills weights, images and labels.
 
 import argparse
 import json
+import os
 import pathlib
 
+import augment
 import images
 import networks
 import ops
@@ -32,10 +34,15 @@ RECORDS = {
     "schedules": schedules.record,
     "images": images.record,
     "ops": ops.record,
+    "augment": augment.record,
     "recipe": recipe.record,
     "recipe_schedules": recipe.record_schedules,
     "tiny32_recipe": lambda: recipe.record_run("tiny32.recipe"),
 }
+# Recorded where the engine has left the pixels of photographs (README.md).
+PHOTOGRAPHS = os.environ.get("ENGINE_PHOTOGRAPHS")
+if PHOTOGRAPHS:
+    RECORDS["photographs"] = lambda: augment.record_photographs(PHOTOGRAPHS)
 
 
 def main():

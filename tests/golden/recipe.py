@@ -283,5 +283,6 @@ def record_schedules():
         "resnet50-a1": timm_rates(5e-3, 600, 5, 1e-4, 1e-6),
         "resnet50-a3": timm_rates(8e-3, 100, 5, 1e-4, 1e-6),
         "resnet50-90-nvidia": nvidia_rates(2.048, 90, 8),
+        "resnet50-budget": ffcv_rates(1.7, 32, 10),
         "timm_k_decay": timm_rates(8e-3, 100, 5, 1e-4, 1e-6, 1.5),
     }

@@ -1,5 +1,7 @@
 //! `formula` makes the inputs, `record` reads the recordings, `report` collects and judges errors; the others are tests.
 
+mod augment;
+mod configs;
 mod differences;
 mod exact;
 mod formula;

@@ -2,10 +2,10 @@
 
 use super::formula::{bits, labels, signed};
 use super::record::{self, relative, widen};
+use engine::backend::Loss;
 use engine::backend::cpu::Cpu;
 use engine::backend::cpu::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate, Statistics};
 use engine::backend::cpu::pooling::{self, PoolShape};
-use engine::backend::Loss;
 use engine::backend::loss::Target;
 use engine::model::graph::ConvShape;
 use engine::optim::sgd::Sgd;

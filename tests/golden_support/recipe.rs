@@ -7,7 +7,8 @@ use super::report::{BACKWARD_LIMIT, FORWARD_LIMIT, Report};
 use engine::backend::cpu::{CpuBackend, CpuOptions};
 use engine::backend::loss::Target;
 use engine::backend::{
-    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, Objective, SECOND_MOMENT_PREFIX, Step, Weights,
+    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, Objective, SECOND_MOMENT_PREFIX, Step,
+    Weights,
 };
 use engine::config::{Config, Decay, Ema, EmaForm, MixForm, Reduction, RuleKind};
 use engine::data::mix::cut;
@@ -126,7 +127,12 @@ fn lars_is_timms() {
                 rule.step(1.0, &mut p[i], &mut velocity[i], &gradients[i]);
                 let (after, tolerance) = (&case.after[t], rule_tolerance(t));
                 check(&format!("{name} {t} parameter {i}"), &p[i], &after.p[i], tolerance);
-                check(&format!("{name} {t} velocity {i}"), &velocity[i], &after.momentum_buffer[i], tolerance);
+                check(
+                    &format!("{name} {t} velocity {i}"),
+                    &velocity[i],
+                    &after.momentum_buffer[i],
+                    tolerance,
+                );
             }
         }
     }
@@ -271,10 +277,8 @@ impl Run {
     }
 
     fn step(&self, t: usize) -> Step {
-        let objective = Objective::BinaryCrossEntropy {
-            threshold: Some(self.threshold),
-            reduction: Reduction::Mean,
-        };
+        let objective =
+            Objective::BinaryCrossEntropy { threshold: Some(self.threshold), reduction: Reduction::Mean };
         Step {
             index: 0,
             of: 1,

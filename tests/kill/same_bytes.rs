@@ -43,6 +43,36 @@ fn gradient_accumulation_resumes_too() {
 }
 
 #[test]
+fn augmentation_repeats_and_another_resolution_resume_too() {
+    let (whole, cut) = (temporary(), temporary());
+    let command = |folder: &tempfile::TempDir| {
+        let mut command = tiny(folder.path());
+        let recipe = [
+            "epochs=2",
+            "data.resolution=64",
+            "data.progressive.from=32",
+            "data.progressive.end=1",
+            "data.repeats=3",
+            "data.repeat_ranks=2",
+            "augment.auto=rand-m9-mstd0.5-inc1",
+            "augment.interpolation=bicubic",
+            "augment.color_jitter=[0.4,0.4,0.4,0.1]",
+            "augment.erase=0.5",
+            "augment.erase_fill=noise",
+        ];
+        set(&mut command, &recipe);
+        command
+    };
+    finish(&mut command(&whole)).expect(0);
+    // In the middle of the epoch at 32 px, then of the one at 64 px.
+    for failpoint in ["train.step:4", "train.step:7"] {
+        assert_eq!(finish(command(&cut).env("ENGINE_FAILPOINT", failpoint)).code, None);
+    }
+    finish(&mut command(&cut)).expect(0);
+    assert_same(&contents(cut.path()), &contents(whole.path()), "augmented and repeated, at two resolutions");
+}
+
+#[test]
 fn another_instruction_set_goes_on_and_says_so_once() {
     if Isa::available().len() < 2 {
         return;
@@ -64,4 +94,50 @@ fn another_instruction_set_goes_on_and_says_so_once() {
     let logs = fs::read_to_string(folder.path().join("logs.md")).unwrap();
     assert_eq!(logs.matches("note: resumed elsewhere").count(), 1, "{logs}");
     assert_eq!(epoch_lines(folder.path()).len(), 4);
+}
+
+/// Everything that a recipe adds to plain SGD has a state or a draw: moments, averages, partners, boxes, masks.
+#[test]
+fn a_recipe_with_everything_resumes_too() {
+    let (whole, cut) = (temporary(), temporary());
+    let command = |folder: &tempfile::TempDir| {
+        let mut command = tiny(folder.path());
+        set(
+            &mut command,
+            &[
+                "epochs=3",
+                "data.micro_batch=4",
+                "optim.rule=lamb",
+                "optim.lr=0.01",
+                "optim.clip_norm=1",
+                "loss.kind=bce",
+                "loss.target_threshold=0.2",
+                "mix.form=timm",
+                "mix.mixup=0.2",
+                "mix.cutmix=1",
+                "model.drop_path=0.3",
+                "ema.decay=0.9",
+                "ema.every=3",
+                "ema.form=torchvision",
+            ],
+        );
+        command
+    };
+    let done = finish(&mut command(&whole)).expect(0);
+    assert!(done.err.contains("batch 8"), "{}", done.err);
+    for failpoint in ["train.step:4", "train.step:5", "train.step:8"] {
+        assert_eq!(finish(command(&cut).env("ENGINE_FAILPOINT", failpoint)).code, None);
+    }
+    finish(command(&cut).arg("--set").arg("device.threads=1")).expect(0);
+    let (mut got, want) = (contents(cut.path()), contents(whole.path()));
+    // It says how many threads there were.
+    got.insert("config.toml".into(), want["config.toml"].clone());
+    assert_same(&got, &want, "LAMB, mixing, drop path and averages");
+    let last = crate::common::checkpoints(whole.path()).pop().unwrap();
+    let text = String::from_utf8_lossy(&fs::read(last).unwrap()).into_owned();
+    for name in ["ema.fc.weight", "ema.bn1.running_var", "optim.second_moment.fc.bias", "optim.updates"] {
+        assert!(text.contains(&format!("\"{name}\"")), "{name} is not in the checkpoint");
+    }
+    let logs = fs::read_to_string(whole.path().join("logs.md")).unwrap();
+    assert!(logs.contains("validated on moving averages"), "{logs}");
 }

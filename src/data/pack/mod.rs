@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Splits;
-use super::loader::epoch_order;
+use super::order::epoch_order;
 use super::resize::Interpolation;
 use super::split::Split;
 use crate::error::{Error, Kind, Result};

@@ -1,4 +1,4 @@
-use super::super::augment::{crop_size, random_resized_crop};
+use super::super::augment::crop::{crop_size, random_resized_crop};
 use super::super::decode::Region;
 use super::super::preprocess::{center_offset, resized_size};
 use super::super::resize::Resizer;

@@ -2,7 +2,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::loader::epoch_order;
+use super::super::order::epoch_order;
 use super::super::*;
 use super::class_folders;
 

@@ -6,6 +6,7 @@ mod index;
 mod loader;
 mod pack;
 mod photograph;
+mod policies;
 mod real;
 mod resize;
 mod tools;

@@ -1,8 +1,8 @@
 //! What runs a written file.
 
 use super::images::BATCH;
-use crate::backend::{Backend, Weights};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Weights};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::export::onnx::Session;

@@ -1,9 +1,7 @@
-//! torchvision's random geometry, to the letter, as functions of the image's size and of the draws.
+//! RandomResizedCrop and the flip, as functions of the image's size and of the draws.
 
-use super::decode::{Header, Rect};
-use super::preprocess::{Workshop, round};
-use super::resize::Interpolation;
-use crate::rng::{Purpose, Rng};
+use super::super::decode::Rect;
+use super::super::preprocess::round;
 
 /// RandomResizedCrop's ranges: share of the area, and width over height.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,22 +14,6 @@ impl Default for Crop {
     /// torchvision's defaults.
     fn default() -> Self {
         Self { scale: (0.08, 1.0), ratio: (3.0 / 4.0, 4.0 / 3.0) }
-    }
-}
-
-/// RandomResizedCrop(resolution), then a horizontal flip with probability `flip`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrainTransform {
-    pub resolution: usize,
-    pub crop: Crop,
-    pub flip: f64,
-    pub interpolation: Interpolation,
-}
-
-impl TrainTransform {
-    /// torchvision's reference preset: default ranges, flip with one half, bilinear.
-    pub fn new(resolution: usize) -> Self {
-        Self { resolution, crop: Crop::default(), flip: 0.5, interpolation: Interpolation::Bilinear }
     }
 }
 
@@ -78,32 +60,8 @@ fn central_fallback(height: usize, width: usize, ratio: (f64, f64)) -> Rect {
     Rect { top: (height - h) / 2, left: (width - w) / 2, height: h, width: w }
 }
 
-impl Workshop {
-    /// The training image of (seed, epoch, sample), into `out` [resolution, resolution, 3].
-    pub fn train(
-        &mut self,
-        bytes: &mut [u8],
-        header: &Header,
-        transform: &TrainTransform,
-        key: (u64, u64, u64),
-        out: &mut [u8],
-    ) -> Result<(), String> {
-        let (seed, epoch, sample) = key;
-        let mut draws = Rng::new(seed, epoch, sample, Purpose::Crop);
-        let rect = random_resized_crop(header.height, header.width, &transform.crop, &mut || draws.unit());
-        let region = self.decoder.decode(bytes, header, rect)?;
-        let r = transform.resolution;
-        self.resizer.resize(region, transform.interpolation, r, r, out)?;
-        // torchvision: `torch.rand(1) < p`.
-        if Rng::new(seed, epoch, sample, Purpose::Flip).unit() < transform.flip {
-            flip_rows(out, r);
-        }
-        Ok(())
-    }
-}
-
 /// Mirrors each row of `pixels` [_, width, 3].
-pub(crate) fn flip_rows(pixels: &mut [u8], width: usize) {
+pub fn flip_rows(pixels: &mut [u8], width: usize) {
     for row in pixels.chunks_exact_mut(width * 3) {
         let row: &mut [[u8; 3]] = bytemuck::cast_slice_mut(row);
         row.reverse();
