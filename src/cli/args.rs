@@ -1,5 +1,6 @@
 //! The command line. Doc comments are the help texts.
 
+use super::begin::BeginArgs;
 use super::device::Device;
 use super::export::args::ExportArgs;
 use super::weights::WeightsArgs;
@@ -84,9 +85,8 @@ pub struct TrainArgs {
     #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
     pub resume: String,
 
-    /// First weights: a safetensors or .pth state dict with torchvision's names
-    #[arg(long, value_name = "PATH")]
-    pub init: Option<PathBuf>,
+    #[command(flatten)]
+    pub begin: BeginArgs,
 
     /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]

@@ -1,6 +1,7 @@
 //! Flags -> command. One file a command; exit codes in one place (`error::Kind`).
 
 mod args;
+mod begin;
 mod bench;
 mod bench_infer;
 #[cfg(feature = "cuda")]

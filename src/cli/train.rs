@@ -2,7 +2,7 @@
 
 use super::args::{ConfigArgs, TrainArgs};
 use super::device;
-use crate::backend::{Backend, MOMENTUM_PREFIX};
+use crate::backend::Backend;
 use crate::config::{Config, changes};
 use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
@@ -11,7 +11,6 @@ use crate::files;
 use crate::log::rate_plot::plot_rates;
 use crate::terminal::{answer, message};
 use crate::train::lr_find::{Range, lr_find};
-use crate::train::model_file::Model;
 use crate::train::notice;
 use crate::train::stop::Stop;
 use crate::train::{Resume, TrainOptions, train};
@@ -22,7 +21,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let stop = Stop::on_signals()?;
     notice::watch(&stop);
     let config = args.config.load()?;
-    if let (Some(_), Resume::From(path)) = (&args.init, args.resume()) {
+    if let (Some(_), Resume::From(path)) = (&args.begin.init, args.resume()) {
         return Err(Error::usage(format!(
             "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
             path.display()
@@ -42,7 +41,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let options = TrainOptions {
         output: args.config.output.clone(),
         resume: args.resume(),
-        init: args.init.clone(),
+        init: args.begin.init(),
         stop,
     };
     train(&config, &options, &dataset, backend.as_mut(), environment)
@@ -57,10 +56,8 @@ fn find_rate(
     steps: usize,
     stop: &Stop,
 ) -> Result<()> {
-    if let Some(init) = &args.init {
-        let mut tensors = Model::read(init)?.tensors;
-        tensors.retain(|name, _| !name.starts_with(MOMENTUM_PREFIX));
-        backend.load_state(&tensors).map_err(|error| error.within(init.display()))?;
+    if let Some(init) = args.begin.init() {
+        init.load(backend)?;
     }
     let range = Range { low: args.lr_range[0], high: args.lr_range[1], steps };
     message(format!(

@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 pub mod images;
+pub mod init;
 mod limit;
 pub mod lr_find;
 pub mod model_file;

@@ -1,15 +1,13 @@
 //! Which state a run begins in.
 
-use super::model_file::Model;
 use super::output::{Output, RunFile};
 use super::state::{Environment, RunState, named_tensors};
 use super::trainer::{Resume, TrainOptions};
-use crate::backend::{Backend, OPTIMISER_PREFIX};
+use crate::backend::Backend;
 use crate::checkpoint::{Found, Position, Store};
 use crate::config::{Config, differing_keys};
 use crate::error::{Error, Result};
 use crate::terminal::message;
-use std::path::Path;
 
 /// The state to go on from, and what the log should say about it.
 pub struct Start {
@@ -37,7 +35,7 @@ pub fn start(
     };
     let Some(found) = found else {
         if let Some(init) = &options.init {
-            initialise(init, backend)?;
+            init.load(backend)?;
         }
         store.resume_at(Position::START, None)?.iter().for_each(message);
         return Ok(Start { state: fresh, resumed: false, notes: vec![] });
@@ -51,7 +49,7 @@ pub fn start(
     backend.load_state(&named_tensors(found.checkpoint)).map_err(|error| error.within(&name))?;
     store.resume_at(state.position(), state.best_position())?.iter().for_each(message);
     if let Some(init) = &options.init {
-        let init = init.display();
+        let init = init.path.display();
         message(format!("warning: going on from {name}; --init {init} is for a beginning and was not read"));
     }
     let notes = environment_note(&state.environment, &fresh.environment).into_iter().collect();
@@ -105,13 +103,6 @@ fn environment_note(there: &Environment, here: &Environment) -> Option<String> {
     );
     message(format!("warning: {note}"));
     Some(note)
-}
-
-/// First weights from a file, its moving averages where it has them; velocities and moments start at zero.
-fn initialise(path: &Path, backend: &mut dyn Backend) -> Result<()> {
-    let mut tensors = Model::read(path)?.tensors;
-    tensors.retain(|name, _| !name.starts_with(OPTIMISER_PREFIX));
-    backend.load_state(&tensors).map_err(|error| error.within(path.display()))
 }
 
 /// The identity of the run that `start` belongs to: the folder's own where it is the same run, a new one otherwise. A

@@ -2,6 +2,7 @@
 
 use super::evaluate::{Evaluation, evaluate};
 use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::init::Init;
 use super::limit::Limit;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
@@ -43,7 +44,7 @@ pub struct TrainOptions {
     pub output: PathBuf,
     pub resume: Resume,
     /// First weights from elsewhere.
-    pub init: Option<PathBuf>,
+    pub init: Option<Init>,
     pub stop: Stop,
 }
 

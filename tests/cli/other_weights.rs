@@ -98,6 +98,8 @@ fn more_classes_than_the_weights() {
     let mut command = engine(["train", "--data", path(more.path()), "--output", path(new.path())]);
     set(&mut command, &["model.arch=resnet-tiny", "data.resolution=32", "data.batch=8", "epochs=1"]);
     finish(command.args(["--init", path(&newest)])).fails(3, &[path(&newest), "fc.", "10", "11"]);
+    // With a classifier of its own.
+    finish(command.arg("--reset-head")).expect(0);
 }
 
 #[test]

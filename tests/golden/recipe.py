@@ -18,6 +18,10 @@ from torchvision.transforms import v2
 
 DOUBLE = torch.float64
 
+# As f32 has them, which is how the engine's rules carry their constants: f32(0.999) leaves a share of 0.00099998713, and 0.001
+# would move every second moment by 1.3e-5 of it (and nothing else: the bias correction divides by the same).
+BETAS = (float(np.float32(0.9)), float(np.float32(0.999)))
+
 
 def rule(name, make, steps, decay, rates):
     """Two parameters, `signed("X.p0", 6 x 5)`, which decays, and `signed("X.p1", 7)`, which does not; gradients of step t
@@ -41,9 +45,9 @@ def rule(name, make, steps, decay, rates):
 
 def lamb(name, clip):
     rates = [0.01 * (t + 1) for t in range(10)]
-    constants = dict(betas=(0.9, 0.999), eps=1e-6, max_grad_norm=clip or None)
+    constants = dict(betas=BETAS, eps=1e-6, max_grad_norm=clip or None)
     record = rule(name, lambda groups: Lamb(groups, lr=0.0, **constants), 10, 0.02, rates)
-    return {**record, "clip_norm": clip, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6}
+    return {**record, "clip_norm": clip, "beta1": BETAS[0], "beta2": BETAS[1], "epsilon": 1e-6}
 
 
 def lars(name, nesterov):
@@ -169,7 +173,7 @@ def recipe_run(case, dtype, channels_last):
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = Lamb(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-6, max_grad_norm=CLIP)
+    optimiser = Lamb(groups, lr=0.0, betas=BETAS, eps=1e-6, max_grad_norm=CLIP)
     everything = lambda: {**names, **buffers()}  # noqa: E731
     average = {name: t.detach().clone() for name, t in everything().items()}
     losses, n = [], 4

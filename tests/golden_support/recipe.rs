@@ -7,8 +7,8 @@ use super::report::{BACKWARD_LIMIT, FORWARD_LIMIT, Report};
 use engine::backend::cpu::{CpuBackend, CpuOptions};
 use engine::backend::loss::Target;
 use engine::backend::{
-    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, Objective, SECOND_MOMENT_PREFIX, Step,
-    Weights,
+    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, NamedTensors, Objective,
+    SECOND_MOMENT_PREFIX, Step, Weights,
 };
 use engine::config::{Config, Decay, Ema, EmaForm, MixForm, Reduction, RuleKind};
 use engine::data::mix::cut;
@@ -297,22 +297,17 @@ impl Run {
     }
 }
 
+fn backend(extras: Extras, isa: Isa) -> CpuBackend {
+    let (seed, zero_gamma, decay, threads) = (0, false, Decay::Weights, 2);
+    let (spec, resolution) = (RESNET_TINY, 32);
+    CpuBackend::new(&CpuOptions { spec, resolution, seed, zero_gamma, decay, extras, threads, isa }).unwrap()
+}
+
 #[test]
 fn tiny32_recipe() {
     let run: Run = record::read("tiny32_recipe");
     for isa in Isa::available() {
-        let extras = Extras { rule: RuleKind::Lamb, averages: true };
-        let mut backend = CpuBackend::new(&CpuOptions {
-            spec: RESNET_TINY,
-            resolution: run.resolution,
-            seed: 0,
-            zero_gamma: false,
-            decay: Decay::Weights,
-            extras,
-            threads: 2,
-            isa,
-        })
-        .unwrap();
+        let mut backend = backend(Extras { rule: RuleKind::Lamb, averages: true }, isa);
         backend.load_state(&formula::state(&lower(&RESNET_TINY, run.resolution).unwrap())).unwrap();
         let mut report = Report::new(format!("tiny32_recipe, {}", isa.name()));
         for (t, (&want, &f32)) in run.losses.iter().zip(&run.losses_f32).enumerate() {
@@ -332,19 +327,20 @@ fn tiny32_recipe() {
         report.tensors("second moments", &run.second, BACKWARD_LIMIT, named(SECOND_MOMENT_PREFIX));
         report.tensors("averages", &run.averages, BACKWARD_LIMIT, named(EMA_PREFIX));
         report.finish();
-        averages_evaluate(&mut backend, &state);
+        averages_evaluate(&mut backend, &state, isa);
     }
 }
 
 /// A network that has the averages for weights gives the very logits.
-fn averages_evaluate(backend: &mut CpuBackend, state: &engine::backend::NamedTensors) {
+fn averages_evaluate(averaging: &mut CpuBackend, state: &NamedTensors, isa: Isa) {
     let batch = formula::batch("tiny32.recipe.eval", 3, 32, 10);
-    let averaged = backend.eval_batch(&batch, Weights::Averaged).unwrap();
-    let live = backend.eval_batch(&batch, Weights::Live).unwrap();
+    let averaged = averaging.eval_batch(&batch, Weights::Averaged).unwrap();
+    let live = averaging.eval_batch(&batch, Weights::Live).unwrap();
     assert_ne!(averaged, live);
     let averages = state.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(EMA_PREFIX)?, tensor)));
     let averages = averages.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
-    let mut plain = CpuBackend::for_inference(&RESNET_TINY, &averages, 32, 1).unwrap();
+    let mut plain = backend(Extras::default(), isa);
+    plain.load_state(&averages).unwrap();
     assert_eq!(plain.eval_batch(&batch, Weights::Live).unwrap(), averaged);
     assert!(plain.eval_batch(&batch, Weights::Averaged).is_err(), "it keeps none");
 }

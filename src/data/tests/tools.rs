@@ -53,6 +53,30 @@ fn check_lists_what_is_odd_by_path() {
 }
 
 #[test]
+fn batches_file_says_how_images_are_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    class_folders(folder.path(), 4, 1);
+    let data = Dataset::open(folder.path()).unwrap();
+    let path = folder.path().join("batches.safetensors");
+    let mix = MixOptions { form: MixForm::Timm, mixup: 0.2, cutmix: 1.0, probability: 1.0, switch: 0.5 };
+    let options = TrainOptions { mix: Some(mix), ..TrainOptions::new(TrainTransform::new(16), 4) };
+    batches::write(&data.train, options.clone(), 3, &path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (partners, lambdas) = (file.tensor("partners").unwrap(), file.tensor("lambdas").unwrap());
+    assert_eq!(file.tensor("regions").unwrap().shape(), [3, 4, 4]);
+    for (number, batch) in Loader::train(data.train, options).unwrap().enumerate() {
+        for (i, mix) in batch.unwrap().mixes.iter().enumerate() {
+            let at = number * 4 + i;
+            let partner: [u8; 8] = partners.data()[8 * at..][..8].try_into().unwrap();
+            let lambda: [u8; 4] = lambdas.data()[4 * at..][..4].try_into().unwrap();
+            let got = (i64::from_le_bytes(partner), f32::from_le_bytes(lambda));
+            assert_eq!(got, (i64::from(mix.partner), mix.lambda));
+        }
+    }
+}
+
+#[test]
 fn batches_file_holds_the_loaders_batches() {
     let dir = tempfile::tempdir().unwrap();
     class_folders(dir.path(), 4, 1);
