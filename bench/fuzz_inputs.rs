@@ -101,7 +101,7 @@ impl Fuzzer {
             model,
             requests,
             preprocessor,
-            classifier: Classifier::new(file, Isa::current(), 1),
+            classifier: Classifier::new(file, Limits::default(), Isa::current(), 1),
             counts: BTreeMap::new(),
             panics: 0,
             slowest: Duration::ZERO,
@@ -336,7 +336,8 @@ fn request(picture: &[u8]) -> Vec<u8> {
     let digits = |group: &[u8]| [18, 12, 6, 0].map(|shift| DIGITS[bits(group) >> shift & 63]);
     let image: Vec<u8> = picture.as_chunks::<3>().0.iter().flat_map(|group| digits(group)).collect();
     let image = String::from_utf8(image).expect("digits are letters");
-    let request = serde_json::json!({"id": 7, "image": image, "top": 3, "precision": "fp32"});
+    let request =
+        serde_json::json!({"id": 7, "image": image, "top": 3, "precision": "fp32", "explain": true});
     format!("{request}\n{{\"id\":\"x\",\"file\":\"absent\"}}\n").into_bytes()
 }
 

@@ -20,6 +20,7 @@ use engine::model::graph::{Graph, ParamId, TensorId, lower};
 use engine::model::spec::RESNET50;
 use engine::model::units::ConvUnit;
 use engine::rng::{Purpose, Rng};
+use engine::simd::filters::Filters;
 use engine::simd::isa::Isa;
 use engine::simd::peak;
 use engine::simd::pool::Pool;
@@ -151,6 +152,15 @@ impl Random<'_> {
         (0..len).map(|_| rng.range(-bound, bound) as f32).collect()
     }
 
+    /// In any order: the numbers have none.
+    fn folded(&self, unit: &ConvUnit) -> Folded {
+        let shape = &unit.shape;
+        let gain = if unit.residual.is_some() { 0.5 } else { 2.0 };
+        let bound = (3.0 * gain / (shape.c * shape.r * shape.s) as f64).sqrt();
+        let weight = self.values(unit.weight, shape.weights(), bound);
+        Folded { weight, bias: self.values(unit.gamma, shape.k, 0.1) }
+    }
+
     fn quantise(folded: Folded, channels: usize) -> Quantised {
         let largest = folded.weight.iter().fold(0.0f32, |max, w| max.max(w.abs()));
         let weight = folded.weight.iter().map(|w| (w / largest * 127.0).round() as i8).collect();
@@ -160,12 +170,10 @@ impl Random<'_> {
 }
 
 impl Weights for Random<'_> {
-    fn convolution(&self, unit: &ConvUnit) -> Result<Folded> {
-        let shape = &unit.shape;
-        let gain = if unit.residual.is_some() { 0.5 } else { 2.0 };
-        let bound = (3.0 * gain / (shape.c * shape.r * shape.s) as f64).sqrt();
-        let weight = self.values(unit.weight, shape.weights(), bound);
-        Ok(Folded { weight, bias: self.values(unit.gamma, shape.k, 0.1) })
+    fn convolution(&self, unit: &ConvUnit, read: &mut dyn FnMut(Filters, &[f32])) -> Result<()> {
+        let Folded { weight, bias } = self.folded(unit);
+        read(Filters { weight: &weight, factor: &vec![1.0; unit.shape.k] }, &bias);
+        Ok(())
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {
@@ -175,7 +183,7 @@ impl Weights for Random<'_> {
     }
 
     fn quantised(&self, unit: &ConvUnit) -> Result<Quantised> {
-        Ok(Self::quantise(self.convolution(unit)?, unit.shape.c))
+        Ok(Self::quantise(self.folded(unit), unit.shape.c))
     }
 
     fn quantised_classifier(&self, weight: ParamId, bias: ParamId) -> Result<Quantised> {

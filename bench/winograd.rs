@@ -18,6 +18,7 @@ use engine::model::graph::{ConvShape, Op, lower};
 use engine::model::spec::RESNET50;
 use engine::rng::{Purpose, Rng};
 use engine::simd::conv::{self, forward};
+use engine::simd::filters::Filters;
 use engine::simd::isa::Isa;
 use engine::simd::peak;
 use engine::simd::pool::Pool;
@@ -186,7 +187,7 @@ struct Layer {
     shape: ConvShape,
     batch: usize,
     x: Aligned<f32>,
-    weight_krsc: Vec<f32>,
+    weight_kcrs: Vec<f32>,
     weight_rsck: Vec<f32>,
 }
 
@@ -198,13 +199,13 @@ impl Layer {
             (0..batch * shape.h * shape.w * shape.c).map(|_| rng.normal().max(0.0) as f32).collect();
         let x = Aligned::of(x.into_iter());
         let deviation = (2.0 / (9 * shape.c) as f64).sqrt();
-        let weight_krsc: Vec<f32> = (0..shape.weights()).map(|_| (rng.normal() * deviation) as f32).collect();
-        let mut weight_rsck = vec![0.0; weight_krsc.len()];
-        for (i, value) in weight_krsc.iter().enumerate() {
-            let (k, rest) = (i / (9 * shape.c), i % (9 * shape.c));
-            weight_rsck[rest * shape.k + k] = *value;
+        let weight_kcrs: Vec<f32> = (0..shape.weights()).map(|_| (rng.normal() * deviation) as f32).collect();
+        let mut weight_rsck = vec![0.0; weight_kcrs.len()];
+        for (i, value) in weight_kcrs.iter().enumerate() {
+            let (k, c, tap) = (i / (9 * shape.c), i / 9 % shape.c, i % 9);
+            weight_rsck[(tap * shape.c + c) * shape.k + k] = *value;
         }
-        Self { shape, batch, x, weight_krsc, weight_rsck }
+        Self { shape, batch, x, weight_kcrs, weight_rsck }
     }
 
     fn direct<'a>(
@@ -234,7 +235,8 @@ impl Layer {
         let (batch, (input, output)) = (self.batch, self.sizes());
         let layer = Winograd::<E>::new(isa, tile, &self.shape, &vec![0.0; self.shape.k]);
         let mut packed = vec![E::zeroed(); layer.packed_len()];
-        layer.pack(pool, &self.weight_krsc, &mut packed);
+        let factor = vec![1.0; self.shape.k];
+        layer.pack(Filters { weight: &self.weight_kcrs, factor: &factor }, &mut packed);
         let weights = Copies::of(&packed);
         let mut scratch = Scratch::default();
         Box::new(move |turn: usize| {
@@ -270,7 +272,7 @@ impl Layer {
                 let (row, column) = (p + tap / 3, q + tap % 3);
                 if (1..=h).contains(&row) && (1..=w).contains(&column) {
                     let x = &x[((image * h + row - 1) * w + column - 1) * c..][..c];
-                    let g = &self.weight_krsc[(out * 9 + tap) * c..][..c];
+                    let g = self.weight_kcrs[out * 9 * c + tap..].iter().step_by(9);
                     sum += x.iter().zip(g).map(|(x, g)| f64::from(*x) * f64::from(*g)).sum::<f64>();
                 }
             }

@@ -19,23 +19,36 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> Result<()> {
+    write_checked(scope, path, write, |_| Ok(()))
+}
+
+/// [`write_atomically`], where `check` looks at the whole temporary file before it gets its name: if it fails, nothing is
+/// left of the file, and its error is the answer.
+pub fn write_checked(
+    scope: &str,
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let permissions = fs::metadata(&target).ok().map(|metadata| metadata.permissions());
     if permissions.as_ref().is_some_and(|permissions| permissions.readonly()) {
         return Err(Error::output_file(path, "write", &io::ErrorKind::PermissionDenied.into()));
     }
     let temporary = temporary_name(&target);
-    let result = write_temporary(scope, &temporary, permissions, write).and_then(|()| {
+    let cannot = |source| Error::output_file(path, "write", &source);
+    let written = write_temporary(scope, &temporary, permissions, write).map_err(cannot);
+    let result = written.and_then(|()| check(&temporary)).and_then(|()| {
         failpoint::hit(scope, "tmp_synced");
-        fs::rename(&temporary, &target)?;
+        fs::rename(&temporary, &target).map_err(cannot)?;
         failpoint::hit(scope, "renamed");
-        sync_folder(folder_of(&target))
+        sync_folder(folder_of(&target)).map_err(cannot)
     });
-    result.map_err(|source| {
+    if result.is_err() {
         // Gone already where the rename succeeded; the first error is the one to report.
         let _ = fs::remove_file(&temporary);
-        Error::output_file(path, "write", &source)
-    })
+    }
+    result
 }
 
 fn write_temporary(
@@ -61,6 +74,51 @@ pub fn write_bytes_atomically(scope: &str, path: &Path, bytes: &[u8]) -> Result<
         failpoint::hit(scope, "tmp_half_written");
         file.write_all(tail)
     })
+}
+
+/// A file that is written over a while, under a temporary name until [`Self::commit`]; dropped before, it is removed.
+#[derive(Debug)]
+pub struct PendingFile {
+    pub file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+    is_committed: bool,
+}
+
+impl PendingFile {
+    pub fn create(target: &Path) -> Result<Self> {
+        let temporary = temporary_name(target);
+        let file = File::create(&temporary).map_err(|source| Error::output_file(target, "write", &source))?;
+        Ok(Self { file, temporary, target: target.to_owned(), is_committed: false })
+    }
+
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Makes what was written durable under its own name. `scope` names the failpoints.
+    pub fn commit(mut self, scope: &str) -> Result<()> {
+        failpoint::hit(scope, "tmp_written");
+        let commit = || {
+            self.file.sync_all()?;
+            failpoint::hit(scope, "tmp_synced");
+            fs::rename(&self.temporary, &self.target)?;
+            failpoint::hit(scope, "renamed");
+            sync_folder(folder_of(&self.target))
+        };
+        commit().map_err(|source| Error::output_file(&self.target, "write", &source))?;
+        self.is_committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What is left of it is removed by the next run as well.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 fn temporary_name(target: &Path) -> PathBuf {
@@ -163,6 +221,22 @@ mod tests {
         assert!(message.contains("cannot write") && message.contains("free some space"), "{message}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_file_that_fails_its_check_never_gets_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_bytes_atomically("test", &path, b"old").unwrap();
+        let write = |file: &mut File| file.write_all(b"new");
+        let refuse = |found: &Path| {
+            assert_eq!(fs::read(found).unwrap(), b"new");
+            Err(Error::failed("no good"))
+        };
+        assert_eq!(write_checked("test", &path, write, refuse).unwrap_err().message, "no good");
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"old".to_vec(), vec!["a".into()]));
+        write_checked("test", &path, write, |_| Ok(())).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"new".to_vec(), vec!["a".into()]));
     }
 
     #[test]

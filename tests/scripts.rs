@@ -357,3 +357,65 @@ fn zlib_stored(data: &[u8]) -> Vec<u8> {
     stream.extend((b << 16 | a).to_be_bytes());
     stream
 }
+
+/// A program of the name `aws` that has the folder `bucket` for a bucket.
+fn fake_aws(home: &Home) {
+    home.file(
+        "bin/aws",
+        "#!/bin/sh\ncase \"$1 $2\" in\n\"s3 ls\") du -sb bucket | awk '{ print \"Total Size: \" $1 }';;\n\
+         \"s3 sync\") for last; do :; done; cp -r bucket/. \"$last\";;\n*) exit 1;;\nesac\n",
+    );
+    home.sh("chmod +x bin/aws; mkdir -p bucket; printf data >bucket/train-000.tar; cd bucket; sha256sum train-000.tar >SHA256SUMS");
+}
+
+fn sync(home: &Home, arguments: &[&str]) -> Output {
+    let path = format!("{}:{}", home.path("bin").display(), std::env::var("PATH").unwrap());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/sync_to_ec2.sh");
+    let mut command = Command::new("bash");
+    command
+        .arg(script)
+        .args(arguments)
+        .current_dir(home.folder.path())
+        .env("PATH", path)
+        .env_remove("DATA_DIR");
+    command.output().unwrap()
+}
+
+#[test]
+fn what_comes_from_s3_is_checked_and_what_is_damaged_is_named() {
+    let home = Home::new();
+    fake_aws(&home);
+    let output = sync(&home, &["--from", "s3://b/imagenet", "--to", "here", "--engine", "none"]);
+    must_pass(&output);
+    assert_eq!(fs::read(home.path("here/train-000.tar")).unwrap(), b"data");
+    home.file("bucket/train-000.tar", "dota");
+    let output = sync(&home, &["--from", "s3://b/imagenet", "--to", "here", "--engine", "none"]);
+    let says = stderr(&output);
+    assert!(code(&output) == 3 && says.contains("train-000.tar"), "{says}");
+}
+
+#[test]
+fn a_wrong_address_and_a_disk_too_small_are_refused_before_anything_is_copied() {
+    let home = Home::new();
+    fake_aws(&home);
+    assert_eq!(code(&sync(&home, &["--from", "bucket"])), 2);
+    let output = sync(&home, &["--from", "s3://b/p", "--to", "/proc/there"]);
+    let says = stderr(&output);
+    assert!(code(&output) == 1 && says.contains("do not fit"), "{says}");
+}
+
+#[test]
+fn the_log_is_committed_with_its_curve_and_an_unreachable_remote_is_no_end() {
+    let home = Home::new();
+    home.file("repo/logs.md", "# Training logs\n");
+    home.file("repo/.gitignore", "/curve.svg\n");
+    home.file("run/logs.md", "# Training logs\n\nepoch: 1  train_loss: 2.0\n");
+    home.file("run/curve.svg", "<svg/>");
+    home.sh("mkdir repo/experiments; cd repo; git init -q; git config user.name t; git config user.email t@t; git add -A; git commit -qm begin");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/push_logs.sh");
+    fs::copy(script, home.path("repo/experiments/push_logs.sh")).unwrap();
+    home.sh("OUTPUT_DIR=run bash repo/experiments/push_logs.sh --once 2>says.txt");
+    home.sh("grep -q 'push failed' says.txt; cd repo; git show --stat HEAD | grep -q curve.svg; git show HEAD:logs.md | grep -q 'epoch: 1'");
+    // Nothing new: no commit.
+    home.sh("OUTPUT_DIR=run bash repo/experiments/push_logs.sh --once; [ \"$(git -C repo rev-list --count HEAD)\" = 2 ]");
+}

@@ -53,7 +53,7 @@ class Models:
             if not photographs.exists():
                 run(self.engine, "data", "synth", photographs, "--train-per-class", "4", "--val-per-class", "1", "--size", "256")
             command = [self.engine, "export", "--checkpoint", self.weights, "--format", "cpu", "--output", model]
-            run(*command, "--int8", "--calibrate", photographs, "--calibration-images", "32")
+            run(*command, "--int8", "--calibrate", photographs, "--calibration-images", "32", "--verify-images", "8")
         return model
 
     def onnx(self, precision, batch):

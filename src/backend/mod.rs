@@ -27,11 +27,17 @@ pub type NamedTensors = BTreeMap<String, HostTensor>;
 /// Batch norm: PyTorch's default, which torchvision keeps.
 pub const RUNNING_MOMENTUM: f64 = 0.1;
 
+/// Prefix of all that the optimiser has in a state.
+pub const OPTIMISER_PREFIX: &str = "optim.";
+
 /// Prefix of the optimiser's velocities in a state.
 pub const MOMENTUM_PREFIX: &str = "optim.momentum.";
 
 /// Prefix of LAMB's second moments in a state; its first ones take the place of velocities.
 pub const SECOND_MOMENT_PREFIX: &str = "optim.second_moment.";
+
+/// How many updates the weights have had, where a rule asks for it: f32 [1].
+pub const UPDATES: &str = "optim.updates";
 
 /// Prefix of the moving averages of weights and running statistics in a state.
 pub const EMA_PREFIX: &str = "ema.";
@@ -68,6 +74,20 @@ pub struct Extras {
     /// Moving averages of weights and running statistics are kept.
     pub averages: bool,
 }
+
+impl Extras {
+    /// Whether there is room for what `step` asks for.
+    pub fn check(&self, step: &Step) -> Result<()> {
+        if step.rule.kind() != self.rule || (step.ema_decay.is_some() && !self.averages) {
+            return Err(Error::failed(format!("a step by {step:?} for a network opened for {self:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// Why an evaluation of averages cannot be.
+pub const NO_AVERAGES: &str =
+    "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
 
 /// Which weights evaluate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,5 +1,6 @@
 //! The command line of `classify`.
 
+use crate::data::Limits;
 use crate::infer::Precision;
 use crate::simd::isa::Isa;
 use lexopt::prelude::*;
@@ -24,6 +25,7 @@ Options:
   --top N            How many classes to name [default: 5]
   --json             One JSON object a line: {\"file\", \"predictions\": [{\"index\", \"label\", \"probability\"}]}
   --stdio            Answer requests until the end of standard input: one JSON object a line in, one a line out
+  --max-pixels N     Refuse larger pictures before they are decoded [default: 178956970, Pillow's limit]
   --threads N        Threads; 0 means one a core [default: 0]
   --isa NAME         Instructions to use: auto, avx512, avx2, neon, portable [default: auto]
   --precision NAME   auto, fp32, bf16 or int8 [default: auto: int8 where the model has 8-bit numbers and the
@@ -38,6 +40,9 @@ Requests of --stdio:
                                                                and precision may be left out
   {\"id\", \"file\", \"predictions\", \"milliseconds\": {\"decode\", \"run\"}, \"path\": \"avx512 int8\"}       an answer
   {\"id\", \"error\": sentence}                                   what is wrong with this request; the next is answered
+  with \"explain\": true, an answer has \"explanation\": {\"seen\", \"maps\"}: the pixels that the network saw, and what each
+  part of them adds to the logit of each prediction
+  {\"id\": any, \"describe\": true}                                what the model file says of itself, and the machine
 
 Exit codes:
   0   done
@@ -54,6 +59,8 @@ pub struct Args {
     pub stdio: bool,
     pub top: usize,
     pub json: bool,
+    /// Width times height of the largest picture that is decoded.
+    pub max_pixels: u64,
     pub threads: usize,
     pub isa: Isa,
     /// `None`: the fastest.
@@ -72,6 +79,7 @@ pub enum Parsed {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, String> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let (mut model, mut images, mut stdio, mut json, mut profile) = (None, vec![], false, false, false);
+    let mut max_pixels = Limits::default().pixels;
     let (mut top, mut threads, mut isa, mut precision) = (5, 0, Isa::current(), None);
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         match argument {
@@ -79,6 +87,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, St
             Short('V') | Long("version") => return Ok(Parsed::Version),
             Long("model") => model = Some(PathBuf::from(value(&mut parser)?)),
             Long("top") => top = self::top(&text(&mut parser)?).map_err(|error| format!("--top: {error}"))?,
+            Long("max-pixels") => max_pixels = pixel_count(&text(&mut parser)?)?,
             Long("threads") => threads = thread_count(&text(&mut parser)?)?,
             Long("isa") => {
                 isa = Isa::named(&text(&mut parser)?).map_err(|error| format!("--isa: {error}"))?;
@@ -99,7 +108,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, St
         (true, false) => Err("--stdio reads its pictures from requests: give it no IMAGE".to_owned()),
         (false, true) => Err("no IMAGE is given".to_owned()),
         _ if stdio && profile => Err("--profile goes with IMAGE, not with --stdio".to_owned()),
-        _ => Ok(Parsed::Run(Args { model, images, stdio, top, json, threads, isa, precision, profile })),
+        _ => {
+            let args = Args { model, images, stdio, top, json, max_pixels, threads, isa, precision, profile };
+            Ok(Parsed::Run(args))
+        }
     }
 }
 
@@ -114,6 +126,13 @@ fn text(parser: &mut lexopt::Parser) -> Result<String, String> {
 fn top(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|&count| count > 0);
     count.ok_or_else(|| format!("expected a number of classes from 1, got {text}"))
+}
+
+/// Below the default or equal to it: what is above it is refused everywhere.
+fn pixel_count(text: &str) -> Result<u64, String> {
+    let most = Limits::default().pixels;
+    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("--max-pixels: expected a number from 1 to {most}, got {text}"))
 }
 
 fn thread_count(text: &str) -> Result<usize, String> {
@@ -148,6 +167,7 @@ mod tests {
     fn flags_come_in_any_order_and_with_either_sign() {
         let plain = args("--model m.engine a.jpg");
         assert_eq!((plain.top, plain.threads, plain.precision), (5, 0, None));
+        assert_eq!(plain.max_pixels, Limits::default().pixels);
         let args =
             args("a.jpg --top=3 --json --model=m.engine --threads 2 --isa portable --precision fp32 -- -b");
         assert_eq!(args.images, [PathBuf::from("a.jpg"), PathBuf::from("-b")]);
@@ -166,6 +186,7 @@ mod tests {
             ("--model m --stdio a.jpg", "give it no IMAGE"),
             ("--model m --stdio --profile", "--profile goes with IMAGE"),
             ("--model m --top 0 a.jpg", "--top: expected a number of classes from 1, got 0"),
+            ("--model m --max-pixels 0 a.jpg", "--max-pixels: expected a number from 1 to 178956970, got 0"),
             ("--model m --threads -1 a.jpg", "--threads: expected a number from 0 to 1024, got -1"),
             ("--model m --isa sse a.jpg", "expected auto, avx512, avx2, neon or portable; this machine has"),
             ("--model m --precision fp8 a.jpg", "expected auto, fp32, bf16 or int8, got fp8"),

@@ -24,6 +24,22 @@ pub fn decode(text: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// `bytes` as text, padded.
+pub fn encode(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let mut quad = [0; 4];
+        quad[1..=group.len()].copy_from_slice(group);
+        let bits = u32::from_be_bytes(quad);
+        for place in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * place) & 63) as usize];
+            text.push(if place <= group.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
+}
+
 fn value(digit: u8) -> Option<u32> {
     let value = match digit {
         b'A'..=b'Z' => digit - b'A',
@@ -38,7 +54,7 @@ fn value(digit: u8) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::decode;
+    use super::{decode, encode};
 
     #[test]
     fn the_rfcs_vectors() {
@@ -53,7 +69,10 @@ mod tests {
             ("Zm9vYmE", "fooba"),
         ] {
             assert_eq!(decode(text).as_deref(), Ok(bytes.as_bytes()), "{text}");
+            assert_eq!(encode(bytes.as_bytes()).trim_end_matches('='), text.trim_end_matches('='));
         }
+        assert_eq!([encode(b""), encode(b"f"), encode(b"fo")], ["", "Zg==", "Zm8="]);
+        assert_eq!(encode(&[0xfb, 0xff, 0xbf]), "+/+/");
         assert_eq!(decode("+/+/").unwrap(), [0xfb, 0xff, 0xbf]);
     }
 

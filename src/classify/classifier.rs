@@ -1,11 +1,13 @@
 //! A model file, its programs, and pictures through both.
 
-use crate::data::{Preprocessor, Reading};
+use super::base64;
+use crate::data::{Limits, Preprocessor, Reading};
 use crate::error::{Error, Result};
 use crate::infer::file::ModelFile;
 use crate::infer::top::{Prediction, top};
 use crate::infer::{Keep, Options, Precision, Program};
 use crate::model::params::Param;
+use crate::simd::direct::kernel::Kernels;
 use crate::simd::isa::Isa;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
@@ -21,13 +23,52 @@ pub struct Classifier {
     pixels: Vec<u8>,
 }
 
+/// What is asked of a picture.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    pub precision: Precision,
+    /// Classes to name.
+    pub top: usize,
+    /// Whether to say where in the picture their logits come from.
+    pub explain: bool,
+}
+
 /// What is said of a picture.
 #[derive(Debug, Serialize)]
 pub struct Answer<'a> {
     pub predictions: Vec<Prediction<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
     pub milliseconds: Milliseconds,
     /// Instruction set and precision: "avx512 int8".
     pub path: String,
+}
+
+/// Where in the picture the logits of the named classes come from.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    pub seen: Seen,
+    /// By prediction.
+    pub maps: Vec<EvidenceMap>,
+}
+
+/// What of the picture went into the network: a map's cells divide it evenly.
+#[derive(Debug, Serialize)]
+pub struct Seen {
+    pub width: usize,
+    pub height: usize,
+    /// u8 [height][width][3] in base64.
+    pub rgb: String,
+}
+
+/// `bias` and all `values` add up to `logit`; see [`crate::infer::explain`].
+#[derive(Debug, Serialize)]
+pub struct EvidenceMap {
+    pub index: usize,
+    pub logit: f32,
+    pub bias: f32,
+    /// f32 [rows][columns], from the top left.
+    pub values: Vec<Vec<f32>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,11 +85,12 @@ fn in_milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::O
 }
 
 impl Classifier {
-    /// Reads no weights yet: [`Self::program`] does.
-    pub fn new(model: ModelFile, isa: Isa, threads: usize) -> Self {
+    /// Reads no weights yet: [`Self::program`] does. Pictures beyond `limits` are refused.
+    pub fn new(model: ModelFile, limits: Limits, isa: Isa, threads: usize) -> Self {
         let transform = model.description().transform();
         let pixels = vec![0; transform.crop * transform.crop * 3];
-        let preprocessor = Preprocessor::new(transform, Reading::Photograph);
+        let mut preprocessor = Preprocessor::new(transform, Reading::Photograph);
+        preprocessor.limits = limits;
         Self { model, isa, threads, programs: vec![], preprocessor, pixels }
     }
 
@@ -58,6 +100,18 @@ impl Classifier {
 
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What model and machine can, fastest kernels aside.
+    pub fn precisions(&self) -> Vec<Precision> {
+        let has_numbers = |precision| precision != Precision::Int8 || self.model.has_int8();
+        let is_possible =
+            |&precision: &Precision| has_numbers(precision) && Kernels::of(precision, self.isa).is_ok();
+        Precision::ALL.into_iter().filter(is_possible).collect()
+    }
+
+    pub fn model(&self) -> &ModelFile {
+        &self.model
     }
 
     /// The program of `precision`, compiled unless it was before; the model's or the machine's fault where it cannot be.
@@ -83,6 +137,7 @@ impl Classifier {
             mean: description.mean,
             std: description.std,
             keep: Keep::None,
+            direct: false,
         };
         self.check_memory(precision)?;
         Program::compile(self.model.graph(), &self.model, &options)
@@ -109,9 +164,9 @@ impl Classifier {
         })
     }
 
-    /// The `count` likeliest classes of a picture file. An error of kind `Input` has no name in front: the caller knows
-    /// it.
-    pub fn classify(&mut self, bytes: &mut [u8], precision: Precision, count: usize) -> Result<Answer<'_>> {
+    /// The likeliest classes of a picture file. An error of kind `Input` has no name in front: the caller knows it.
+    pub fn classify(&mut self, bytes: &mut [u8], question: Question) -> Result<Answer<'_>> {
+        let Question { precision, top: count, explain } = question;
         // Before the clock starts: the first use of a precision packs its weights.
         self.program(precision)?;
         let start = Instant::now();
@@ -119,14 +174,17 @@ impl Classifier {
         let decode = start.elapsed();
         let start = Instant::now();
         let program = self.programs.iter_mut().find(|program| program.precision() == precision);
-        let logits = program.expect("compiled above").run(&self.pixels)?;
+        let program = program.expect("compiled above");
+        let logits = program.run(&self.pixels)?.to_vec();
         let run = start.elapsed();
         let classes = &self.model.description().classes;
-        Ok(Answer {
-            predictions: top(logits, |index| &classes[index].1, count),
-            milliseconds: Milliseconds { decode, run },
-            path: format!("{} {}", self.isa.name(), precision.name()),
-        })
+        let predictions = top(&logits, |index| &classes[index].1, count);
+        let explanation = match explain {
+            true => Some(explain_by(program, &self.pixels, &predictions, &logits)?),
+            false => None,
+        };
+        let path = format!("{} {}", self.isa.name(), precision.name());
+        Ok(Answer { predictions, explanation, milliseconds: Milliseconds { decode, run }, path })
     }
 
     /// Runs the last picture once more.
@@ -137,4 +195,24 @@ impl Classifier {
         program.run(&self.pixels)?;
         Ok(program)
     }
+}
+
+/// `program` has run `pixels` and made `logits` of them.
+fn explain_by(
+    program: &Program,
+    pixels: &[u8],
+    predictions: &[Prediction],
+    logits: &[f32],
+) -> Result<Explanation> {
+    let classes: Vec<usize> = predictions.iter().map(|prediction| prediction.index).collect();
+    let maps = program.activation_maps(0, &classes)?.into_iter().zip(&classes);
+    let maps = maps.map(|(map, &index)| EvidenceMap {
+        index,
+        logit: logits[index],
+        bias: map.bias,
+        values: map.values.chunks_exact(map.width).map(<[f32]>::to_vec).collect(),
+    });
+    let side = (pixels.len() / 3).isqrt();
+    let seen = Seen { width: side, height: side, rgb: base64::encode(pixels) };
+    Ok(Explanation { seen, maps: maps.collect() })
 }

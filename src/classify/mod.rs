@@ -4,13 +4,16 @@
 //! |---|---|
 //! | [`args`] | the command line and its help |
 //! | [`classifier`] | a model file, its programs, and pictures through both |
+//! | `describe` | what is said of a model and the machine |
 //! | [`stdio`], `base64` | requests and answers as lines of JSON |
 
 pub mod args;
 mod base64;
 pub mod classifier;
+mod describe;
 pub mod stdio;
 
+use crate::data::Limits;
 use crate::data::picture::read_picture;
 use crate::error::{Error, Result};
 use crate::infer::Precision;
@@ -19,7 +22,7 @@ use crate::infer::profile::Profiler;
 use crate::infer::top::Prediction;
 use crate::terminal::{answer, message};
 use args::{Args, HELP, Parsed};
-use classifier::Classifier;
+use classifier::{Classifier, Question};
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -45,7 +48,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let mut classifier = Classifier::new(ModelFile::open(&args.model)?, args.isa, args.threads);
+    let limits = Limits { pixels: args.max_pixels };
+    let mut classifier = Classifier::new(ModelFile::open(&args.model)?, limits, args.isa, args.threads);
     let precision = args.precision.unwrap_or_else(|| classifier.fastest());
     classifier.program(precision)?;
     if args.stdio {
@@ -62,10 +66,11 @@ fn run(args: &Args) -> Result<()> {
 /// One bad picture does not keep the others from their answer.
 fn classify_all(classifier: &mut Classifier, args: &Args, precision: Precision) -> Result<()> {
     let mut failures = vec![];
+    let question = Question { precision, top: args.top, explain: false };
     for path in &args.images {
         match read_picture(path) {
             Err(error) => failures.push(error),
-            Ok(mut bytes) => match classifier.classify(&mut bytes, precision, args.top) {
+            Ok(mut bytes) => match classifier.classify(&mut bytes, question) {
                 Err(error) => failures.push(error.within(path.display())),
                 Ok(found) => print(path, &found.predictions, args.json)?,
             },

@@ -2,7 +2,8 @@
 
 use super::args::precision;
 use super::base64;
-use super::classifier::{Answer, Classifier};
+use super::classifier::{Answer, Classifier, Question};
+use super::describe::describe;
 use crate::data::picture::read_picture;
 use crate::error::{Error, Result};
 use crate::infer::Precision;
@@ -21,15 +22,20 @@ struct Request {
     image: Option<String>,
     top: Option<usize>,
     precision: Option<String>,
+    #[serde(default)]
+    explain: bool,
+    /// Instead of a picture: what is there to answer.
+    #[serde(default)]
+    describe: bool,
 }
 
 #[derive(Serialize)]
-struct Success<'a> {
+struct Success<'a, T> {
     id: &'a Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
     #[serde(flatten)]
-    answer: Answer<'a>,
+    answer: T,
 }
 
 #[derive(Serialize)]
@@ -95,6 +101,23 @@ fn respond(
         Ok(request) => request,
         Err(error) => return write_line(output, &Failure { id: &id, error: &error }),
     };
+    if request.describe {
+        let done = match request {
+            Request {
+                describe: true,
+                file: None,
+                image: None,
+                top: None,
+                precision: None,
+                explain: false,
+            } => describe(classifier, defaults.precision).map_err(|error| error.message),
+            _ => Err("a request with describe has nothing else but an id".to_owned()),
+        };
+        return match done {
+            Ok(answer) => write_line(output, &Success { id: &id, file: None, answer }),
+            Err(error) => write_line(output, &Failure { id: &id, error: &error }),
+        };
+    }
     match answer(classifier, defaults, &request) {
         Ok(answer) => write_line(output, &Success { id: &id, file: request.file.as_deref(), answer }),
         Err(error) => write_line(output, &Failure { id: &id, error: &error.message }),
@@ -123,7 +146,8 @@ fn answer<'c>(classifier: &'c mut Classifier, defaults: Defaults, request: &Requ
     };
     // An error of the program names what it is about; of a picture, it begins with the reason.
     classifier.program(precision)?;
-    classifier.classify(&mut bytes, precision, top).map_err(|error| error.within(name))
+    let question = Question { precision, top, explain: request.explain };
+    classifier.classify(&mut bytes, question).map_err(|error| error.within(name))
 }
 
 fn read_file(file: &str) -> Result<Vec<u8>> {

@@ -1,15 +1,18 @@
 //! The command line. Doc comments are the help texts.
 
 use super::device::Device;
+use super::export::args::ExportArgs;
+use super::weights::WeightsArgs;
 use crate::config::{MAX_THREADS, Precision};
 use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
+use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::simd::isa::Isa;
 use crate::train::Resume;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-const EXIT_CODES: &str = "Exit codes:\n  \
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  \
     0   done\n  \
     1   failed\n  \
     2   command line or configuration\n  \
@@ -35,6 +38,9 @@ pub enum Command {
     #[command(subcommand, after_help = EXIT_CODES)]
     Data(DataCommand),
     Plot(PlotArgs),
+    Report(ReportArgs),
+    #[cfg(feature = "cuda")]
+    Plan(PlanArgs),
     Doctor(DoctorArgs),
     #[cfg(feature = "cuda")]
     Check(CheckArgs),
@@ -84,6 +90,15 @@ pub struct TrainArgs {
     /// auto (a GPU where one is usable, else the CPU), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: Device,
+
+    /// Find a learning rate instead of training: this many steps from the beginning, at rates that grow evenly by their
+    /// logarithm. Draws lr_find.svg in the output folder, suggests a rate, and touches neither logs nor checkpoints
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100", value_parser = clap::value_parser!(u32).range(10..))]
+    pub lr_find: Option<u32>,
+
+    /// The first and the last of these rates
+    #[arg(long, value_name = "RATE", num_args = 2, default_values_t = [1e-5, 10.0], requires = "lr_find")]
+    pub lr_range: Vec<f64>,
 }
 
 impl TrainArgs {
@@ -131,6 +146,37 @@ pub struct CheckArgs {
     pub precision: Precision,
 }
 
+/// Say what a training takes, before a dollar is spent: hours, dollars, device memory, disk and CPU on each card. A
+/// prediction, and it says from what
+#[cfg(feature = "cuda")]
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// v100, t4, a100, h100 or h200 (repeatable); without it, all of them
+    #[arg(long, value_name = "CARD")]
+    pub gpu: Vec<String>,
+
+    /// Dollars an hour of the machine, in place of the known ones
+    #[arg(long, value_name = "DOLLARS", value_parser = positive)]
+    pub price: Option<f64>,
+
+    /// Dollars there are: how much of the training they pay for
+    #[arg(long, value_name = "DOLLARS", value_parser = positive)]
+    pub budget: Option<f64>,
+
+    /// Images a CPU core prepares in a second on that machine (engine bench loader says it), in place of what was measured
+    /// elsewhere
+    #[arg(long, value_name = "IMAGES", value_parser = positive)]
+    pub loader_rate: Option<f64>,
+
+    /// One JSON object a card instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Say what this machine has for training, what it lacks, and what to do about it
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -144,13 +190,17 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
-/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored)
+/// Validate a checkpoint: loss, top-1 and top-5 over every validation image once, read as torchvision does (EXIF ignored).
+/// Folders named 0 to 999, as ImageNet-V2's, are the outputs of those numbers
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct EvalArgs {
     /// An engine checkpoint, or a safetensors or .pth state dict with torchvision's names
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
+
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 
     /// A folder or tar with a val/ split
     #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]
@@ -160,12 +210,29 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PIXELS")]
     pub resolution: Option<usize>,
 
+    /// One table over these sides instead: --sweep 224,256,288. Plain and, with --flip, mirrored; the weights and, where the
+    /// checkpoint has them, their averages
+    #[arg(long, value_name = "PIXELS,..", value_delimiter = ',', conflicts_with = "resolution", value_parser = side)]
+    pub sweep: Vec<usize>,
+
+    /// The crop's share of the resized shorter side; several with --sweep: 0.875,0.95,1. Without it, the checkpoint's
+    #[arg(long, value_name = "RATIO,..", value_delimiter = ',', value_parser = crop_ratio)]
+    pub crop_ratio: Vec<f64>,
+
     /// Average with the mirrored image
     #[arg(long)]
     pub flip: bool,
 
+    /// Also score against ReaL's labels (real.json): of ImageNet's validation images, by the numbers in their names
+    #[arg(long, value_name = "FILE")]
+    pub real: Option<PathBuf>,
+
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
+
+    /// cpu, auto (a GPU where one is usable), cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
 
     #[command(flatten)]
     pub threads: ThreadArgs,
@@ -175,11 +242,28 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+fn side(text: &str) -> std::result::Result<usize, String> {
+    let sides = MIN_RESOLUTION..=MAX_RESOLUTION;
+    let side = text.parse().ok().filter(|side| sides.contains(side));
+    side.ok_or_else(|| format!("expected pixels from {MIN_RESOLUTION} to {MAX_RESOLUTION}"))
+}
+
+fn crop_ratio(text: &str) -> std::result::Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.05..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a share from 0.05 to 1".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub struct ThreadArgs {
     /// Threads; 0 means one a core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
+}
+
+#[cfg(feature = "cuda")]
+fn positive(text: &str) -> std::result::Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 fn threads(text: &str) -> std::result::Result<usize, String> {
@@ -194,6 +278,9 @@ pub struct PredictArgs {
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
 
+    #[command(flatten)]
+    pub weights: WeightsArgs,
+
     #[arg(required = true, value_name = "IMAGE")]
     pub images: Vec<PathBuf>,
 
@@ -207,58 +294,6 @@ pub struct PredictArgs {
 
     #[command(flatten)]
     pub threads: ThreadArgs,
-}
-
-/// Write a checkpoint's weights in a format that others load
-#[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
-pub struct ExportArgs {
-    #[arg(long, value_name = "PATH")]
-    pub checkpoint: PathBuf,
-
-    #[arg(long, value_enum)]
-    pub format: ExportFormat,
-
-    #[arg(long, value_name = "PATH")]
-    pub output: PathBuf,
-
-    /// With --format cpu: 8-bit weights beside the f32 ones, and a table of what they cost each layer
-    #[arg(long, requires = "calibrate")]
-    pub int8: bool,
-
-    /// Photographs like those that the network will see, for --int8: a folder of images or of class folders, or a tar;
-    /// train/ of a data set
-    #[arg(long, value_name = "DIR|TAR", requires = "int8")]
-    pub calibrate: Option<PathBuf>,
-
-    /// How many of them are used
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
-    pub calibration_images: u32,
-
-    /// How the range of an activation is chosen
-    #[arg(long, value_enum, default_value_t = Range::Mse)]
-    pub calibration: Range,
-
-    #[command(flatten)]
-    pub threads: ThreadArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Range {
-    /// Least mean square error
-    Mse,
-    /// 99.99 % of all values lie within it
-    Percentile,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ExportFormat {
-    /// A state dict that load_state_dict takes strictly
-    Safetensors,
-    /// The same for torch.load(weights_only=True)
-    Pth,
-    /// A model file for `classify`: weights, class names and the preparation of pictures
-    Cpu,
 }
 
 #[derive(Debug, Subcommand)]
@@ -282,6 +317,7 @@ pub enum DataCommand {
         #[arg(value_name = "DIR|TAR")]
         data: PathBuf,
     },
+    Pack(super::pack::PackArgs),
     /// Count classes, images and bytes
     Info {
         #[arg(value_name = "DIR|TAR")]
@@ -312,6 +348,18 @@ pub struct PlotArgs {
     /// All runs of the file in one picture, instead of the last
     #[arg(long)]
     pub all: bool,
+}
+
+/// Write SUBMISSION.md: the acceptance checklist, with each item found in the files, missing, or left to a person
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ReportArgs {
+    /// The clone of the repository
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub root: PathBuf,
+
+    #[arg(short, long, value_name = "FILE", default_value = "SUBMISSION.md")]
+    pub output: PathBuf,
 }
 
 /// Classification on the CPU, as `classify` does it, on synthetic pixels
@@ -416,7 +464,8 @@ pub enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Decode, RandomResizedCrop and flip, without training
+    /// Decode, RandomResizedCrop and flip, without training: images a second and a CPU-second, and what reading, decoding,
+    /// resizing and the rest take of it
     Loader {
         /// Class folders or a tar of them
         #[arg(long, env = "DATA_DIR", value_name = "DIR|TAR")]

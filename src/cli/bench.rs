@@ -115,10 +115,18 @@ fn bench_loader(data: &Path, resolution: usize, seconds: f64, workers: usize, js
     for workers in 1..=workers {
         let speed = data::bench::loader(split, TrainTransform::new(resolution), workers, seconds)?;
         if json {
+            let stages = &speed.stages;
             let figures = serde_json::json!({
                 "images_per_second": speed.images_per_second(),
                 "images_per_cpu_second": speed.images_per_cpu_second(),
+                "best_images_per_cpu_second": speed.best,
+                "latency_ms": latency(speed.batch_seconds.clone()),
                 "peak_memory_mb": peak_memory_mb(),
+                "microseconds_per_image": {
+                    "read": stages.read, "disk": stages.disk, "decode": stages.decode, "resize": stages.resize,
+                    "augment": stages.augment, "copy": speed.copy,
+                },
+                "waited_share": speed.waited, "images": speed.images, "bytes_per_image": stages.bytes,
                 "workers": workers, "resolution": resolution, "decoder": speed.decoder, "bad": speed.bad,
             });
             answer(figures)?;

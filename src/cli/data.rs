@@ -22,6 +22,7 @@ pub fn run(command: &DataCommand) -> Result<()> {
             draw(output, &options)
         }
         DataCommand::Check { data } => check_all(data),
+        DataCommand::Pack(args) => super::pack::run(args),
         DataCommand::Info { data } => answer(info(&Splits::open(data)?)?),
         DataCommand::Batches { config: args, count, to } => {
             let config = args.load()?;

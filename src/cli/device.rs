@@ -193,7 +193,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
 
 /// What a card's plans are made for.
 #[cfg(feature = "cuda")]
-fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
+pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
     use crate::backend::cuda::plan::{Loss, Recipe, Rule};
     use crate::config::{LossKind, RuleKind};
     Recipe {

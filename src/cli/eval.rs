@@ -1,49 +1,182 @@
 //! `engine eval`.
 
 use super::args::EvalArgs;
-use crate::backend::Weights;
+use super::device::{self, Device};
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
-use crate::data::{Class, EvalOptions, Loader, Split, Splits};
+use crate::config::Config;
+use crate::data::{Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::evaluate::{Evaluation, evaluate};
-use crate::train::model_file::Model;
+use crate::train::model_file::{Model, Take, outputs_of};
 use crate::train::stop::Stop;
-use std::collections::HashMap;
+use crate::train::sweep::{Contender, RealLabels, Row, Sweep, View};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let model = Model::read(&args.checkpoint)?;
+    let models = models(args)?;
+    let model = &models[0].1;
     let splits = Splits::open(&args.data)?;
-    let outputs = outputs_of(&splits.classes, &model).map_err(|reason| {
+    let outputs = outputs_of(&splits.classes, model).map_err(|reason| {
         let (data, checkpoint) = (args.data.display(), args.checkpoint.display());
         Error::input(format!("{data} and {checkpoint} have different classes: {reason}"))
     })?;
-    let resolution = args.resolution.unwrap_or(model.description.resolution);
-    let options = EvalOptions::new(model.description.transform(resolution), args.batch.max(1));
-    let mut loader = Loader::eval(validation(splits, &args.data)?, options)?;
-    let mut backend =
-        CpuBackend::for_inference(&model.spec, &model.tensors, resolution, args.threads.threads)?;
-    let evaluation = Evaluation { weights: Weights::Live, outputs: Some(&outputs), flip: args.flip };
-    let score = evaluate(&mut backend, &mut loader, evaluation, &Stop::default())?;
-    for bad in loader.bad() {
-        message(format!("warning: left out: {}", bad.message));
+    let classes = splits.classes.len();
+    let split = validation(splits, &args.data)?;
+    let real = args.real.as_deref().map(RealLabels::read).transpose()?;
+    if let Some(real) = &real {
+        real.check(&split, classes)?;
     }
-    let count = score.count.max(1) as f64;
-    let (loss, top1, top5) =
-        (score.loss / count, 100.0 * score.top1 as f64 / count, 100.0 * score.top5 as f64 / count);
-    if args.json {
-        answer(serde_json::json!({
-            "images": score.count, "resolution": resolution, "flip": args.flip,
-            "val_loss": loss, "val_top1": top1, "val_top5": top5,
-        }))
-    } else {
-        let images = score.count;
+    let views = views(args, model);
+    let sweep = Sweep {
+        split: &split,
+        interpolation: model.description.interpolation,
+        batch: args.batch.max(1),
+        outputs: &outputs,
+        flip: args.flip,
+        real: real.as_ref(),
+    };
+    let first = views[0].resolution;
+    let mut contenders = models
+        .iter()
+        .map(|(name, model)| Ok(Contender { name, backend: backend(args, model, first)? }))
+        .collect::<Result<Vec<_>>>()?;
+    let (mut rows, mut named) = (vec![], BTreeSet::new());
+    for &view in &views {
+        let (found, bad) = sweep.run(view, &mut contenders, &Stop::default())?;
+        for bad in bad {
+            if named.insert(bad.sample) {
+                message(format!("warning: left out: {}", bad.message));
+            }
+        }
+        if views.len() > 1 {
+            message(format!("{} px, crop ratio {}: done", view.resolution, view.crop_ratio));
+        }
+        rows.extend(found);
+    }
+    if args.sweep.is_empty() { answer_one(args, &rows) } else { answer_table(args, &rows) }
+}
+
+/// The networks that are asked for: the weights, their averages, or for a sweep both where they are there.
+fn models(args: &EvalArgs) -> Result<Vec<(&'static str, Model)>> {
+    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
+    let wants_both = !args.sweep.is_empty() && args.weights.take() == Take::Best;
+    let name = |model: &Model| if model.averaged { "ema" } else { "plain" };
+    let mut models = vec![];
+    if wants_both && model.averaged {
+        models.push(("plain", Model::read_as(&args.checkpoint, Take::Plain)?));
+    }
+    models.push((name(&model), model));
+    Ok(models)
+}
+
+fn views(args: &EvalArgs, model: &Model) -> Vec<View> {
+    let or = |given: &[f64], default: f64| if given.is_empty() { vec![default] } else { given.to_vec() };
+    let ratios = or(&args.crop_ratio, model.description.crop_ratio);
+    let resolutions = match (&args.sweep[..], args.resolution) {
+        ([], resolution) => vec![resolution.unwrap_or(model.description.resolution)],
+        (sweep, _) => sweep.to_vec(),
+    };
+    let at = |resolution| ratios.iter().map(move |&crop_ratio| View { resolution, crop_ratio });
+    resolutions.into_iter().flat_map(at).collect()
+}
+
+fn backend(args: &EvalArgs, model: &Model, resolution: usize) -> Result<Box<dyn Backend>> {
+    let on_cpu = || -> Result<Box<dyn Backend>> {
+        let (spec, tensors) = (&model.spec, &model.tensors);
+        Ok(Box::new(CpuBackend::for_inference(spec, tensors, resolution, args.threads.threads)?))
+    };
+    if args.device == Device::Cpu {
+        return on_cpu();
+    }
+    let mut config = Config::default();
+    config.model.arch = model.spec.name.to_owned();
+    (config.data.resolution, config.data.batch) = (resolution, args.batch.max(1));
+    config.device.threads = args.threads.threads;
+    let (mut backend, environment) = device::open(&config, model.spec.classes, args.device)?;
+    if environment.device == "cpu" {
+        return on_cpu();
+    }
+    backend.load_state(&model.tensors).map_err(|error| error.within(args.checkpoint.display()))?;
+    Ok(backend)
+}
+
+/// Mean loss, and top-1 and top-5 in percent.
+fn figures(row: &Row) -> [f64; 3] {
+    let count = row.score.count.max(1) as f64;
+    [row.score.loss / count, 100.0 * row.score.top1 as f64 / count, 100.0 * row.score.top5 as f64 / count]
+}
+
+fn json(row: &Row) -> serde_json::Value {
+    let [loss, top1, top5] = figures(row);
+    let mut object = serde_json::json!({
+        "images": row.score.count, "resolution": row.view.resolution, "crop_ratio": row.view.crop_ratio,
+        "weights": row.weights, "flip": row.flip, "val_loss": loss, "val_top1": top1, "val_top5": top5,
+    });
+    if let Some(real) = row.real {
+        object["real_top1"] = real.percent().into();
+        object["real_images"] = real.count.into();
+    }
+    object
+}
+
+/// A line for each of the weights: mirrored where that was asked for.
+fn answer_one(args: &EvalArgs, rows: &[Row]) -> Result<()> {
+    for row in rows.iter().filter(|row| row.flip == args.flip) {
+        if args.json {
+            answer(json(row))?;
+            continue;
+        }
+        let [loss, top1, top5] = figures(row);
+        let images = row.score.count;
+        let real = row.real.map_or(String::new(), |real| format!("  real_top1: {:.2}%", real.percent()));
+        let weights = if row.weights == "ema" { ", moving averages" } else { "" };
         answer(format!(
-            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%  images: {images}  at {resolution} px"
-        ))
+            "val_loss: {loss:.3}  val_top1: {top1:.2}%  val_top5: {top5:.2}%{real}  images: {images}  at {} px{weights}",
+            row.view.resolution
+        ))?;
     }
+    Ok(())
+}
+
+/// Columns of one width, as Markdown; the best top-1 is told below.
+fn answer_table(args: &EvalArgs, rows: &[Row]) -> Result<()> {
+    if args.json {
+        return answer(serde_json::json!({"rows": rows.iter().map(json).collect::<Vec<_>>()}));
+    }
+    let has_real = rows.iter().any(|row| row.real.is_some());
+    let real = |text: String| if has_real { text } else { String::new() };
+    answer(format!(
+        "|  px | crop  | weights | mirrored | val_loss |  top-1 |  top-5 |{}",
+        real("   ReaL |".into())
+    ))?;
+    answer(format!(
+        "|----:|------:|---------|----------|---------:|-------:|-------:|{}",
+        real("-------:|".into())
+    ))?;
+    for row in rows {
+        let [loss, top1, top5] = figures(row);
+        let (View { resolution, crop_ratio }, weights) = (row.view, row.weights);
+        let mirrored = if row.flip { "mean" } else { "no" };
+        let real = real(row.real.map_or(String::new(), |real| format!(" {:6.2} |", real.percent())));
+        answer(format!(
+            "| {resolution:3} | {crop_ratio:<5} | {weights:7} | {mirrored:8} | {loss:8.3} | {top1:6.2} | {top5:6.2} |{real}"
+        ))?;
+    }
+    let best = rows.iter().rev().max_by_key(|row| row.score.top1);
+    best.map_or(Ok(()), |row| {
+        answer(format!(
+            "best: {:.2} % at {} px, crop ratio {}, {} weights{}, of {} images",
+            figures(row)[1],
+            row.view.resolution,
+            row.view.crop_ratio,
+            row.weights,
+            if row.flip { ", mirrored as well" } else { "" },
+            row.score.count
+        ))
+    })
 }
 
 /// The validation half, or everything where the data are not divided.
@@ -55,28 +188,4 @@ fn validation(splits: Splits, data: &Path) -> Result<Arc<Split>> {
             "has training images only; expected val/<class>/ folders or val*.tar beside them",
         )
     })
-}
-
-/// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such
-/// as torchvision's, go by position, and need as many classes as the data have.
-fn outputs_of(classes: &[Class], model: &Model) -> std::result::Result<Vec<u32>, String> {
-    let names = &model.description.classes;
-    let by_name: HashMap<&str, u32> = (0..).zip(names).map(|(index, (id, _))| (id.as_str(), index)).collect();
-    let unknown = classes.iter().find(|class| !by_name.contains_key(class.id.as_str()));
-    let Some(unknown) = unknown else {
-        return Ok(classes.iter().map(|class| by_name[class.id.as_str()]).collect());
-    };
-    let is_unnamed = names.iter().enumerate().all(|(index, (id, _))| *id == index.to_string());
-    match (is_unnamed, classes.len() == names.len()) {
-        (true, true) => Ok((0..names.len() as u32).collect()),
-        (true, false) => Err(format!(
-            "{} in the data, {} without names in the weights; give data with all of the weights' classes",
-            classes.len(),
-            names.len()
-        )),
-        (false, _) => Err(format!(
-            "the network was not trained on {}; remove it from the data, or give the checkpoint that knows it",
-            unknown.id
-        )),
-    }
 }

@@ -12,9 +12,14 @@ mod doctor;
 mod dump;
 mod eval;
 mod export;
+mod pack;
+#[cfg(feature = "cuda")]
+mod plan;
 mod plot;
 mod predict;
+mod report;
 mod train;
+mod weights;
 
 use crate::error::{Error, Kind, Result};
 use crate::leave::leave_silently;
@@ -63,8 +68,11 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Data(command) => data::run(&command),
         Command::Plot(args) => plot::run(&args),
+        Command::Report(args) => report::run(&args),
         #[cfg(feature = "cuda")]
         Command::Check(args) => check::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(&command),
     }

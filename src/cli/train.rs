@@ -2,11 +2,17 @@
 
 use super::args::{ConfigArgs, TrainArgs};
 use super::device;
+use crate::backend::{Backend, MOMENTUM_PREFIX};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
 use crate::error::{Error, Result};
-use crate::terminal::message;
+use crate::files;
+use crate::log::rate_plot::plot_rates;
+use crate::terminal::{answer, message};
+use crate::train::lr_find::{Range, lr_find};
+use crate::train::model_file::Model;
+use crate::train::notice;
 use crate::train::stop::Stop;
 use crate::train::{Resume, TrainOptions, train};
 use std::path::{Path, PathBuf};
@@ -14,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &TrainArgs) -> Result<()> {
     // First of all: a signal while the data are opened also ends in a checkpoint and exit code 75.
     let stop = Stop::on_signals()?;
+    notice::watch(&stop);
     let config = args.config.load()?;
     if let (Some(_), Resume::From(path)) = (&args.init, args.resume()) {
         return Err(Error::usage(format!(
@@ -24,6 +31,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     device::preflight(args.device)?;
     let dataset = open_data(&config, &args.config)?;
     let (mut backend, environment) = device::open(&config, dataset.classes.len(), args.device)?;
+    if let Some(steps) = args.lr_find {
+        return find_rate(args, &config, &dataset, backend.as_mut(), steps as usize, &stop);
+    }
     let options = TrainOptions {
         output: args.config.output.clone(),
         resume: args.resume(),
@@ -31,6 +41,48 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         stop,
     };
     train(&config, &options, &dataset, backend.as_mut(), environment)
+}
+
+/// The range test: a picture and a suggestion. The output folder's logs and checkpoints are not looked at.
+fn find_rate(
+    args: &TrainArgs,
+    config: &Config,
+    dataset: &Dataset,
+    backend: &mut dyn Backend,
+    steps: usize,
+    stop: &Stop,
+) -> Result<()> {
+    if let Some(init) = &args.init {
+        let mut tensors = Model::read(init)?.tensors;
+        tensors.retain(|name, _| !name.starts_with(MOMENTUM_PREFIX));
+        backend.load_state(&tensors).map_err(|error| error.within(init.display()))?;
+    }
+    let range = Range { low: args.lr_range[0], high: args.lr_range[1], steps };
+    message(format!(
+        "{steps} steps of {} images, at rates from {} to {}",
+        config.data.batch, range.low, range.high
+    ));
+    let found = lr_find(config, dataset, backend, &range, stop)?;
+    let path = args.config.output.join("lr_find.svg");
+    let title = format!("{}: loss by learning rate, batch {}", config.name, config.data.batch);
+    files::create_folder(&args.config.output)?;
+    let picture = plot_rates(&title, &found.points, found.suggested);
+    files::write_bytes_atomically("lr_find", &path, picture.as_bytes())?;
+    let per = match config.optim.lr_per {
+        0 => String::new(),
+        per => format!(
+            ", which is optim.lr = {:.3e} with optim.lr_per = {per}",
+            found.suggested * per as f64 / config.data.batch as f64
+        ),
+    };
+    answer(format!(
+        "suggested rate of the whole batch: {:.3e}{per}\nlowest loss at {:.3e}, steepest fall at {:.3e}, {} steps; {}",
+        found.suggested,
+        found.lowest,
+        found.steepest,
+        found.points.len(),
+        path.display()
+    ))
 }
 
 /// The data that the configuration names, or the embedded set, written below the output folder.

@@ -2,7 +2,7 @@
 
 use super::decode::{Header, Rect};
 use super::preprocess::{Workshop, round};
-use super::resize::Interpolation;
+use super::resize::{Interpolation, mirror};
 use crate::rng::{Purpose, Rng};
 
 /// RandomResizedCrop's ranges: share of the area, and width over height.
@@ -104,8 +104,5 @@ impl Workshop {
 
 /// Mirrors each row of `pixels` [_, width, 3].
 pub(crate) fn flip_rows(pixels: &mut [u8], width: usize) {
-    for row in pixels.chunks_exact_mut(width * 3) {
-        let row: &mut [[u8; 3]] = bytemuck::cast_slice_mut(row);
-        row.reverse();
-    }
+    mirror(pixels, width);
 }

@@ -4,9 +4,11 @@
 //! failure is one sentence; whoever knows the file's name puts it in front.
 
 use std::io::Cursor;
+use std::time::Duration;
 
 use super::exif::{self, Orientation};
 use super::jpeg::{self, JpegHeader};
+use super::stages::thread_time;
 use crate::error::{Error, Result};
 
 /// What a decoder may be asked for.
@@ -200,6 +202,8 @@ fn plain_header(format: Format, width: u32, height: u32, channels: u8, bits: u8)
 #[derive(Default)]
 pub struct Decoder {
     pub reading: Reading,
+    /// CPU time of all decodes.
+    pub(super) spent: Duration,
     pixels: Vec<u8>,
     scratch: Vec<u8>,
     #[cfg(feature = "turbojpeg")]
@@ -255,28 +259,45 @@ impl Decoder {
         }
     }
 
+    /// Bytes of the buffers that are kept from picture to picture.
+    pub fn held_bytes(&self) -> usize {
+        self.pixels.capacity() + self.scratch.capacity()
+    }
+
     /// Decodes at least `rect`, which lies inside the image. `bytes` are changed while this runs, and are as they
     /// were when it returns.
     ///
     /// A JPEG's rows below `rect` (and with libjpeg-turbo also those above) are not looked at, so damage there goes
     /// unseen; a file that was cut short is an error whatever `rect` is.
     pub fn decode(&mut self, bytes: &mut [u8], header: &Header, rect: Rect) -> Result<Region<'_>, String> {
+        let begin = thread_time();
+        let placed = self.decode_placed(bytes, header, rect);
+        self.spent += thread_time() - begin;
+        let (height, width, rect) = placed?;
+        Ok(Region { pixels: &self.pixels[..height * width * 3], height, width, rect })
+    }
+
+    /// Height and width of what is in `pixels` then, and where `rect` lies in it.
+    fn decode_placed(
+        &mut self,
+        bytes: &mut [u8],
+        header: &Header,
+        rect: Rect,
+    ) -> Result<(usize, usize, Rect), String> {
         let (mut height, width) = (header.height, header.width);
         match (header.format, &header.jpeg) {
             (Format::Jpeg, Some(jpeg)) => {
                 jpeg::check_whole(bytes, jpeg)?;
                 #[cfg(feature = "turbojpeg")]
                 if super::turbo::takes(jpeg) {
-                    let (height, width, rect) = self.turbo.decode(bytes, jpeg, rect, &mut self.pixels)?;
-                    let pixels = &self.pixels[..height * width * 3];
-                    return Ok(Region { pixels, height, width, rect });
+                    return self.turbo.decode(bytes, jpeg, rect, &mut self.pixels);
                 }
                 height = jpeg::decode_rows(bytes, jpeg, rect.top + rect.height, &mut self.pixels)?;
             }
             (Format::Png, _) => self.decode_png(bytes, header)?,
             _ => self.decode_webp(bytes, header)?,
         }
-        Ok(Region { pixels: &self.pixels[..height * width * 3], height, width, rect })
+        Ok((height, width, rect))
     }
 
     fn decode_png(&mut self, bytes: &[u8], header: &Header) -> Result<(), String> {

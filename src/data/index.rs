@@ -5,6 +5,7 @@
 //! | class folders | `D/train/<class>/x.jpg`, `D/val/<class>/y.jpg` |
 //! | shards | `D/train*.tar`, `D/val*.tar`: tars of class folders, or WebDataset |
 //! | one tar | `train/<class>/..` and `val/<class>/..` inside, under one folder or none |
+//! | image-net.org's archives | `D/ILSVRC2012_img_train.tar`, `_img_val.tar` and `_devkit_t12.tar.gz` (`ilsvrc`) |
 //!
 //! `validation` stands for `val` everywhere. Classes are numbered in the order of their sorted names, as by
 //! torchvision's ImageFolder, and take their labels from `classes.txt` (`id TAB label`) where there is one; in
@@ -14,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::ilsvrc;
 use super::listing::{Entry, Listing, list_folder, list_shards, list_tar_part, loose_images};
 use super::shard::Shard;
 use super::split::Split;
@@ -109,6 +111,9 @@ fn find(path: &Path) -> Result<([Option<Listing>; 2], Option<String>)> {
     })?;
     if !meta.is_dir() {
         return find_in_tar(path);
+    }
+    if ilsvrc::is_in(path) {
+        return ilsvrc::list(path);
     }
     let half = |names: [&str; 2]| -> Result<Option<Listing>> {
         if let Some(folder) = names.iter().map(|n| path.join(n)).find(|p| p.is_dir()) {

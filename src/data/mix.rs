@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum MixForm {
     /// An image's partner is the one before it (`roll(1)`); a box reaches as far on either side of its centre.
     Torchvision,
-    /// It is the one in its place of the reversed batch (`flip(0)`); a box's sides are rounded down before they are halved.
+    /// It is the one in its place of the reversed batch (`flip(0)`); of a box of an odd side, the larger half is behind its
+    /// centre (releases before 1.0 left that pixel out).
     Timm,
 }
 
@@ -62,13 +63,19 @@ fn partner(form: MixForm, index: usize, n: usize) -> usize {
 }
 
 /// The box that cutmix takes from the partner: of about (1 - lambda) of a square image, around a centre, less what lies outside.
-pub(crate) fn cut(form: MixForm, side: usize, lambda: f64, row: usize, column: usize) -> Rect {
+pub fn cut(form: MixForm, side: usize, lambda: f64, row: usize, column: usize) -> Rect {
     let root = (1.0 - lambda).sqrt();
-    let half = match form {
-        MixForm::Torchvision => (0.5 * root * side as f64) as usize,
-        MixForm::Timm => (side as f64 * root) as usize / 2,
+    let (before, behind) = match form {
+        MixForm::Torchvision => {
+            let half = (0.5 * root * side as f64) as usize;
+            (half, half)
+        }
+        MixForm::Timm => {
+            let cut = (side as f64 * root) as usize;
+            (cut / 2, cut.div_ceil(2))
+        }
     };
-    let span = |centre: usize| (centre.saturating_sub(half), (centre + half).min(side));
+    let span = |centre: usize| (centre.saturating_sub(before), (centre + behind).min(side));
     let ((top, bottom), (left, right)) = (span(row), span(column));
     Rect { top, left, height: bottom - top, width: right - left }
 }

@@ -2,14 +2,15 @@
 //!
 //! | file | gives |
 //! |---|---|
-//! | [`index`], `listing`, `shard`, [`split`] | what samples there are, their labels, and their bytes |
+//! | [`index`], `listing`, `shard`, [`ilsvrc`], [`split`] | what samples there are, their labels, and their bytes |
 //! | [`picture`] | a path or standard input -> bytes |
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`loader`], `worker`, [`batch`] | samples -> batches, in order, from a pool of threads |
+//! | [`loader`], `worker`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
 //! | [`mix`] | which images of a batch are mixed, and how |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
+//! | [`pack`] | samples -> tar shards that the above reads in place |
 
 #[cfg(feature = "train")]
 pub mod augment;
@@ -24,6 +25,8 @@ pub mod check;
 pub mod decode;
 pub mod exif;
 #[cfg(feature = "train")]
+pub mod ilsvrc;
+#[cfg(feature = "train")]
 pub mod index;
 mod jpeg;
 #[cfg(feature = "train")]
@@ -32,6 +35,8 @@ mod listing;
 pub mod loader;
 #[cfg(feature = "train")]
 pub mod mix;
+#[cfg(feature = "train")]
+pub mod pack;
 pub mod picture;
 pub mod preprocess;
 pub mod resize;
@@ -39,6 +44,7 @@ pub mod resize;
 mod shard;
 #[cfg(feature = "train")]
 pub mod split;
+pub mod stages;
 #[cfg(feature = "train")]
 pub mod synth;
 #[cfg(feature = "turbojpeg")]

@@ -57,6 +57,10 @@ impl EvalTransform {
     }
 }
 
+/// Bytes of buffers that are kept for the next picture: a photograph of 20 million pixels. What a larger one took is
+/// given back, so that one of them does not hold a server's memory for good.
+const KEPT_BYTES: usize = 64 << 20;
+
 /// Files, one after another, to network inputs; keeps its buffers.
 pub struct Preprocessor {
     pub transform: EvalTransform,
@@ -78,12 +82,13 @@ impl Preprocessor {
         // A damaged file that trips a decoder costs itself, and no other picture.
         let done = catch_unwind(AssertUnwindSafe(|| {
             let header = read_header(bytes, *limits)?;
-            workshop.eval(bytes, &header, transform, out)
+            workshop.eval(bytes, &header, *limits, transform, out)
         }));
-        done.unwrap_or_else(|_| {
+        if done.is_err() || self.workshop.held_bytes() > KEPT_BYTES {
             self.workshop = Workshop::default();
-            Err("the decoder panicked on it; please report it with the file".to_owned())
-        })
+        }
+        let panicked = "the decoder panicked on it; please report it with the file";
+        done.unwrap_or_else(|_| Err(panicked.to_owned()))
     }
 }
 
@@ -96,17 +101,22 @@ pub(crate) struct Workshop {
 }
 
 impl Workshop {
+    fn held_bytes(&self) -> usize {
+        self.decoder.held_bytes() + self.resized.capacity()
+    }
+
     /// The evaluation image, into `out` [crop, crop, 3].
     pub fn eval(
         &mut self,
         bytes: &mut [u8],
         header: &Header,
+        limits: Limits,
         transform: &EvalTransform,
         out: &mut [u8],
     ) -> Result<(), String> {
         let orientation = self.decoder.orientation(header);
         let region = self.decoder.decode(bytes, header, Rect::whole(header.height, header.width))?;
-        let (height, width) = resize(region, transform, &mut self.resizer, &mut self.resized)?;
+        let (height, width) = resize(region, limits, transform, &mut self.resizer, &mut self.resized)?;
         center_crop(&self.resized, (height, width), orientation, transform.crop, out);
         Ok(())
     }
@@ -115,13 +125,14 @@ impl Workshop {
 /// torchvision's `Resize` of `region`, into `resized`; its height and width.
 fn resize(
     region: Region<'_>,
+    limits: Limits,
     transform: &EvalTransform,
     resizer: &mut Resizer,
     resized: &mut Vec<u8>,
 ) -> Result<(usize, usize), String> {
     let (height, width) = resized_size(region.rect.height, region.rect.width, transform.resize);
     // A strip of an image within the limit may be beyond it once its short side has grown.
-    if (height * width) as u64 > Limits::default().pixels {
+    if (height * width) as u64 > limits.pixels {
         let Rect { height: h, width: w, .. } = region.rect;
         return Err(format!("{w} x {h} would become {width} x {height} for the network: crop it"));
     }

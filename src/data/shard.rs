@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,7 @@ pub(crate) fn is_hidden(folder: &str) -> bool {
 impl Shard {
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |reason: String| Error::input_file(path, reason);
-        let mut file = File::open(path).map_err(|e| bad(format!("cannot read it: {e}")))?;
+        let file = File::open(path).map_err(|e| bad(format!("cannot read it: {e}")))?;
         let size = file.metadata().map_err(|e| bad(format!("cannot read it: {e}")))?.len();
         let mut magic = [0; 6];
         let read = file.read_at(&mut magic, 0).map_err(|e| bad(format!("cannot read it: {e}")))?;
@@ -61,8 +62,15 @@ impl Shard {
                 path.display()
             )));
         }
-        let members = list(&mut file, size).map_err(bad)?;
+        let members = list(Section::new(&file, 0, size)).map_err(bad)?;
         Ok(Self { path: path.into(), file, members })
+    }
+
+    /// What lies in a member that is a tar itself; offsets are those in the outer file.
+    pub fn inner(&self, member: &Member) -> Result<Vec<Member>> {
+        let listed = list(Section::new(&self.file, member.offset, member.len));
+        listed
+            .map_err(|reason| Error::input_file(&self.path, format!("its member {}: {reason}", member.name)))
     }
 
     /// The bytes of a small member.
@@ -79,12 +87,48 @@ impl Shard {
     }
 }
 
+/// A part of a file, read with positioned reads: several threads may read one file.
+struct Section<'f> {
+    file: &'f File,
+    begin: u64,
+    len: u64,
+    at: u64,
+}
+
+impl<'f> Section<'f> {
+    fn new(file: &'f File, begin: u64, len: u64) -> Self {
+        Self { file, begin, len, at: 0 }
+    }
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.len.saturating_sub(self.at).min(buffer.len() as u64) as usize;
+        let read = self.file.read_at(&mut buffer[..left], self.begin + self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Section<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.len.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
 /// GNU long names and pax headers are the tar crate's work.
-fn list(file: &mut File, size: u64) -> Result<Vec<Member>, String> {
+fn list(section: Section<'_>) -> Result<Vec<Member>, String> {
+    let (file, begin, size) = (section.file, section.begin, section.len);
     let mut members: Vec<Member> = Vec::new();
     let mut end = 0;
     let last = |members: &[Member]| members.last().map_or("its beginning".into(), |m| m.name.clone());
-    let mut archive = tar::Archive::new(&mut *file);
+    let mut archive = tar::Archive::new(section);
     for entry in archive.entries_with_seek().map_err(|e| format!("cannot read it: {e}"))? {
         let entry = entry.map_err(|e| {
             format!("damaged after {} (offset {end}): {e}; is it a tar, and complete?", last(&members))
@@ -106,10 +150,10 @@ fn list(file: &mut File, size: u64) -> Result<Vec<Member>, String> {
             ));
         }
         if kind.is_file() || kind.is_contiguous() || kind.is_dir() {
-            members.push(Member { name, folder: kind.is_dir(), offset, len });
+            members.push(Member { name, folder: kind.is_dir(), offset: begin + offset, len });
         }
     }
-    check_trailer(file, size, end.next_multiple_of(512)).map_err(|()| {
+    check_trailer(file, begin, size, end.next_multiple_of(512)).map_err(|()| {
         format!(
             "cut short after {} (offset {end}): the two blocks of zeros that close a tar are missing; fetch it \
              again, or, if it is whole, append them with `truncate -s +1024`",
@@ -121,9 +165,9 @@ fn list(file: &mut File, size: u64) -> Result<Vec<Member>, String> {
 
 /// POSIX closes an archive with two blocks of zeros; one is taken for two, as by GNU tar. Without this check a tar
 /// that was cut between two members would pass for a smaller one.
-fn check_trailer(file: &mut File, size: u64, end: u64) -> Result<(), ()> {
+fn check_trailer(file: &File, begin: u64, size: u64, end: u64) -> Result<(), ()> {
     let mut block = [1u8; 512];
-    if end + 512 > size || file.read_exact_at(&mut block, end).is_err() {
+    if end + 512 > size || file.read_exact_at(&mut block, begin + end).is_err() {
         return Err(());
     }
     if block.iter().all(|&b| b == 0) { Ok(()) } else { Err(()) }

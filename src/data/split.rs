@@ -93,6 +93,12 @@ impl Split {
         }
     }
 
+    /// The name without folders and without what follows the last dot.
+    pub fn stem(&self, i: usize) -> &str {
+        let base = self.member(i).rsplit('/').next().unwrap_or("");
+        base.rsplit_once('.').map_or(base, |(stem, _)| stem)
+    }
+
     /// Size of the file in bytes.
     pub fn bytes(&self, i: usize) -> Result<u64> {
         match &self.places[self.samples[i].place as usize] {
@@ -101,6 +107,25 @@ impl Split {
                 path.metadata().map(|m| m.len()).map_err(|e| cannot_read(&path, &e))
             }
             Place::Tar { .. } => Ok(self.samples[i].len),
+        }
+    }
+
+    /// Tells the system that the file is about to be read, so that the disk works ahead of the workers. A hint: what goes
+    /// wrong shows when it is read.
+    pub fn will_read(&self, i: usize) {
+        let sample = self.samples[i];
+        match &self.places[sample.place as usize] {
+            Place::Folder(path) => {
+                if let Ok(file) = File::open(path.join(self.member(i))) {
+                    will_need(&file, 0, 0);
+                }
+            }
+            Place::Tar { handle: Some(file), .. } => will_need(file, sample.offset, sample.len),
+            Place::Tar { path, handle: None } => {
+                if let Ok(file) = File::open(path) {
+                    will_need(&file, sample.offset, sample.len);
+                }
+            }
         }
     }
 
@@ -142,6 +167,15 @@ impl Split {
         }
     }
 }
+
+/// `len` 0: to the end.
+#[cfg(target_os = "linux")]
+fn will_need(file: &File, offset: u64, len: u64) {
+    let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn will_need(_: &File, _: u64, _: u64) {}
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| cannot_read(path, &e))

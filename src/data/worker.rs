@@ -5,6 +5,8 @@ use super::decode::{Limits, read_header};
 use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
+use super::stages::{Stages, thread_time};
+use std::time::Instant;
 
 /// What is done to each image.
 #[derive(Debug, Clone)]
@@ -67,10 +69,17 @@ pub(crate) struct Job<'a> {
     pub recipe: &'a Recipe,
 }
 
+/// Both clocks at one moment.
+struct Begin {
+    wall: Instant,
+    cpu: std::time::Duration,
+}
+
 #[derive(Default)]
 pub(crate) struct Worker {
     bytes: Vec<u8>,
     workshop: Workshop,
+    stages: Stages,
 }
 
 impl Worker {
@@ -78,18 +87,39 @@ impl Worker {
     pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<(), String> {
         // SAFETY: the loader hands out each position of the order, and so each slot of a batch, once.
         let out = unsafe { slots.slot(slot) };
-        self.produce(job, out)
+        let begin = thread_time();
+        let result = self.produce(job, out);
+        let Workshop { decoder, resizer, .. } = &mut self.workshop;
+        let (decode, resize) = (std::mem::take(&mut decoder.spent), std::mem::take(&mut resizer.spent));
+        let stages = &mut self.stages;
+        stages.images += 1;
+        stages.decode += decode;
+        stages.resize += resize;
+        stages.augment += (thread_time() - begin).saturating_sub(stages.read + decode + resize);
+        result
+    }
+
+    /// What the last image took.
+    pub fn take_stages(&mut self) -> Stages {
+        std::mem::take(&mut self.stages)
     }
 
     fn produce(&mut self, job: &Job, out: &mut [u8]) -> Result<(), String> {
         let sample = job.sample as usize;
-        job.split.read_into(sample, &mut self.bytes).map_err(|e| e.message)?;
+        let begin = Begin { wall: Instant::now(), cpu: thread_time() };
+        let read = job.split.read_into(sample, &mut self.bytes);
+        self.stages.read += thread_time() - begin.cpu;
+        self.stages.disk += begin.wall.elapsed().saturating_sub(thread_time() - begin.cpu);
+        self.stages.bytes += self.bytes.len() as u64;
+        read.map_err(|e| e.message)?;
         let bytes = &mut self.bytes;
         let made = read_header(bytes, Limits::default()).and_then(|header| match job.recipe {
             Recipe::Train { transform, seed, epoch, .. } => {
                 self.workshop.train(bytes, &header, transform, (*seed, *epoch, sample as u64), out)
             }
-            Recipe::Eval { transform } => self.workshop.eval(bytes, &header, transform, out),
+            Recipe::Eval { transform } => {
+                self.workshop.eval(bytes, &header, Limits::default(), transform, out)
+            }
         });
         made.map_err(|reason| format!("{}: {reason}", job.split.name(sample)))
     }

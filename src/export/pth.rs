@@ -1,6 +1,12 @@
 //! PyTorch's file since 1.6: an uncompressed ZIP of `NAME/data.pkl`, the storages `NAME/data/0`, ..., and three small
 //! entries (caffe2/serialize/inline_container.cc). Entries begin at multiples of 64 bytes, so that `mmap=True` works.
+//!
+//! A state dict has no place for anything but tensors: another key would fail `load_state_dict(strict=True)`. What the
+//! file says of its network is an entry `NAME/extra/engine.model`, beside which `torch.jit.save` puts its extra files, too.
+//! `torch.load` passes over it; `unzip -p model.pth archive/extra/engine.model` shows it.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -9,6 +15,7 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::pickle;
 use super::state::in_module_order;
+use crate::checkpoint::weights::EXTRA;
 use crate::checkpoint::{StateDict, Tensor};
 use crate::error::Result;
 use crate::files;
@@ -16,13 +23,24 @@ use crate::files;
 /// The folder in the archive; any name will do, this is the one PyTorch uses where there is no file name.
 const NAME: &str = "archive";
 
-/// Writes a state dict as a `.pth` that `torch.load(weights_only=True)` reads. Bytes are a function of the content.
-pub fn export_pth(state: &StateDict, path: &Path) -> Result<()> {
+/// Writes a state dict as a `.pth` that `torch.load(weights_only=True)` reads, with `metadata` as extra entries; `check` sees
+/// it before it gets its name. Bytes are a function of the content.
+pub fn export_pth(
+    state: &StateDict,
+    metadata: &BTreeMap<String, String>,
+    path: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let tensors = in_module_order(state);
-    files::write_atomically("export", path, |file| write(BufWriter::with_capacity(1 << 20, file), &tensors))
+    let out = |file: &mut File| write(BufWriter::with_capacity(1 << 20, file), &tensors, metadata);
+    files::write_checked("export", path, out, check)
 }
 
-fn write<W: Write + io::Seek>(out: W, tensors: &[(&str, &Tensor)]) -> io::Result<()> {
+fn write<W: Write + io::Seek>(
+    out: W,
+    tensors: &[(&str, &Tensor)],
+    metadata: &BTreeMap<String, String>,
+) -> io::Result<()> {
     // The zip format has no other way to leave a date out than its first one.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
@@ -42,5 +60,8 @@ fn write<W: Write + io::Seek>(out: W, tensors: &[(&str, &Tensor)]) -> io::Result
         entry(&format!("data/{i}"), tensor.values.bytes())?;
     }
     entry("version", b"3\n")?;
+    for (key, value) in metadata {
+        entry(&format!("{EXTRA}{key}"), value.as_bytes())?;
+    }
     zip.finish()?.flush()
 }

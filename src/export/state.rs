@@ -1,6 +1,7 @@
 //! The state dict: a model's weights under torchvision's names, and nothing else.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -57,20 +58,27 @@ fn missing(name: &str, graph: &Graph) -> String {
     format!("{name} is missing, {} wants it; was it trained from another spec?", graph.spec.name)
 }
 
-/// A safetensors file with `{"format":"pt"}` and `metadata`. Bytes are a function of the content.
-pub fn export_safetensors(state: &StateDict, metadata: &BTreeMap<String, String>, path: &Path) -> Result<()> {
+/// A safetensors file with `{"format":"pt"}` and `metadata`; `check` sees it before it gets its name. Bytes are a function
+/// of the content.
+pub fn export_safetensors(
+    state: &StateDict,
+    metadata: &BTreeMap<String, String>,
+    path: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let mut metadata = metadata.clone();
     metadata.remove("format");
     let tensors = header::in_file_order(state);
     let head = header::encode_plain(&metadata, &tensors);
-    files::write_atomically("export", path, |file| {
+    let write = |file: &mut File| {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&head)?;
         for (_, tensor) in &tensors {
             out.write_all(tensor.values.bytes())?;
         }
         out.flush()
-    })
+    };
+    files::write_checked("export", path, write, check)
 }
 
 /// Names in the order in which torchvision's modules register them.

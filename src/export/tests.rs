@@ -87,23 +87,24 @@ fn both_formats_come_back_and_bytes_repeat() {
     let graph = lower(&RESNET_TINY, 32).unwrap();
     let state = state_dict(&checkpoint(&graph), &graph, Weights::Live).unwrap();
     let folder = tempfile::tempdir().unwrap();
+    let metadata = BTreeMap::from([("engine.model".to_owned(), "{\"arch\":\"tiny\"}".to_owned())]);
     let write = |name: &str| {
         let path = folder.path().join(name);
         match name.ends_with("pth") {
-            true => export_pth(&state, &path).unwrap(),
-            false => {
-                export_safetensors(&state, &BTreeMap::from([("arch".into(), "tiny".into())]), &path).unwrap()
-            }
+            true => export_pth(&state, &metadata, &path, |_| Ok(())).unwrap(),
+            false => export_safetensors(&state, &metadata, &path, |_| Ok(())).unwrap(),
         }
-        assert_eq!(read_weights(&path).unwrap(), state, "{name}");
+        let found = crate::checkpoint::read_weights(&path).unwrap();
+        assert_eq!(found.tensors, state, "{name}");
+        assert_eq!(found.metadata.get("engine.model"), metadata.get("engine.model"), "{name}");
         fs::read(path).unwrap()
     };
     assert_eq!(write("a.pth"), write("b.pth"));
     let bytes = write("a.safetensors");
     assert_eq!(bytes, write("b.safetensors"));
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-    let metadata: BTreeMap<_, _> = metadata.metadata().clone().unwrap().into_iter().collect();
-    assert_eq!(metadata, BTreeMap::from([("arch".into(), "tiny".into()), ("format".into(), "pt".into())]));
+    let (_, found) = SafeTensors::read_metadata(&bytes).unwrap();
+    let found: BTreeMap<_, _> = found.metadata().clone().unwrap().into_iter().collect();
+    assert_eq!(found["format"], "pt");
     // Storages begin at multiples of 64 bytes.
     let file = fs::File::open(folder.path().join("a.pth")).unwrap();
     let mut zip = zip::ZipArchive::new(file).unwrap();
@@ -198,7 +199,7 @@ proptest! {
         let path = folder.path().join("a");
         if which == 3 {
             let state = BTreeMap::from([("a".to_owned(), Tensor::f32(&[2, 2], vec![1.0; 4]))]);
-            export_safetensors(&state, &BTreeMap::new(), &path).unwrap();
+            export_safetensors(&state, &BTreeMap::new(), &path, |_| Ok(())).unwrap();
         } else {
             fs::copy(golden(["state.zip", "wrapped.zip", "parameters.zip"][which]), &path).unwrap();
         }
@@ -247,9 +248,9 @@ fn torch_loads_our_files_strictly_and_we_load_torchs() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let time = std::time::Instant::now();
-    export_pth(&state, &path("ours.pth")).unwrap();
+    export_pth(&state, &BTreeMap::new(), &path("ours.pth"), |_| Ok(())).unwrap();
     println!(".pth written in {:?}", time.elapsed());
-    export_safetensors(&state, &BTreeMap::new(), &path("ours.safetensors")).unwrap();
+    export_safetensors(&state, &BTreeMap::new(), &path("ours.safetensors"), |_| Ok(())).unwrap();
     let status =
         std::process::Command::new(python).arg(golden("check.py")).arg(folder.path()).status().unwrap();
     assert!(status.success());

@@ -1,8 +1,7 @@
 //! Which algorithm computes a layer.
 
-use super::Precision;
+use super::{Options, Precision};
 use crate::model::units::ConvUnit;
-use crate::simd::isa::Isa;
 use crate::simd::winograd::{self, Tile};
 use half::bf16;
 
@@ -20,8 +19,10 @@ pub enum Algorithm {
 impl Algorithm {
     /// Winograd where it has kernels and multiplies less: 3x3 convolutions of stride 1. Eight bits are too few for it. On a
     /// few small maps F(2x2) is as fast as F(4x4), whose weights are more than twice as many: 26 MB of ResNet-50's.
-    pub fn choose(unit: &ConvUnit, precision: Precision, isa: Isa, batch: usize) -> Self {
-        let tile = match precision {
+    pub fn choose(unit: &ConvUnit, options: &Options) -> Self {
+        let Options { isa, batch, .. } = *options;
+        let tile = match options.precision {
+            _ if options.direct => None,
             Precision::Fp32 => winograd::preferred::<f32>(isa, &unit.shape, batch),
             Precision::Bf16 => winograd::preferred::<bf16>(isa, &unit.shape, batch),
             Precision::Int8 => None,

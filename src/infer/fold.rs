@@ -18,12 +18,18 @@ pub struct BatchNorm<'a> {
 /// The lengths are those of `shape`: the caller has them from the graph.
 pub fn fold(shape: &ConvShape, weight: &[f32], norm: &BatchNorm) -> Folded {
     assert_eq!(weight.len(), shape.weights(), "length of the weight, {shape:?}");
-    let factor = |k: usize| f64::from(norm.gamma[k]) / (f64::from(norm.var[k]) + EPS).sqrt();
-    let factors: Vec<f64> = (0..shape.k).map(factor).collect();
+    let (factor, bias) = factors(norm);
+    Folded { weight: scaled_krsc(shape, weight, &factor), bias }
+}
+
+/// What a batch norm multiplies the filters before it with, f64 [k], and the bias that it leaves, f32 [k].
+pub fn factors(norm: &BatchNorm) -> (Vec<f64>, Vec<f32>) {
+    let factor = |(gamma, var): (&f32, &f32)| f64::from(*gamma) / (f64::from(*var) + EPS).sqrt();
+    let factors: Vec<f64> = norm.gamma.iter().zip(norm.var).map(factor).collect();
     let shift =
         |(k, factor): (usize, &f64)| (f64::from(norm.beta[k]) - f64::from(norm.mean[k]) * factor) as f32;
     let bias = factors.iter().enumerate().map(shift).collect();
-    Folded { weight: scaled_krsc(shape, weight, &factors), bias }
+    (factors, bias)
 }
 
 /// [k][c][r][s] -> [k][r][s][c].
@@ -31,7 +37,7 @@ pub fn krsc_from_kcrs(shape: &ConvShape, from: &[f32]) -> Vec<f32> {
     scaled_krsc(shape, from, &vec![1.0; shape.k])
 }
 
-/// [k][c][r][s] -> [k][r][s][c], each filter by its factor. In one pass: a program's first answer waits for it.
+/// [k][c][r][s] -> [k][r][s][c], each filter by its factor.
 fn scaled_krsc(shape: &ConvShape, from: &[f32], factors: &[f64]) -> Vec<f32> {
     let (c, taps) = (shape.c, shape.r * shape.s);
     let scale = |from: f32, factor: f64| (f64::from(from) * factor) as f32;

@@ -1,5 +1,6 @@
 //! The 8-bit network in plain integers: the oracle of 8-bit kernels, and the accuracy of a calibration before any of
-//! them runs. Sums of products are exact; the few f32 operations behind them are those of [`Quantised`], unfused.
+//! them runs. Sums of products are exact; the few f32 operations behind them are fused and ordered as [`Quantised`] says,
+//! so that an 8-bit program on any machine gives the same bits.
 
 use super::fold::rsck_from_krsc;
 use super::reference::{max_pool, taps};
@@ -121,15 +122,15 @@ impl IntegerNetwork {
         Ok(made)
     }
 
-    /// Real values [n, features].
+    /// Real values [n, features]: sum (step / pixels).
     fn average(&self, x: TensorId, values: &[u8]) -> Vec<f32> {
         let (info, step) = (&self.graph.tensors[x], self.steps[x]);
-        let pixels = (info.h * info.w) as f32;
+        let scale = step / (info.h * info.w) as f32;
         let mut features = vec![];
         for values in values.chunks_exact(info.elements()) {
             for c in 0..info.c {
                 let sum: u32 = values[c..].iter().step_by(info.c).map(|&value| u32::from(value)).sum();
-                features.push(sum as f32 * step / pixels);
+                features.push(sum as f32 * scale);
             }
         }
         features
@@ -145,15 +146,15 @@ impl Layer {
     }
 
     fn convolution(&self, unit: &ConvUnit, made: &IntegerActivations) -> Values {
-        let residual = |at: usize| match unit.residual.map(|residual| &made.tensors[residual]) {
-            Some(Some(Values::U8(values))) => self.r_scale * f32::from(values[at]),
-            Some(Some(Values::F32(values))) => self.r_scale * values[at],
-            _ => 0.0,
+        let add_residual = |at: usize, y: f32| match unit.residual.map(|residual| &made.tensors[residual]) {
+            Some(Some(Values::U8(values))) => f32::from(values[at]).mul_add(self.r_scale, y),
+            Some(Some(Values::F32(values))) => values[at].mul_add(self.r_scale, y),
+            _ => y,
         };
         let mut y = vec![];
         self.sums(&unit.shape, made.u8(unit.x), |sums| {
             for (k, &sum) in sums.iter().enumerate() {
-                y.push(self.scale[k] * sum as f32 + self.bias[k] + residual(y.len()));
+                y.push(add_residual(y.len(), (sum as f32).mul_add(self.scale[k], self.bias[k])));
             }
         });
         if !unit.relu {
@@ -198,17 +199,19 @@ impl Layer {
         border
     }
 
-    /// f32 features [n, c] -> logits [n, k].
+    /// f32 features [n, c] -> logits [n, k]. Four sums of every fourth feature, the first of which has what is left of
+    /// them, added in pairs.
     fn classify(&self, features: &[f32]) -> Vec<f32> {
         let (k, c) = (self.bias.len(), self.weight.len() / self.bias.len());
         let mut logits = vec![];
         for x in features.chunks_exact(c) {
-            let mut sums = vec![0.0f64; k];
-            for (x, w) in x.iter().zip(self.weight.chunks_exact(k)) {
-                sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += f64::from(*x) * f64::from(*w));
+            let mut sums = vec![[0.0f32; 4]; k];
+            for (at, (x, w)) in x.iter().zip(self.weight.chunks_exact(k)).enumerate() {
+                let chain = if at < c - c % 4 { at % 4 } else { 0 };
+                sums.iter_mut().zip(w).for_each(|(sums, w)| sums[chain] += f32::from(*w) * x);
             }
             let real =
-                |(k, sum): (usize, &f64)| (sum * f64::from(self.scale[k]) + f64::from(self.bias[k])) as f32;
+                |(k, [a, b, c, d]): (usize, &[f32; 4])| ((a + b) + (c + d)) * self.scale[k] + self.bias[k];
             logits.extend(sums.iter().enumerate().map(real));
         }
         logits

@@ -19,6 +19,7 @@
 //! | [`program`] | graph and weights -> steps with packed weights |
 //! | [`random`] | weights for measuring without a model file |
 //! | [`run`] | images -> logits, tensors by name, time by layer |
+//! | [`explain`] | logits -> where in the picture they come from |
 //! | [`profile`], [`top`] | a table of layers beside the machine's peak; logits -> classes |
 //! | [`fold`] | batch norm into the convolution before it; layouts |
 //! | [`file`] | the model file: weights, classes, preparation of pictures, checked and mapped |
@@ -36,6 +37,7 @@ pub mod algorithm;
 pub mod plan;
 pub mod program;
 pub mod run;
+pub mod explain;
 pub mod profile;
 pub mod top;
 #[cfg(test)]

@@ -35,12 +35,23 @@ pub struct Options {
     pub mean: [f32; 3],
     pub std: [f32; 3],
     pub keep: Keep,
+    /// Every convolution directly: in fp32 nearer to exact sums than Winograd's, and slower.
+    pub direct: bool,
 }
 
 impl Options {
     /// The machine's best instruction set, all its cores, one image at a time.
     pub fn new(precision: Precision, mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self { precision, isa: Isa::current(), threads: 0, batch: 1, mean, std, keep: Keep::None }
+        Self {
+            precision,
+            isa: Isa::current(),
+            threads: 0,
+            batch: 1,
+            mean,
+            std,
+            keep: Keep::None,
+            direct: false,
+        }
     }
 }
 

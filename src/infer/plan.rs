@@ -99,13 +99,14 @@ impl Plan {
             let is_kept = keep.holds(&graph.tensors[tensor].name);
             if is_kept { Some(chains.len()) } else { readers.or(makers).and_then(time) }
         };
+        let last_uses: Vec<Option<usize>> = (0..maps.len()).map(last_use).collect();
         let makers = std::iter::once((graph.input, Some(0)));
         for (tensor, now) in makers.chain(units.iter().enumerate().map(|(i, unit)| (output(unit), time(i)))) {
             let Some(map) = maps[tensor] else { continue };
             let mut living: Vec<&Placed> = tensors
                 .iter()
                 .enumerate()
-                .filter(|(other, _)| last_use(*other) >= now)
+                .filter(|(other, _)| last_uses[*other] >= now)
                 .filter_map(|(_, placed)| placed.as_ref())
                 .collect();
             living.sort_by_key(|placed| placed.offset);

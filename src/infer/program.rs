@@ -20,7 +20,7 @@ use crate::simd::pool::Pool;
 use crate::simd::winograd::{self, Element, Tile, Winograd};
 use half::bf16;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::OnceLock;
 
 /// What a step does.
 pub(super) enum Work {
@@ -99,27 +99,36 @@ impl Program {
         }
         let kernels = Kernels::of(precision, isa)?;
         let units = units(graph);
-        let algorithm = |unit: &ConvUnit| Algorithm::choose(unit, precision, isa, batch);
+        let algorithm = |unit: &ConvUnit| Algorithm::choose(unit, options);
         let chains = chains(&units, algorithm, kernels.format);
         let plan = Plan::new(graph, &units, &chains, precision, kernels.format, batch, keep);
-        let mut compiler = Compiler {
+        let pool = Pool::new(threads);
+        let sizes = units.iter().map(|unit| packed_bytes(kernels, unit, algorithm));
+        let sizes = sizes.collect::<Result<Vec<usize>>>()?;
+        let mut memory = Memory::zeroed(sizes.iter().sum())?;
+        let mut layers = vec![];
+        let (mut w, mut rest) = (0, memory.bytes_mut());
+        for (unit, &size) in units.iter().zip(&sizes) {
+            let (packed, tail) = rest.split_at_mut(size);
+            layers.push(Layer { unit, w, packed });
+            (w, rest) = (w + size, tail);
+        }
+        let compiler = Compiler {
             graph,
             weights,
-            precision,
+            options,
             kernels,
             tensors: &plan.tensors,
-            scales: vec![1.0; graph.tensors.len()],
-            pool: Pool::new(threads),
-            memory: Memory::zeroed(packed_bytes(kernels, &units, algorithm)?)?,
-            isa,
-            batch,
-            used: 0,
-            padding: [0; 3],
+            scales: scales(graph, weights, &units, &plan, precision)?,
+            padding: OnceLock::new(),
         };
-        let steps = units.iter().map(|unit| compiler.step(unit)).collect::<Result<Vec<Step>>>()?;
-        let Compiler { scales, pool, memory, padding, .. } = compiler;
+        // A thread takes a layer from the file to its packed weights. The last layers are the largest: they come first.
+        layers.reverse();
+        let steps = pool.map(layers, |layer| compiler.step(layer)).into_iter().rev();
+        let steps = steps.collect::<Result<Vec<Step>>>()?;
+        let Compiler { scales, padding, .. } = compiler;
         let input = match precision {
-            Precision::Int8 => Input::Bytes { padding },
+            Precision::Int8 => Input::Bytes { padding: padding.into_inner().unwrap_or_default() },
             Precision::Fp32 | Precision::Bf16 => Input::normalised(options.mean, options.std),
         };
         let features = graph.ops.iter().find_map(|op| match op {
@@ -158,58 +167,82 @@ fn filter(unit: &ConvUnit) -> Filter {
     Filter { k: shape.k, r: shape.r, s: shape.s, c: shape.c }
 }
 
-/// Of all convolutions, one after the other.
+/// Of a layer's packed weights, in the program's memory; whole cache lines.
 fn packed_bytes(
     kernels: &'static Kernels,
-    units: &[Unit],
+    unit: &Unit,
     algorithm: impl Fn(&ConvUnit) -> Algorithm,
 ) -> Result<usize> {
-    let mut bytes = 0;
+    let Unit::Conv(unit) = unit else { return Ok(0) };
+    let bytes = match algorithm(unit) {
+        Algorithm::Direct => Packed::new(kernels, filter(unit))?.bytes,
+        Algorithm::Winograd(tile) if kernels.format == Format::Bf16 => {
+            2 * winograd::packed_len::<bf16>(&unit.shape, tile)
+        }
+        Algorithm::Winograd(tile) => 4 * winograd::packed_len::<f32>(&unit.shape, tile),
+    };
+    Ok(bytes.next_multiple_of(LINE))
+}
+
+/// By tensor: the step of 8-bit values, 1 elsewhere.
+fn scales(
+    graph: &Graph,
+    weights: &dyn Weights,
+    units: &[Unit],
+    plan: &Plan,
+    precision: Precision,
+) -> Result<Vec<f32>> {
+    let mut scales = vec![1.0; graph.tensors.len()];
+    if precision != Precision::Int8 {
+        return Ok(scales);
+    }
     for unit in units {
-        if let Unit::Conv(unit) = unit {
-            let layer = match algorithm(unit) {
-                Algorithm::Direct => Packed::new(kernels, filter(unit))?.bytes,
-                Algorithm::Winograd(tile) if kernels.format == Format::Bf16 => {
-                    2 * winograd::packed_len::<bf16>(&unit.shape, tile)
+        match unit {
+            Unit::Conv(ConvUnit { y, .. }) => {
+                let is_f32 = plan.tensors[*y].is_some_and(|placed| placed.map.format == Format::F32InLanes);
+                scales[*y] = if is_f32 { 1.0 } else { weights.scale(*y)? };
+                if !(scales[*y].is_finite() && scales[*y] > 0.0) {
+                    let (name, scale) = (&graph.tensors[*y].name, scales[*y]);
+                    return Err(Error::input(format!(
+                        "{name} has the scale {scale}, a positive number is wanted; calibrate the model again"
+                    )));
                 }
-                Algorithm::Winograd(tile) => 4 * winograd::packed_len::<f32>(&unit.shape, tile),
-            };
-            bytes += layer.next_multiple_of(LINE);
+            }
+            Unit::MaxPool { x, y } => scales[*y] = scales[*x],
+            Unit::AvgPool { .. } | Unit::Linear { .. } => {}
         }
     }
-    Ok(bytes)
+    Ok(scales)
+}
+
+/// A unit and the place of its packed weights.
+struct Layer<'a> {
+    unit: &'a Unit,
+    /// Bytes from the start of the program's weights.
+    w: usize,
+    packed: &'a mut [u8],
 }
 
 struct Compiler<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
-    precision: Precision,
-    isa: Isa,
-    batch: usize,
+    options: &'a Options,
     kernels: &'static Kernels,
     tensors: &'a [Option<Placed>],
     scales: Vec<f32>,
-    pool: Pool,
-    memory: Memory,
-    /// Bytes of `memory` that hold weights.
-    used: usize,
-    /// Bytes outside the image, in int8.
-    padding: [u8; 3],
+    /// Bytes outside the image, in int8: the first layer has them.
+    padding: OnceLock<[u8; 3]>,
 }
 
 impl Compiler<'_> {
-    fn step(&mut self, unit: &Unit) -> Result<Step> {
+    fn step(&self, layer: Layer) -> Result<Step> {
         let name = |tensor: TensorId| self.graph.tensors[tensor].name.clone();
-        match *unit {
+        match *layer.unit {
             Unit::Conv(ref unit) => {
                 let (name, macs) = (name(unit.y), unit.shape.macs());
-                Ok(Step { name, work: self.conv(unit)?, macs })
+                Ok(Step { name, work: self.conv(unit, layer.w, layer.packed)?, macs })
             }
-            Unit::MaxPool { x, y } => {
-                let name = name(y);
-                self.scales[y] = self.scales[x];
-                Ok(Step { name, work: Work::MaxPool { x, y }, macs: 0 })
-            }
+            Unit::MaxPool { x, y } => Ok(Step { name: name(y), work: Work::MaxPool { x, y }, macs: 0 }),
             Unit::AvgPool { x, y } => {
                 Ok(Step { name: name(y), work: Work::AvgPool { x, scale: self.scales[x] }, macs: 0 })
             }
@@ -221,26 +254,23 @@ impl Compiler<'_> {
     }
 
     fn linear(&self, weight: ParamId, bias: ParamId) -> Result<Linear> {
-        if self.precision == Precision::Int8 {
+        if self.options.precision == Precision::Int8 {
             let Quantised { weight, scale, bias, .. } = self.weights.quantised_classifier(weight, bias)?;
             return Ok(Linear::quantised(&weight, &scale, &bias));
         }
         let Folded { weight, bias } = self.weights.classifier(weight, bias)?;
-        Ok(Linear::new(self.precision, &weight, &bias))
+        Ok(Linear::new(self.options.precision, &weight, &bias))
     }
 
-    fn conv(&mut self, unit: &ConvUnit) -> Result<Work> {
-        if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.precision, self.isa, self.batch) {
-            return Ok(if self.precision == Precision::Bf16 {
-                let (layer, w) = self.winograd::<bf16>(unit, tile)?;
-                Work::WinogradBf16 { layer, w, unit: unit.clone() }
+    fn conv(&self, unit: &ConvUnit, w: usize, out: &mut [u8]) -> Result<Work> {
+        if let Algorithm::Winograd(tile) = Algorithm::choose(unit, self.options) {
+            return Ok(if self.options.precision == Precision::Bf16 {
+                Work::WinogradBf16 { layer: self.winograd(unit, tile, out)?, w, unit: unit.clone() }
             } else {
-                let (layer, w) = self.winograd::<f32>(unit, tile)?;
-                Work::Winograd { layer, w, unit: unit.clone() }
+                Work::Winograd { layer: self.winograd(unit, tile, out)?, w, unit: unit.clone() }
             });
         }
         let packed = Packed::new(self.kernels, filter(unit))?;
-        let (w, bytes) = (self.used, packed.bytes);
         let mut conv = Conv {
             packed,
             bias: vec![],
@@ -250,68 +280,43 @@ impl Compiler<'_> {
             pad: unit.shape.pad,
             relu: unit.relu,
         };
-        if self.precision == Precision::Int8 {
+        let out = &mut out[..conv.packed.bytes];
+        if self.options.precision == Precision::Int8 {
             let numbers = self.weights.quantised(unit)?;
-            self.requantise(unit, &numbers, &mut conv)?;
-            self.pack(&conv.packed, Source::I8(&numbers.weight));
+            self.requantise(unit, &numbers, &mut conv);
+            conv.packed.pack(self.options.isa, Source::I8(&numbers.weight), out);
         } else {
-            let Folded { weight, bias } = self.weights.convolution(unit)?;
-            conv.bias = conv.packed.order(&bias);
-            self.pack(&conv.packed, Source::F32(&weight));
+            self.weights.convolution(unit, &mut |filters, bias| {
+                conv.bias = conv.packed.order(bias);
+                conv.packed.pack(self.options.isa, Source::F32(filters), out);
+            })?;
         }
-        self.used += bytes.next_multiple_of(LINE);
         let map = |tensor: TensorId| self.tensors[tensor].expect("a convolution's maps are planned").map;
         conv.check(&map(unit.x), &map(unit.y), unit.residual.map(map).as_ref());
         let ConvUnit { x, y, residual, .. } = *unit;
         Ok(Work::Conv { conv, w, x, y, residual })
     }
 
-    fn winograd<E: Element>(&mut self, unit: &ConvUnit, tile: Tile) -> Result<(Winograd<E>, usize)> {
-        let Folded { weight, bias } = self.weights.convolution(unit)?;
-        let layer = Winograd::<E>::new(self.isa, tile, &unit.shape, &bias);
-        let (w, bytes) = (self.used, size_of::<E>() * layer.packed_len());
-        let packed = bytemuck::cast_slice_mut(&mut self.memory.bytes_mut()[w..w + bytes]);
-        layer.pack(&self.pool, &weight, packed);
-        self.used += bytes.next_multiple_of(LINE);
-        Ok((layer, w))
+    fn winograd<E: Element>(&self, unit: &ConvUnit, tile: Tile, out: &mut [u8]) -> Result<Winograd<E>> {
+        let mut layer = None;
+        self.weights.convolution(unit, &mut |filters, bias| {
+            let made = Winograd::<E>::new(self.options.isa, tile, &unit.shape, bias);
+            made.pack(filters, bytemuck::cast_slice_mut(&mut out[..size_of::<E>() * made.packed_len()]));
+            layer = Some(made);
+        })?;
+        Ok(layer.expect("a source that does not fail gives its weights"))
     }
 
     /// y = scale[k] x_scale sum + bias + r_scale r in steps of y's own scale; in real units where y is f32.
-    fn requantise(&mut self, unit: &ConvUnit, numbers: &Quantised, conv: &mut Conv) -> Result<()> {
-        let x_scale = if unit.x == self.graph.input { 1.0 } else { self.scales[unit.x] };
-        let is_f32 = self.tensors[unit.y].is_some_and(|placed| placed.map.format == Format::F32InLanes);
-        let y_scale = if is_f32 { 1.0 } else { self.weights.scale(unit.y)? };
-        if !(y_scale.is_finite() && y_scale > 0.0) {
-            let name = &self.graph.tensors[unit.y].name;
-            return Err(Error::input(format!(
-                "{name} has the scale {y_scale}, a positive number is wanted; calibrate the model again"
-            )));
-        }
-        self.scales[unit.y] = y_scale;
+    fn requantise(&self, unit: &ConvUnit, numbers: &Quantised, conv: &mut Conv) {
+        let (x_scale, y_scale) = (self.scales[unit.x], self.scales[unit.y]);
         if unit.x == self.graph.input {
-            self.padding.copy_from_slice(&numbers.padding);
+            let padding = numbers.padding[..].try_into().expect("a byte for each channel of the image");
+            self.padding.get_or_init(|| padding);
         }
         let scale: Vec<f32> = numbers.scale.iter().map(|scale| scale * x_scale / y_scale).collect();
         let bias: Vec<f32> = numbers.bias.iter().map(|bias| bias / y_scale).collect();
         (conv.scale, conv.bias) = (conv.packed.order(&scale), conv.packed.order(&bias));
         conv.r_scale = unit.residual.map_or(1.0, |residual| self.scales[residual] / y_scale);
-        Ok(())
-    }
-
-    fn pack(&mut self, packed: &Packed, source: Source) {
-        let (from, bytes) = (self.used, packed.bytes);
-        let mut rest = &mut self.memory.bytes_mut()[from..from + bytes];
-        let mut parts = vec![];
-        for (i, panel) in packed.panels.iter().enumerate() {
-            let end = packed.panels.get(i + 1).map_or(bytes, |next| next.offset);
-            let (part, tail) = rest.split_at_mut(end - panel.offset);
-            parts.push(Mutex::new((panel, part)));
-            rest = tail;
-        }
-        self.pool.run(parts.len(), &|i| {
-            let mut part = parts[i].lock().expect("a task locks its own panel alone");
-            let (panel, out) = &mut *part;
-            packed.pack(panel, source, out);
-        });
     }
 }

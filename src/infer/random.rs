@@ -7,6 +7,7 @@ use crate::model::params::Param;
 use crate::model::spec::{MEAN, STD};
 use crate::model::units::ConvUnit;
 use crate::rng::{Purpose, Rng};
+use crate::simd::filters::Filters;
 
 /// A network whose answers mean nothing and whose numbers stay in range: uniform weights of variance 2 over the fan-in
 /// (arXiv:1502.01852), a quarter of that deviation where a block's branch joins the shortcut.
@@ -19,7 +20,12 @@ pub struct RandomWeights<'a> {
 const RANGE: f32 = 6.0;
 
 impl RandomWeights<'_> {
-    /// [k][r][s][c] or [classes][features]; the numbers have no order, so any layout is as good.
+    fn filters(&self, unit: &ConvUnit) -> Vec<f32> {
+        let gain = if self.graph.params[unit.gamma].closes_block { 0.25 } else { 1.0 };
+        self.weight(unit.weight, gain)
+    }
+
+    /// The numbers have no order, so any layout is as good.
     fn weight(&self, id: ParamId, gain: f64) -> Vec<f32> {
         let param: &Param = &self.graph.params[id];
         let fan_in: usize = param.shape[1..].iter().product();
@@ -39,9 +45,10 @@ fn quantise(weight: &[f32], rows: usize) -> (Vec<i8>, Vec<f32>) {
 }
 
 impl Weights for RandomWeights<'_> {
-    fn convolution(&self, unit: &ConvUnit) -> Result<Folded> {
-        let gain = if self.graph.params[unit.gamma].closes_block { 0.25 } else { 1.0 };
-        Ok(Folded { weight: self.weight(unit.weight, gain), bias: vec![0.0; unit.shape.k] })
+    fn convolution(&self, unit: &ConvUnit, read: &mut dyn FnMut(Filters, &[f32])) -> Result<()> {
+        let k = unit.shape.k;
+        read(Filters { weight: &self.filters(unit), factor: &vec![1.0; k] }, &vec![0.0; k]);
+        Ok(())
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {
@@ -49,7 +56,7 @@ impl Weights for RandomWeights<'_> {
     }
 
     fn quantised(&self, unit: &ConvUnit) -> Result<Quantised> {
-        let Folded { mut weight, mut bias } = self.convolution(unit)?;
+        let (mut weight, mut bias) = (self.filters(unit), vec![0.0; unit.shape.k]);
         let c = unit.shape.c;
         let mut padding = vec![0; c];
         if unit.x == self.graph.input {

@@ -2,8 +2,10 @@
 
 use super::Precision;
 use super::algorithm::{Algorithm, LARGE_MAP};
+use super::plan::Placed;
 use super::program::{Program, Step, Work};
 use crate::error::{Error, Result};
+use crate::model::graph::TensorId;
 use crate::model::units::ConvUnit;
 use crate::simd::direct::conv::{Conv, Operands, Part};
 use crate::simd::direct::linear::LANES;
@@ -283,23 +285,24 @@ impl Program {
             return Err(Error::usage(format!("{name} was not kept; compile with its name in Options::keep")));
         }
         let mut data = Vec::with_capacity(n * info.elements());
-        let map = placed.map;
-        let scale = self.scales[tensor];
-        for image in 0..n {
-            for y in 0..map.h {
-                let at = placed.offset + map.at(image, y, 0);
-                let len = map.w * map.pixel();
-                // SAFETY: a row of the map within the arena, which nobody writes while `self` is borrowed.
-                let row = unsafe { std::slice::from_raw_parts(self.arena.ptr().add(at), len) };
-                data.extend(
-                    row.chunks_exact(map.format.bytes()).map(|bytes| scale * real(map.format, bytes)),
-                );
-            }
-        }
-        if map.format == Format::F32InLanes {
+        (0..n).for_each(|image| self.read(tensor, placed, image, &mut data));
+        if placed.map.format == Format::F32InLanes {
             self.reorder(tensor, &mut data);
         }
         HostTensor::new(name, shape, data)
+    }
+
+    /// Appends what the arena holds of an image's `tensor`, f32 [h,w,c] in real units.
+    pub(super) fn read(&self, tensor: TensorId, placed: Placed, image: usize, data: &mut Vec<f32>) {
+        let map = placed.map;
+        let scale = self.scales[tensor];
+        for y in 0..map.h {
+            let at = placed.offset + map.at(image, y, 0);
+            let len = map.w * map.pixel();
+            // SAFETY: a row of the map within the arena, which nobody writes while `self` is borrowed.
+            let row = unsafe { std::slice::from_raw_parts(self.arena.ptr().add(at), len) };
+            data.extend(row.chunks_exact(map.format.bytes()).map(|bytes| scale * real(map.format, bytes)));
+        }
     }
 
     /// From the order of lanes to that of channels.

@@ -1,14 +1,20 @@
 //! Whole networks against plain loops over the unfused graph.
 
+use super::file::ModelFile;
+use super::fold::krsc_from_kcrs;
+use super::integer::IntegerNetwork;
 use super::weights::{Folded, Quantised, Weights};
 use super::{Keep, Options, Precision, Program};
+use crate::data::{Preprocessor, Reading};
 use crate::error::Result;
 use crate::model::graph::{Graph, ParamId, TensorId, lower};
 use crate::model::spec::{RESNET_TINY, RESNET26, ResNetSpec};
 use crate::model::units::{ConvUnit, Unit, units};
 use crate::rng::{Purpose, Rng};
+use crate::simd::filters::Filters;
 use crate::simd::isa::Isa;
 use crate::tensor::Difference;
+use std::path::PathBuf;
 
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
@@ -26,6 +32,19 @@ impl Random<'_> {
         (0..len).map(|_| std * rng.normal() as f32).collect()
     }
 
+    /// [k][c][r][s], and the bias.
+    fn numbers(&self, unit: &ConvUnit) -> (Vec<f32>, Vec<f32>) {
+        let shape = &unit.shape;
+        let gain = if unit.residual.is_some() { 0.5 } else { 2.0 };
+        let std = (gain / (shape.c * shape.r * shape.s) as f32).sqrt();
+        (self.normal(unit.weight, shape.weights(), std), self.normal(unit.gamma, shape.k, 0.1))
+    }
+
+    fn folded(&self, unit: &ConvUnit) -> Folded {
+        let (weight, bias) = self.numbers(unit);
+        Folded { weight: krsc_from_kcrs(&unit.shape, &weight), bias }
+    }
+
     fn quantise(folded: &Folded) -> Quantised {
         let rows = folded.weight.chunks(folded.weight.len() / folded.bias.len());
         let (mut weight, mut scale) = (vec![], vec![]);
@@ -39,12 +58,10 @@ impl Random<'_> {
 }
 
 impl Weights for Random<'_> {
-    fn convolution(&self, unit: &ConvUnit) -> Result<Folded> {
-        let shape = &unit.shape;
-        let gain = if unit.residual.is_some() { 0.5 } else { 2.0 };
-        let std = (gain / (shape.c * shape.r * shape.s) as f32).sqrt();
-        let weight = self.normal(unit.weight, shape.weights(), std);
-        Ok(Folded { weight, bias: self.normal(unit.gamma, shape.k, 0.1) })
+    fn convolution(&self, unit: &ConvUnit, read: &mut dyn FnMut(Filters, &[f32])) -> Result<()> {
+        let (weight, bias) = self.numbers(unit);
+        read(Filters { weight: &weight, factor: &vec![1.0; unit.shape.k] }, &bias);
+        Ok(())
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {
@@ -56,7 +73,7 @@ impl Weights for Random<'_> {
 
     /// The stem takes bytes: w (b / 255 - mean) / std = (w / (255 std)) (b - 255 mean).
     fn quantised(&self, unit: &ConvUnit) -> Result<Quantised> {
-        let mut folded = self.convolution(unit)?;
+        let mut folded = self.folded(unit);
         if unit.x != self.graph.input {
             return Ok(Quantised { padding: vec![0; unit.shape.c], ..Self::quantise(&folded) });
         }
@@ -103,7 +120,7 @@ fn reference(graph: &Graph, weights: &Random, images: &[u8], n: usize) -> Vec<Ve
     for unit in units(graph) {
         match unit {
             Unit::Conv(unit) => {
-                let Folded { weight, bias } = weights.convolution(&unit).unwrap();
+                let Folded { weight, bias } = weights.folded(&unit);
                 let residual = unit.residual.map(|r| &tensors[r]);
                 let y = convolution(&unit, n, &tensors[unit.x], &weight, &bias, residual);
                 tensors[unit.y] = y;
@@ -264,6 +281,58 @@ fn int8_gives_the_same_bits_on_every_set_and_any_number_of_threads() {
     }
 }
 
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+#[test]
+fn int8_programs_are_the_integer_network_to_the_bit() {
+    for (resolution, n) in [(32, 2), (57, 1)] {
+        let case = Case::new(&RESNET_TINY, resolution, n);
+        let weights = Random { graph: &case.graph, largest: case.largest.clone() };
+        let oracle = IntegerNetwork::new(&case.graph, &weights).unwrap();
+        let want = bits(&oracle.run(&case.images).unwrap().logits);
+        for isa in Isa::available() {
+            let mut program = case.program(Precision::Int8, isa, 2, Keep::None);
+            let got = bits(program.run(&case.images).unwrap());
+            assert_eq!(got, want, "{} at {resolution} px", isa.name());
+        }
+    }
+}
+
+/// The same of a trained model on photographs. `INT8_MODEL` is a file that `engine export --int8` made,
+/// `INT8_PHOTOGRAPHS` a folder, of which the first 20 count.
+#[test]
+#[ignore = "needs a trained model and photographs, in INT8_MODEL and INT8_PHOTOGRAPHS"]
+fn int8_of_a_trained_model_is_the_integer_network_to_the_bit() {
+    let path = |name: &str| PathBuf::from(std::env::var_os(name).expect(name));
+    let model = ModelFile::open(&path("INT8_MODEL")).unwrap();
+    let folder = std::fs::read_dir(path("INT8_PHOTOGRAPHS")).unwrap();
+    let mut files: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.truncate(20);
+    assert_eq!(files.len(), 20, "photographs in INT8_PHOTOGRAPHS");
+    let transform = model.description().transform();
+    let mut preprocessor = Preprocessor::new(transform, Reading::Photograph);
+    let oracle = IntegerNetwork::new(model.graph(), &model).unwrap();
+    let description = model.description();
+    let options = Options::new(Precision::Int8, description.mean, description.std);
+    let sets = Isa::available().into_iter();
+    let mut programs: Vec<Program> = sets
+        .map(|isa| Program::compile(model.graph(), &model, &Options { isa, ..options.clone() }).unwrap())
+        .collect();
+    for file in &files {
+        let mut pixels = vec![0; transform.crop * transform.crop * 3];
+        preprocessor.run(&mut std::fs::read(file).unwrap(), &mut pixels).unwrap();
+        let want = bits(&oracle.run(&pixels).unwrap().logits);
+        for program in &mut programs {
+            let got = bits(program.run(&pixels).unwrap());
+            assert_eq!(got, want, "{} of {}", program.isa.name(), file.display());
+        }
+        println!("{}: {} logits, the same bits on {} sets", file.display(), want.len(), programs.len());
+    }
+}
+
 #[test]
 fn a_program_takes_fewer_images_than_its_batch_and_refuses_others() {
     let case = Case::new(&RESNET_TINY, 32, 3);
@@ -281,6 +350,40 @@ fn a_program_takes_fewer_images_than_its_batch_and_refuses_others() {
     assert!(program.tensor("maxpool").unwrap_err().message.contains("not kept"));
     assert!(program.tensor("layer1.0.conv1").unwrap_err().message.contains("fused"));
     assert!(program.tensor("layer9").unwrap_err().message.contains("no tensor layer9"));
+}
+
+/// Each image of a batch has maps of its own, from the plain loops' last feature map.
+#[test]
+fn activation_maps_add_up_in_a_batch() {
+    let case = Case::new(&RESNET_TINY, 64, 3);
+    let last = case.graph.tensors.iter().position(|tensor| tensor.name == "layer2.0.relu").unwrap();
+    let (info, classes) = (&case.graph.tensors[last], case.graph.tensors[case.graph.logits].c);
+    let weights = Random { graph: &case.graph, largest: vec![] };
+    let Some(Unit::Linear { weight, bias, .. }) = units(&case.graph).pop() else {
+        panic!("ends in a classifier")
+    };
+    let rows = weights.classifier(weight, bias).unwrap().weight;
+    let all: Vec<usize> = (0..classes).collect();
+    for precision in Precision::ALL.into_iter().filter(|precision| runs_on(Isa::current(), *precision)) {
+        let mut program = case.program(precision, Isa::current(), 2, Keep::None);
+        let logits = program.run(&case.images).unwrap().to_vec();
+        for (image, logits) in logits.chunks_exact(classes).enumerate() {
+            let maps = program.activation_maps(image, &all).unwrap();
+            let sums: Vec<f32> = maps.iter().map(|map| map.logit() as f32).collect();
+            // 16 positions and 32 features in a row, each rounded to 24 bits, of terms some times the largest logit.
+            let what = format!("{} image {image}", precision.name());
+            Difference::between(&sums, logits).assert_within(&what, 512.0 * f64::from(f32::EPSILON));
+            let positions =
+                case.want[last][image * info.elements()..(image + 1) * info.elements()].chunks(info.c);
+            let value = |(row, a): (&[f32], &[f32])| {
+                row.iter().zip(a).map(|(w, a)| w * a).sum::<f32>() / (info.h * info.w) as f32
+            };
+            let want: Vec<f32> =
+                rows.chunks(info.c).flat_map(|row| positions.clone().map(move |a| value((row, a)))).collect();
+            let got: Vec<f32> = maps.into_iter().flat_map(|map| map.values).collect();
+            Difference::between(&got, &want).assert_within(&what, tolerance(precision));
+        }
+    }
 }
 
 /// Every kind of layer of ResNet-50, at a resolution whose maps leave remainders of the tiles.

@@ -1,10 +1,11 @@
-//! What a program computes with: the numbers of each of the graph's units ([`crate::model::units`]), asked for one
-//! layer at a time, so that no more than one layer exists unpacked.
+//! What a program computes with: the numbers of each of the graph's units ([`crate::model::units`]), asked for layer
+//! by layer, so that no more than one layer a thread exists unpacked.
 
 use crate::error::Result;
 use crate::model::graph::{ParamId, TensorId};
 use crate::model::spec::{MEAN, STD};
 use crate::model::units::ConvUnit;
+use crate::simd::filters::Filters;
 
 /// A convolution or the classifier in f32, batch norm folded in: y = conv(x, weight) + bias.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +21,10 @@ pub struct Folded {
 /// outside the image has the byte `padding[c]`.
 ///
 /// What becomes of y: the residual's real value is added, then ReLU, and the result is rounded once to the output's
-/// u8, `round(y / y_scale)` within 0..=255. A shortcut's output has no ReLU and stays f32. These f32 operations may be
-/// ordered and fused in any way: two right programs differ by one level where y / y_scale is within rounding of a half.
+/// u8, `round(y / y_scale)` within 0..=255, ties to even. A shortcut's output has no ReLU and stays f32. Every program
+/// does it in the same f32 operations, in steps of the output: scale = scale[k] x_scale / y_scale and bias = bias[k] /
+/// y_scale beforehand, then one fused multiply-add, sum scale + bias, and another for the residual, with r_scale /
+/// y_scale.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantised {
     /// i8 [k][r][s][c], symmetric: within -127..=127.
@@ -45,9 +48,10 @@ impl Normalisation {
     pub const IMAGENET: Self = Self { mean: MEAN, std: STD };
 }
 
-/// Where numbers come from: a model file, or a test.
-pub trait Weights {
-    fn convolution(&self, unit: &ConvUnit) -> Result<Folded>;
+/// Where numbers come from: a model file, or a test. Several threads ask at once.
+pub trait Weights: Sync {
+    /// Gives `read` the filters and the bias f32 [k] behind them, where they lie: their pages may go when it returns.
+    fn convolution(&self, unit: &ConvUnit, read: &mut dyn FnMut(Filters, &[f32])) -> Result<()>;
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded>;
 

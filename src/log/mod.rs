@@ -8,6 +8,7 @@ pub mod events;
 pub mod markdown;
 pub mod metrics;
 pub mod plot;
+pub mod rate_plot;
 pub mod scores;
 #[cfg(test)]
 mod tests;

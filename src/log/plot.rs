@@ -6,17 +6,18 @@ use std::fmt::Write;
 use super::scores::{LoggedEpoch, LoggedRun, parse_logs_md};
 use crate::error::{Error, Result};
 
-const WIDTH: f64 = 1080.0;
+pub(super) const WIDTH: f64 = 1080.0;
 /// Without the legend's rows.
-const HEIGHT: f64 = 392.0;
+pub(super) const HEIGHT: f64 = 392.0;
 const ROW: f64 = 18.0;
 const PANEL_WIDTH: f64 = 440.0;
 const PANEL_HEIGHT: f64 = 270.0;
 const TOP: f64 = 64.0;
 /// Okabe and Ito's colours, which colour-blind people tell apart (jfly.uni-koeln.de/color).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
-const TEXT: &str = "#24292f";
-const FAINT: &str = "#d8dee4";
+pub(super) const COLOURS: [&str; 7] =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
+pub(super) const TEXT: &str = "#24292f";
+pub(super) const FAINT: &str = "#d8dee4";
 
 /// Which runs of a logs.md to draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +121,7 @@ fn shortened(name: &str, index: usize) -> String {
 }
 
 /// Round tick positions that cover `low..=high`: steps of 1, 2 or 5 times a power of ten.
-fn ticks(low: f64, high: f64, wanted: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64, wanted: f64) -> Vec<f64> {
     let rough = ((high - low) / wanted).max(1e-9);
     let power = 10f64.powf(rough.log10().floor());
     let step =
@@ -205,18 +206,18 @@ fn draw_legend(svg: &mut String, left: f64, columns: usize, series: &[&Series]) 
     }
 }
 
-fn tick_label(value: f64) -> String {
+pub(super) fn tick_label(value: f64) -> String {
     let text = format!("{value:.4}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
     if text == "-0" { "0".into() } else { text.into() }
 }
 
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str) {
+pub(super) fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str) {
     let (x1, y1, x2, y2) = (from.0, from.1, to.0, to.1);
     let _ = writeln!(svg, "<path d=\"M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}\" stroke=\"{colour}\" fill=\"none\"/>");
 }
 
-fn label(svg: &mut String, x: f64, y: f64, anchor: &str, style: &str, text: &str) {
+pub(super) fn label(svg: &mut String, x: f64, y: f64, anchor: &str, style: &str, text: &str) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     // XML knows no control characters.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();

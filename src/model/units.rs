@@ -21,6 +21,17 @@ pub struct ConvUnit {
     pub y: TensorId,
 }
 
+impl ConvUnit {
+    /// The output of its batch norm, before sum and ReLU.
+    pub fn normed(&self, graph: &Graph) -> TensorId {
+        let normed = graph.ops.iter().find_map(|op| match *op {
+            Op::BatchNorm { x, y, .. } if x == self.raw => Some(y),
+            _ => None,
+        });
+        normed.expect("a batch norm follows every convolution")
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unit {
     Conv(ConvUnit),

@@ -6,6 +6,7 @@ pub mod pool;
 pub mod memory;
 pub mod peak;
 pub mod copy;
+pub mod filters;
 pub mod conv;
 pub mod direct;
 pub mod winograd;

@@ -2,10 +2,14 @@
 
 pub mod evaluate;
 pub mod images;
+mod limit;
+pub mod lr_find;
 pub mod model_file;
 mod resume;
 pub mod state;
+pub mod notice;
 pub mod stop;
+pub mod sweep;
 pub mod trainer;
 mod output;
 pub mod passes;

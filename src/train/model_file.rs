@@ -2,7 +2,7 @@
 //! how a picture is prepared for it.
 
 use super::state::named_tensors;
-use crate::backend::NamedTensors;
+use crate::backend::{EMA_PREFIX, NamedTensors};
 use crate::checkpoint::{Checkpoint, read_weights};
 use crate::config::{Config, Interpolation};
 use crate::data::{Class, EvalTransform};
@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::graph::{Graph, MAX_RESOLUTION, MIN_RESOLUTION, lower};
 use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Metadata key of [`Description`].
@@ -54,28 +55,47 @@ impl Description {
     }
 }
 
+/// Which weights of a checkpoint a model is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Take {
+    /// The moving averages where the checkpoint has them, as in training's validation; else the weights.
+    #[default]
+    Best,
+    /// The moving averages; a checkpoint without them is an error.
+    Averages,
+    /// The weights that training moved.
+    Plain,
+}
+
 /// A network's weights with its description.
 #[derive(Debug)]
 pub struct Model {
     pub spec: ResNetSpec,
     pub description: Description,
     pub tensors: NamedTensors,
+    /// The tensors are moving averages.
+    pub averaged: bool,
 }
 
 impl Model {
     /// Reads an engine checkpoint, or any safetensors or .pth state dict with torchvision's names. Weights without a
     /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::from_weights(path, read_weights(path)?)
+        Self::read_as(path, Take::Best)
     }
 
-    /// What [`Self::read`] makes of the file's content; `path` is for messages.
-    pub fn from_weights(path: &Path, checkpoint: Checkpoint) -> Result<Self> {
+    pub fn read_as(path: &Path, take: Take) -> Result<Self> {
+        Self::from_weights(path, read_weights(path)?, take)
+    }
+
+    /// What [`Self::read_as`] makes of the file's content; `path` is for messages.
+    pub fn from_weights(path: &Path, checkpoint: Checkpoint, take: Take) -> Result<Self> {
         let described = checkpoint.metadata.get(MODEL_KEY).map(|text| {
             serde_json::from_str::<Description>(text)
                 .map_err(|error| Error::input_file(path, format!("{MODEL_KEY}: {error}")))
         });
-        let tensors = named_tensors(checkpoint);
+        let (tensors, averaged) =
+            taken(named_tensors(checkpoint), take).map_err(|error| error.within(path.display()))?;
         let spec = identify(&tensors).map_err(|error| error.within(path.display()))?;
         let description = described.transpose()?.unwrap_or_else(|| Description {
             arch: spec.name.to_owned(),
@@ -100,8 +120,61 @@ impl Model {
                 format!("names {named} classes, its fc.weight has {outputs}"),
             ));
         }
-        Ok(Self { spec, description, tensors })
+        Ok(Self { spec, description, tensors, averaged })
     }
+}
+
+/// The tensors that `take` asks for under their plain names, without averages beside them, and whether they are averages.
+fn taken(mut tensors: NamedTensors, take: Take) -> Result<(NamedTensors, bool)> {
+    let averages: Vec<String> = tensors.keys().filter(|name| name.starts_with(EMA_PREFIX)).cloned().collect();
+    if averages.is_empty() && take == Take::Averages {
+        return Err(Error::usage("--ema: there are no moving averages in it; leave --ema out"));
+    }
+    let averaged = !averages.is_empty() && take != Take::Plain;
+    for name in averages {
+        let tensor = tensors.remove(&name).expect("it is one of the keys");
+        if averaged {
+            tensors.insert(name[EMA_PREFIX.len()..].to_owned(), tensor);
+        }
+    }
+    Ok((tensors, averaged))
+}
+
+/// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such
+/// as torchvision's, go by position, and need as many classes as the data have. Data whose classes are all numbers, such
+/// as ImageNet-V2's folders 0 to 999, name the outputs themselves: "10" is the eleventh, wherever its folder is sorted.
+pub fn outputs_of(classes: &[Class], model: &Model) -> std::result::Result<Vec<u32>, String> {
+    let names = &model.description.classes;
+    let by_name: HashMap<&str, u32> = (0..).zip(names).map(|(index, (id, _))| (id.as_str(), index)).collect();
+    let unknown = classes.iter().find(|class| !by_name.contains_key(class.id.as_str()));
+    let Some(unknown) = unknown else {
+        return Ok(classes.iter().map(|class| by_name[class.id.as_str()]).collect());
+    };
+    if let Some(numbers) = numbers(classes) {
+        return match numbers.iter().find(|&&number| number as usize >= names.len()) {
+            None => Ok(numbers),
+            Some(number) => Err(format!("the data have class {number}, the network {} outputs", names.len())),
+        };
+    }
+    let is_unnamed = names.iter().enumerate().all(|(index, (id, _))| *id == index.to_string());
+    match (is_unnamed, classes.len() == names.len()) {
+        (true, true) => Ok((0..names.len() as u32).collect()),
+        (true, false) => Err(format!(
+            "{} in the data, {} without names in the weights; give data with all of the weights' classes",
+            classes.len(),
+            names.len()
+        )),
+        (false, _) => Err(format!(
+            "the network was not trained on {}; remove it from the data, or give the checkpoint that knows it",
+            unknown.id
+        )),
+    }
+}
+
+/// The ids as numbers, where all of them are written as numbers are.
+fn numbers(classes: &[Class]) -> Option<Vec<u32>> {
+    let number = |class: &Class| class.id.parse::<u32>().ok().filter(|number| number.to_string() == class.id);
+    classes.iter().map(number).collect()
 }
 
 /// The known network whose parameters have these names and shapes.

@@ -40,11 +40,16 @@ impl<'a> Passes<'a> {
 
     /// Pass `index` of the optimiser step that stands at `at`.
     pub fn step(&self, at: At, index: usize) -> Step {
+        self.step_at_rate(self.lr(at), at, index)
+    }
+
+    /// The same at a rate of one's own.
+    pub fn step_at_rate(&self, lr: f64, at: At, index: usize) -> Step {
         let optim = &self.config.optim;
         Step {
             index,
             of: self.config.micro_steps(),
-            rule: self.rule(self.lr(at) as f32),
+            rule: self.rule(lr as f32),
             loss: loss(self.config),
             clip_norm: optim.clip_norm as f32,
             ema_decay: self

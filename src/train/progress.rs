@@ -73,6 +73,11 @@ impl Progress {
         }
     }
 
+    /// A line above the bar.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| terminal::message(text));
+    }
+
     /// After the last step: a validation may take minutes.
     pub fn validating(&self) {
         self.bar.set_message("validating");

@@ -4,7 +4,7 @@ use super::model_file::Model;
 use super::output::{Output, RunFile};
 use super::state::{Environment, RunState, named_tensors};
 use super::trainer::{Resume, TrainOptions};
-use crate::backend::{Backend, MOMENTUM_PREFIX};
+use crate::backend::{Backend, OPTIMISER_PREFIX};
 use crate::checkpoint::{Found, Position, Store};
 use crate::config::{Config, differing_keys};
 use crate::error::{Error, Result};
@@ -107,10 +107,10 @@ fn environment_note(there: &Environment, here: &Environment) -> Option<String> {
     Some(note)
 }
 
-/// First weights from a file; velocities start at zero.
+/// First weights from a file, its moving averages where it has them; velocities and moments start at zero.
 fn initialise(path: &Path, backend: &mut dyn Backend) -> Result<()> {
     let mut tensors = Model::read(path)?.tensors;
-    tensors.retain(|name, _| !name.starts_with(MOMENTUM_PREFIX));
+    tensors.retain(|name, _| !name.starts_with(OPTIMISER_PREFIX));
     backend.load_state(&tensors).map_err(|error| error.within(path.display()))
 }
 

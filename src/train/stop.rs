@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Exit code after a second signal: whether there is a checkpoint is not known then, so it is not 75.
 const ENDED_AT_ONCE: i32 = 1;
 
-/// Whether somebody asked to stop.
+/// Whether somebody asked to stop, or for a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
+    checkpoint: Arc<AtomicBool>,
 }
 
 impl Stop {
@@ -33,5 +34,20 @@ impl Stop {
 
     pub fn requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
+    }
+
+    /// What the first signal does.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+    }
+
+    /// A checkpoint soon, without stopping.
+    pub fn ask_for_checkpoint(&self) {
+        self.checkpoint.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one was asked for since the last time.
+    pub fn takes_checkpoint_request(&self) -> bool {
+        self.checkpoint.swap(false, Ordering::Relaxed)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::evaluate::{Evaluation, evaluate};
 use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::limit::Limit;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
@@ -105,6 +106,7 @@ pub fn train(
         saved_step: None,
         underway: VecDeque::new(),
         named_bad: BTreeSet::new(),
+        limit: Limit::default(),
     };
     message(opening(config, dataset, &trainer.state, &output));
     let words = LastWords::new(move || what_is_kept(&store, steps_done.load(Ordering::Relaxed)));
@@ -142,6 +144,7 @@ struct Trainer<'a> {
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
     named_bad: BTreeSet<(&'static str, u32)>,
+    limit: Limit,
 }
 
 /// An optimiser step that the backend has been given.
@@ -169,8 +172,12 @@ impl Trainer<'_> {
         let mut loader = self.training_loader()?;
         let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
+        self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
             self.step(backend, &mut loader, &mut progress)?;
+            if let Some(line) = self.limit.look(&loader, self.config.workers()) {
+                progress.line(&line);
+            }
             failpoint::hit("train", "step");
             if self.stop.requested() {
                 self.collect(backend, Some(&mut progress), true)?;
@@ -396,7 +403,8 @@ impl Trainer<'_> {
         let by_steps =
             policy.every_steps > 0 && self.state.total_steps.is_multiple_of(policy.every_steps as u64);
         let minutes = self.saved.elapsed().as_secs_f64() / 60.0;
-        by_steps || (policy.every_minutes > 0.0 && minutes >= policy.every_minutes)
+        let by_clock = policy.every_minutes > 0.0 && minutes >= policy.every_minutes;
+        by_steps || by_clock || self.stop.takes_checkpoint_request()
     }
 
     /// Hands a snapshot to the writer; training goes on while it is written. The logs are durable first, so that no

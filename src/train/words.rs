@@ -3,7 +3,7 @@
 use super::images::training_images;
 use super::output::Output;
 use super::state::RunState;
-use crate::config::Config;
+use crate::config::{Config, LossKind, RuleKind};
 use crate::data::{Dataset, JPEG_DECODER};
 
 /// The first line on a terminal.
@@ -13,7 +13,7 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
         _ => format!(", going on from epoch {}, step {}", state.epoch + 1, state.step),
     };
     format!(
-        "{}: {} at {} px, {} of {} classes, batch {}, {}, learning rate {}, into {}{at}",
+        "{}: {} at {} px, {} of {} classes, batch {}, {}, learning rate {}{}, into {}{at}",
         config.name,
         config.model.arch,
         config.data.resolution,
@@ -22,16 +22,17 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
         config.data.batch,
         epochs(config.epochs),
         significant(config.full_lr()),
+        scaling(config),
         output.folder.display(),
     )
 }
 
 /// A line or two for the log's section.
 pub fn summary(config: &Config, dataset: &Dataset) -> String {
-    let (optim, data) = (&config.optim, &config.data);
+    let data = &config.data;
     format!(
-        "{} at {} px, {} classes, {}, batch {}, {}, seed {}; {:?} lr {} \
-         momentum {} weight decay {}, {:?} schedule after {} epochs of warm-up, label smoothing {}; decoder {JPEG_DECODER}",
+        "{} at {} px, {} classes, {}, batch {}, {}, seed {}; {}, {:?} schedule after {} epochs of warm-up{}; decoder \
+         {JPEG_DECODER}",
         config.model.arch,
         data.resolution,
         dataset.classes.len(),
@@ -39,14 +40,40 @@ pub fn summary(config: &Config, dataset: &Dataset) -> String {
         data.batch,
         epochs(config.epochs),
         config.seed,
-        optim.rule,
-        significant(config.full_lr()),
-        optim.momentum,
-        optim.weight_decay,
+        rule(config),
         config.schedule.kind,
         config.schedule.warmup_epochs,
-        config.loss.label_smoothing,
+        regularisation(config),
     )
+}
+
+fn rule(config: &Config) -> String {
+    let optim = &config.optim;
+    let lr = significant(config.full_lr());
+    let momentum = match optim.rule {
+        RuleKind::Lamb => format!("betas {} {}", optim.betas[0], optim.betas[1]),
+        RuleKind::Sgd | RuleKind::Lars => format!("momentum {}", optim.momentum),
+    };
+    format!("{:?} lr {lr} {momentum} weight decay {}", optim.rule, optim.weight_decay)
+}
+
+/// Loss, mixing and whatever else is on.
+fn regularisation(config: &Config) -> String {
+    let Config { loss, mix, model, ema, optim, .. } = config;
+    let is_on = [
+        (loss.kind == LossKind::Bce, format!("binary cross-entropy, {:?} over classes", loss.reduction)),
+        (loss.target_threshold > 0.0, format!("targets above {}", loss.target_threshold)),
+        (true, format!("label smoothing {}", loss.label_smoothing)),
+        (mix.mixup > 0.0, format!("mixup {}", mix.mixup)),
+        (mix.cutmix > 0.0, format!("cutmix {}", mix.cutmix)),
+        (model.drop_path > 0.0, format!("drop path {}", model.drop_path)),
+        (optim.clip_norm > 0.0, format!("gradients cut to a norm of {}", optim.clip_norm)),
+        (
+            ema.is_on(),
+            format!("validated on moving averages of decay {} every {} steps", ema.decay, ema.every),
+        ),
+    ];
+    is_on.into_iter().filter(|(on, _)| *on).map(|(_, words)| format!(", {words}")).collect()
 }
 
 fn images(config: &Config, dataset: &Dataset) -> String {
@@ -57,6 +84,16 @@ fn images(config: &Config, dataset: &Dataset) -> String {
 
 fn epochs(count: usize) -> String {
     format!("{count} epoch{}", if count == 1 { "" } else { "s" })
+}
+
+/// Where the rate comes from, if it is scaled to the batch.
+fn scaling(config: &Config) -> String {
+    let (optim, batch) = (&config.optim, config.data.batch);
+    match optim.lr_per {
+        0 => String::new(),
+        per if per == batch => String::new(),
+        per => format!(" ({} for {per} images, scaled to {batch})", optim.lr),
+    }
 }
 
 /// Four digits are enough to know a rate by.

@@ -176,7 +176,9 @@ fn a_profile_lists_every_layer_beside_the_peak() {
 #[test]
 fn help_and_version() {
     let help = run(&["--help"]).expect(0);
-    for word in ["--model", "--stdio", "--isa", "--precision", "--profile", "Exit codes"] {
+    for word in
+        ["--model", "--stdio", "--isa", "--precision", "--profile", "--max-pixels", "explain", "Exit codes"]
+    {
         assert!(help.out.contains(word), "{word}");
     }
     assert!(help.out.lines().all(|line| line.len() <= 120));

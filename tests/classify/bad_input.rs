@@ -55,6 +55,21 @@ fn what_is_no_picture_is_called_by_its_name() {
     refused("j.png", &flat_png(1_000_000, 1), &["crop it"]);
 }
 
+/// Of the file, and of what it would become for the network.
+#[test]
+fn a_limit_of_pixels_is_kept() {
+    let folder = temporary();
+    let (square, strip) = (folder.path().join("square.png"), folder.path().join("strip.png"));
+    fs::write(&square, flat_png(100, 100)).unwrap();
+    fs::write(&strip, flat_png(3000, 1)).unwrap();
+    let ask = |limit: &str, file: &Path| run(&["--model", model(), "--max-pixels", limit, path(file)]);
+    ask("10000", &square).expect(0);
+    let done = ask("9999", &square);
+    assert!(sentence(&done, 3).contains("100 x 100 is 10000 pixels, more than the 9999"), "{}", done.err);
+    let done = ask("10000", &strip);
+    assert!(sentence(&done, 3).contains("3000 x 1 would become"), "{}", done.err);
+}
+
 #[test]
 fn pictures_of_any_layout_and_size_are_answered() {
     let folder = temporary();

@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
+mod explain;
 mod stdio;
 
 use common::{Done, data, engine, finish, lasting, path, tiny};
@@ -55,7 +56,7 @@ fn export(name: &str, args: &[&str]) -> PathBuf {
 pub fn model() -> &'static str {
     static MODEL: OnceLock<PathBuf> = OnceLock::new();
     let train = data().join("train");
-    path(MODEL.get_or_init(|| export("int8", &["--int8", "--calibrate", path(&train)])))
+    path(MODEL.get_or_init(|| export("int8", &["--int8", "--calibrate", path(&train), "--max-loss", "100"])))
 }
 
 /// The same without.

@@ -16,7 +16,7 @@ pub fn serve(args: &[&str], requests: &[u8]) -> Done {
     finish(classify(args).arg("--stdio").stdin(stdin))
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |group: &[u8]| {
         let bits =

@@ -8,8 +8,13 @@ mod bugs;
 mod commands;
 mod configuration;
 mod device;
+mod exports;
+mod evaluating;
 mod libraries;
 mod model_file;
 mod other_weights;
 mod outputs;
+#[cfg(feature = "cuda")]
+mod plan;
+mod packing;
 mod stopping;

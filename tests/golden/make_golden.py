@@ -1,4 +1,4 @@
-"""Records PyTorch's, torchvision's and Pillow's numbers for the tests in Rust.
+"""Records PyTorch's, torchvision's, timm's and Pillow's numbers for the tests in Rust.
 
     python tests/golden/make_golden.py [--only tiny,ops,...]     # four minutes on two busy cores
 
@@ -14,7 +14,9 @@ import images
 import networks
 import ops
 import PIL
+import recipe
 import schedules
+import timm
 import torch
 import torchvision
 
@@ -30,6 +32,9 @@ RECORDS = {
     "schedules": schedules.record,
     "images": images.record,
     "ops": ops.record,
+    "recipe": recipe.record,
+    "recipe_schedules": recipe.record_schedules,
+    "tiny32_recipe": lambda: recipe.record_run("tiny32.recipe"),
 }
 
 
@@ -39,7 +44,7 @@ def main():
     chosen = parser.parse_args().only
     names = chosen.split(",") if chosen else RECORDS
     torch.set_num_threads(2)
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__, "pillow": PIL.__version__}
     folder = pathlib.Path(__file__).parent
     for name in names:
         record = {"versions": versions, **RECORDS[name]()}

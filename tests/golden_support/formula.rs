@@ -4,7 +4,8 @@ use engine::data::Batch;
 use engine::model::graph::Graph;
 use engine::model::params::{Param, Role};
 
-fn fnv1a64(name: &str) -> u64 {
+/// The key of the stream whose draws `bits` gives.
+pub fn fnv1a64(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 

@@ -7,6 +7,7 @@ mod images;
 mod invariance;
 mod networks;
 mod ops;
+mod recipe;
 mod record;
 mod reference;
 mod report;

@@ -1,7 +1,7 @@
 //! Learning rates of `torch.optim.lr_scheduler`.
 
 use super::record;
-use engine::config::{Config, Per, ScheduleKind};
+use engine::config::{Config, Overrides, Per, ScheduleKind, load};
 use engine::optim::schedule::LearningRate;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -55,6 +55,41 @@ impl Recorded {
         }
         worst
     }
+}
+
+/// A rate that differs by more than the recursions of PyTorch drift.
+fn compare(name: &str, config: &Config, want: &[f64]) {
+    let rate = LearningRate::new(config, STEPS_PER_EPOCH);
+    for (epoch, &want) in want.iter().enumerate() {
+        for step in [epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH - 1] {
+            let error = (rate.at(step) - want).abs() / config.full_lr();
+            assert!(error <= 1e-12, "{name}, epoch {epoch}: {} against {want}", rate.at(step));
+        }
+    }
+}
+
+/// The recipes' schedules, epoch by epoch over their whole length, are torchvision's, timm's and NVIDIA's.
+#[test]
+fn recipes_follow_their_originals_to_the_end() {
+    let mut recorded: BTreeMap<String, serde_json::Value> = record::read("recipe_schedules");
+    recorded.remove("versions");
+    for (name, rates) in recorded {
+        let want: Vec<f64> = serde_json::from_value(rates).unwrap();
+        let config = if name == "timm_k_decay" {
+            let mut config = recipe("resnet50-a3");
+            config.schedule.k_decay = 1.5;
+            config
+        } else {
+            recipe(&name)
+        };
+        assert_eq!(config.epochs, want.len(), "{name}");
+        compare(&name, &config, &want);
+    }
+}
+
+fn recipe(name: &str) -> Config {
+    let path = format!("{}/configs/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    load(Some(path.as_ref()), &Overrides::default()).unwrap()
 }
 
 #[test]

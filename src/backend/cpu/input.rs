@@ -1,7 +1,10 @@
-//! u8 pixels to normalised f32.
+//! u8 pixels to normalised f32, erased and mixed.
 
 use super::Cpu;
 use crate::backend::{MEAN, STD};
+use crate::data::batch::noise;
+use crate::data::{Batch, Erase, Fill, Mix};
+use crate::rng::nth;
 
 /// y = (x / 255 - mean) / std. `x` and `y` NHWC with three channels.
 pub fn normalise(cpu: Cpu, x: &[u8], y: &mut [f32]) {
@@ -15,6 +18,47 @@ pub fn normalise(cpu: Cpu, x: &[u8], y: &mut [f32]) {
             for c in 0..3 {
                 y[c] = table[c][usize::from(x[c])];
             }
+        }
+    });
+}
+
+/// Paints over what `batch.erased` names, in normalised images `x` [n, resolution, resolution, 3].
+pub fn erase(cpu: Cpu, batch: &Batch, x: &mut [f32]) {
+    let side = batch.resolution;
+    let items: Vec<_> = x.chunks_mut(side * side * 3).zip(&batch.erased).collect();
+    cpu.pool.for_each(items, |(image, erase)| {
+        let Some(Erase { rect, fill }) = *erase else { return };
+        for row in rect.top..rect.top + rect.height {
+            for column in rect.left..rect.left + rect.width {
+                for c in 0..3 {
+                    let element = (row * side + column) * 3 + c;
+                    image[element] = match fill {
+                        Fill::Colour(colour) => colour[c],
+                        Fill::Noise(key) => noise(nth(key, element as u64)),
+                    };
+                }
+            }
+        }
+    });
+}
+
+/// Images as `batch.mixes` says, from erased ones. Both [n, resolution, resolution, 3].
+pub fn mix(cpu: Cpu, batch: &Batch, from: &[f32], y: &mut [f32]) {
+    let side = batch.resolution;
+    let stride = side * side * 3;
+    let items: Vec<_> = y.chunks_mut(stride).zip(from.chunks(stride)).zip(&batch.mixes).collect();
+    cpu.pool.for_each(items, |((to, own), mix)| {
+        let Mix { partner, lambda, region } = *mix;
+        let other = &from[partner as usize * stride..][..stride];
+        let Some(rect) = region else {
+            let pixels = to.iter_mut().zip(own).zip(other);
+            pixels.for_each(|((to, own), other)| *to = lambda * own + (1.0 - lambda) * other);
+            return;
+        };
+        to.copy_from_slice(own);
+        for row in rect.top..rect.top + rect.height {
+            let place = (row * side + rect.left) * 3..(row * side + rect.left + rect.width) * 3;
+            to[place.clone()].copy_from_slice(&other[place]);
         }
     });
 }

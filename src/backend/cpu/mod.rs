@@ -9,10 +9,11 @@ pub mod input;
 mod memory;
 pub mod pooling;
 mod params;
+mod update;
 mod walk;
 
-use super::{Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step, Weights, check_batch};
-use crate::config::{Decay, RuleKind};
+use super::{Backend, Extras, NO_AVERAGES, NamedTensors, Outcome, Step, Weights, check_batch};
+use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::lower;
@@ -44,6 +45,7 @@ pub struct CpuOptions {
 /// A network with its optimiser state in main memory.
 pub struct CpuBackend {
     spec: ResNetSpec,
+    extras: Extras,
     engine: Engine,
     params: Params,
     training: Walk,
@@ -77,6 +79,7 @@ impl CpuBackend {
         let training = Walk::new(graph, false);
         Ok(Self {
             spec: options.spec,
+            extras: options.extras,
             engine,
             params,
             training,
@@ -110,29 +113,10 @@ impl CpuBackend {
     }
 }
 
-/// What this backend computes, of all that a batch and a step can ask for.
-fn supported(batch: &Batch, step: &Step) -> Result<()> {
-    let lacks = [
-        (step.rule.kind() != RuleKind::Sgd, "optim.rule other than sgd"),
-        (step.loss.objective != Objective::SoftmaxCrossEntropy, "loss.kind other than softmax"),
-        (step.clip_norm > 0.0, "optim.clip_norm"),
-        (step.ema_decay.is_some(), "ema.decay"),
-        (step.drop_path != DropPath::OFF, "model.drop_path"),
-        (!batch.mixes.is_empty(), "mix.mixup and mix.cutmix"),
-        (!batch.erased.is_empty(), "erasing"),
-    ];
-    match lacks.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => {
-            Err(Error::usage(format!("the CPU has no {what} yet; train on a GPU, or leave it out")))
-        }
-        None => Ok(()),
-    }
-}
-
 impl Backend for CpuBackend {
     fn submit(&mut self, batch: &Batch, step: &Step) -> Result<()> {
         check_batch(batch, self.spec.classes)?;
-        supported(batch, step)?;
+        self.extras.check(step)?;
         if batch.resolution != self.training.graph.resolution {
             self.training = Walk::new(lower(&self.spec, batch.resolution)?, self.keep);
         }
@@ -151,9 +135,6 @@ impl Backend for CpuBackend {
 
     fn eval_batch(&mut self, batch: &Batch, weights: Weights) -> Result<HostTensor> {
         check_batch(batch, self.spec.classes)?;
-        if weights == Weights::Averaged {
-            return Err(Error::usage("the CPU keeps no averages; set ema.decay=0"));
-        }
         let walk = if batch.resolution == self.training.graph.resolution {
             &mut self.training
         } else {
@@ -162,7 +143,14 @@ impl Backend for CpuBackend {
             }
             self.evaluation.as_mut().expect("made above")
         };
-        let logits = walk.evaluate(&mut self.engine, &self.params, batch);
+        let engine = &mut self.engine;
+        let logits = match weights {
+            Weights::Live => walk.evaluate(engine, &self.params, batch),
+            Weights::Averaged => self
+                .params
+                .with_averages(|params| walk.evaluate(engine, params, batch))
+                .ok_or_else(|| Error::usage(NO_AVERAGES))?,
+        };
         HostTensor::new("logits", vec![batch.labels.len(), self.spec.classes], logits)
     }
 

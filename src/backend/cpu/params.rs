@@ -3,27 +3,36 @@
 //! Convolution and classifier weights are RSCK ([r][s][c][k]) here and KCRS outside; everything else is a vector.
 
 use super::{Cpu, CpuOptions};
-use crate::backend::{MOMENTUM_PREFIX, NamedTensors, find};
-use crate::config::Decay;
+use crate::backend::{EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, SECOND_MOMENT_PREFIX, UPDATES, find};
+use crate::config::{Decay, RuleKind};
 use crate::error::Result;
 use crate::model::graph::{ConvShape, Graph, ParamId};
-use crate::model::params::{Param, Role};
-use crate::optim::Rule;
-use crate::optim::sgd::Sgd;
+use crate::model::params::{Buffer, Param, Role};
 use crate::simd::conv;
-use crate::simd::dispatch::multiversion;
 use crate::tensor::{HostTensor, all_finite};
 
 /// One vector a parameter, in the order of the graph.
 pub struct Params {
     pub weight: Vec<Vec<f32>>,
+    /// Velocities, or LAMB's first moments.
     pub velocity: Vec<Vec<f32>>,
+    /// LAMB's second moments; none for other rules.
+    pub second: Vec<Vec<f32>>,
     pub gradient: Vec<Vec<f32>>,
     /// One vector a running statistic, in the order of the graph.
     pub running: Vec<Vec<f32>>,
     /// `running` before the current optimiser step, whose passes each move them.
     running_before: Vec<Vec<f32>>,
-    decay: Decay,
+    pub averages: Option<Averages>,
+    /// Updates done.
+    pub updates: u32,
+    pub decay: Decay,
+}
+
+/// Moving averages, in the order of what they are averages of.
+pub struct Averages {
+    pub weight: Vec<Vec<f32>>,
+    pub running: Vec<Vec<f32>>,
 }
 
 impl Params {
@@ -32,14 +41,35 @@ impl Params {
             to_internal(param, &param.initial_values(options.seed, index, options.zero_gamma))
         };
         let zeros = || graph.params.iter().map(|param| vec![0.0; param.elements()]).collect();
+        let weight: Vec<Vec<f32>> = graph.params.iter().enumerate().map(initial).collect();
+        let running: Vec<Vec<f32>> =
+            graph.buffers.iter().map(|buffer| vec![buffer.initial; buffer.channels]).collect();
+        let averages = Averages { weight: weight.clone(), running: running.clone() };
         Self {
-            weight: graph.params.iter().enumerate().map(initial).collect(),
             velocity: zeros(),
+            second: if options.extras.rule == RuleKind::Lamb { zeros() } else { vec![] },
             gradient: zeros(),
-            running: graph.buffers.iter().map(|buffer| vec![buffer.initial; buffer.channels]).collect(),
+            averages: options.extras.averages.then_some(averages),
+            weight,
+            running,
             running_before: vec![],
+            updates: 0,
             decay: options.decay,
         }
+    }
+
+    /// Runs `body` with the averages, where there are any, in place of weights and running statistics.
+    pub fn with_averages<R>(&mut self, body: impl FnOnce(&Self) -> R) -> Option<R> {
+        let mut averages = self.averages.take()?;
+        let mut exchange = |params: &mut Self| {
+            std::mem::swap(&mut averages.weight, &mut params.weight);
+            std::mem::swap(&mut averages.running, &mut params.running);
+        };
+        exchange(self);
+        let result = body(self);
+        exchange(self);
+        self.averages = Some(averages);
+        Some(result)
     }
 
     pub fn begin_step(&mut self) {
@@ -58,55 +88,44 @@ impl Params {
         bad.iter().rposition(|&bad| bad).map(|index| graph.params[index].name.as_str())
     }
 
-    /// One optimiser step over all parameters.
-    pub fn update(&mut self, cpu: Cpu, graph: &Graph, rule: &Rule) {
-        let Rule::Sgd(sgd) = rule else { unreachable!("the backend takes no other rule") };
-        const CHUNK: usize = 64 * 1024;
-        let mut items = vec![];
-        let slices = self.weight.iter_mut().zip(&mut self.velocity).zip(&self.gradient);
-        for (param, ((weight, velocity), gradient)) in graph.params.iter().zip(slices) {
-            let weight_decay = if self.decay.applies_to(param.role) { sgd.weight_decay } else { 0.0 };
-            let rule = Sgd { weight_decay, ..*sgd };
-            let chunks = weight.chunks_mut(CHUNK).zip(velocity.chunks_mut(CHUNK)).zip(gradient.chunks(CHUNK));
-            items.extend(chunks.map(|((weight, velocity), gradient)| (rule, weight, velocity, gradient)));
-        }
-        cpu.pool.for_each(items, |(rule, weight, velocity, gradient)| {
-            step(cpu.isa, &rule, weight, velocity, gradient);
-        });
-    }
-
     pub fn state(&self, graph: &Graph) -> NamedTensors {
         let mut state = NamedTensors::new();
-        for (index, param) in graph.params.iter().enumerate() {
-            let tensor =
-                |values: &[f32]| HostTensor { shape: param.shape.clone(), data: to_external(param, values) };
-            state.insert(param.name.clone(), tensor(&self.weight[index]));
-            state.insert(format!("{MOMENTUM_PREFIX}{}", param.name), tensor(&self.velocity[index]));
+        put_weights(&mut state, graph, "", &self.weight);
+        put_weights(&mut state, graph, MOMENTUM_PREFIX, &self.velocity);
+        put_running(&mut state, graph, "", &self.running);
+        if !self.second.is_empty() {
+            put_weights(&mut state, graph, SECOND_MOMENT_PREFIX, &self.second);
+            // Exact up to 2^24 updates, thirteen epochs of ImageNet one image at a time.
+            state.insert(UPDATES.to_owned(), HostTensor { shape: vec![1], data: vec![self.updates as f32] });
         }
-        for (buffer, values) in graph.buffers.iter().zip(&self.running) {
-            state.insert(
-                buffer.name.clone(),
-                HostTensor { shape: vec![buffer.channels], data: values.clone() },
-            );
+        if let Some(averages) = &self.averages {
+            put_weights(&mut state, graph, EMA_PREFIX, &averages.weight);
+            put_running(&mut state, graph, EMA_PREFIX, &averages.running);
         }
         state
     }
 
-    /// Weights alone, without any velocity, start with velocities of zero.
+    /// Weights alone, without any velocity, start with velocities and moments of zero, and averages that are copies.
     pub fn load_state(&mut self, graph: &Graph, state: &NamedTensors) -> Result<()> {
-        let has_velocity = state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX));
-        for (index, param) in graph.params.iter().enumerate() {
-            self.weight[index] = to_internal(param, find(state, &param.name, &param.shape)?);
-            if has_velocity {
-                let velocity = format!("{MOMENTUM_PREFIX}{}", param.name);
-                self.velocity[index] = to_internal(param, find(state, &velocity, &param.shape)?);
-            } else {
-                self.velocity[index].fill(0.0);
-            }
+        let has = |prefix: &str| state.keys().any(|name| name.starts_with(prefix));
+        let moments = |prefix: &str| match has(prefix) {
+            true => take_weights(state, graph, prefix),
+            false => Ok(graph.params.iter().map(|param| vec![0.0; param.elements()]).collect()),
+        };
+        let weight = take_weights(state, graph, "")?;
+        let running = take_running(state, graph, "")?;
+        let velocity = moments(MOMENTUM_PREFIX)?;
+        if !self.second.is_empty() {
+            self.second = moments(SECOND_MOMENT_PREFIX)?;
+            let updates = if state.contains_key(UPDATES) { find(state, UPDATES, &[1])?[0] } else { 0.0 };
+            self.updates = updates as u32;
         }
-        for (buffer, values) in graph.buffers.iter().zip(&mut self.running) {
-            values.copy_from_slice(find(state, &buffer.name, &[buffer.channels])?);
+        if let Some(averages) = &mut self.averages {
+            let prefix = if has(EMA_PREFIX) { EMA_PREFIX } else { "" };
+            averages.weight = take_weights(state, graph, prefix)?;
+            averages.running = take_running(state, graph, prefix)?;
         }
+        (self.weight, self.running, self.velocity) = (weight, running, velocity);
         Ok(())
     }
 
@@ -127,10 +146,33 @@ impl Params {
     }
 }
 
-multiversion! {
-    fn step(rule: &Sgd, weight: &mut [f32], velocity: &mut [f32], gradient: &[f32]) {
-        rule.step(weight, velocity, gradient);
+/// Adds vectors of the parameter space, in the outside's layouts.
+fn put_weights(state: &mut NamedTensors, graph: &Graph, prefix: &str, vectors: &[Vec<f32>]) {
+    for (param, values) in graph.params.iter().zip(vectors) {
+        let tensor = HostTensor { shape: param.shape.clone(), data: to_external(param, values) };
+        state.insert(format!("{prefix}{}", param.name), tensor);
     }
+}
+
+fn put_running(state: &mut NamedTensors, graph: &Graph, prefix: &str, vectors: &[Vec<f32>]) {
+    for (buffer, values) in graph.buffers.iter().zip(vectors) {
+        let tensor = HostTensor { shape: vec![buffer.channels], data: values.clone() };
+        state.insert(format!("{prefix}{}", buffer.name), tensor);
+    }
+}
+
+fn take_weights(state: &NamedTensors, graph: &Graph, prefix: &str) -> Result<Vec<Vec<f32>>> {
+    let take = |param: &Param| {
+        let values = find(state, &format!("{prefix}{}", param.name), &param.shape)?;
+        Ok(to_internal(param, values))
+    };
+    graph.params.iter().map(take).collect()
+}
+
+fn take_running(state: &NamedTensors, graph: &Graph, prefix: &str) -> Result<Vec<Vec<f32>>> {
+    let take =
+        |buffer: &Buffer| Ok(find(state, &format!("{prefix}{}", buffer.name), &[buffer.channels])?.to_vec());
+    graph.buffers.iter().map(take).collect()
 }
 
 /// K, C, R and S of a weight that is stored RSCK, as a convolution of a single pixel; none for vectors.

@@ -57,7 +57,7 @@ impl Work {
     }
 
     /// Seconds.
-    fn floor(&self, copy_rate: f64, product_rate: f64) -> f64 {
+    pub fn floor(&self, copy_rate: f64, product_rate: f64) -> f64 {
         (self.bytes as f64 / copy_rate).max(self.operations as f64 / product_rate)
     }
 }

@@ -11,12 +11,14 @@
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
 //! | [`bench`] | every call of a step against its floor |
+//! | [`forecast`] | what a training takes on a card that is not at hand |
 //! | [`patience`] | waiting, but not for ever |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
 
 pub mod abi;
 pub mod bench;
 pub mod device;
+pub mod forecast;
 pub mod guarded;
 pub mod machine;
 pub mod network;

@@ -13,7 +13,9 @@ use super::replay;
 use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
-use crate::backend::{Backend, DropPath, NamedTensors, Outcome, Score, Step, Weights, check_batch};
+use crate::backend::{
+    Backend, DropPath, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
+};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -28,10 +30,6 @@ pub use state::SCALE_STATE;
 
 /// The fault of every pass after one that had a fault.
 const HALTED: &str = "an earlier pass stopped the run";
-
-/// An evaluation that cannot be.
-const NO_AVERAGES: &str =
-    "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
 
 /// What a network on a card is made from.
 #[derive(Debug, Clone)]

@@ -18,20 +18,24 @@ use pickle::{Kind, Pickle, Value, View};
 
 /// Pickles of weights are some hundred kilobytes.
 const MAX_PICKLE: u64 = 256 << 20;
+/// Folder of a `.pth` for what is no tensor (caffe2/serialize/inline_container.cc: extra files).
+pub const EXTRA: &str = "extra/";
+/// Descriptions are some hundred kilobytes where there are many classes.
+const MAX_EXTRA: u64 = 64 << 20;
 /// Under these keys training scripts keep the state dict.
 const WRAPPERS: [&str; 4] = ["state_dict", "model", "model_state_dict", "model_ema"];
 
-/// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; without `optim.*` and
-/// `ema.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a `module.` in front of every name is dropped.
+/// Reads a state dict: safetensors (F32, F16, BF16, I64), a checkpoint of this program (verified; with `ema.*`, without
+/// `optim.*`), the f32 weights of a model file for the CPU, or a `.pth` / `.pt` of PyTorch 1.6 or later. Halves become f32; a
+/// `module.` in front of every name is dropped.
 pub fn read_weights(path: &Path) -> Result<Checkpoint> {
-    let Checkpoint { tensors: state, metadata } =
-        read(path).map_err(|reason| Error::input_file(path, reason))?;
-    let is_parallel = !state.is_empty() && state.keys().all(|name| name.starts_with("module."));
+    let Checkpoint { tensors, metadata } = read(path).map_err(|reason| Error::input_file(path, reason))?;
+    let is_parallel = !tensors.is_empty() && tensors.keys().all(|name| name.starts_with("module."));
     let rename =
         |name: String| name.strip_prefix("module.").filter(|_| is_parallel).unwrap_or(&name).to_owned();
-    let is_weight = |name: &str| !name.starts_with("optim.") && !name.starts_with("ema.");
+    let is_kept = |name: &str| !name.starts_with("optim.");
     let state: StateDict =
-        state.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_weight(name)).collect();
+        tensors.into_iter().map(|(name, t)| (rename(name), t)).filter(|(name, _)| is_kept(name)).collect();
     match state.is_empty() {
         true => Err(Error::input_file(path, "has no tensor")),
         false => Ok(Checkpoint { tensors: state, metadata }),
@@ -48,9 +52,7 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
     (&mut file).take(16).read_to_end(&mut head).map_err(cannot)?;
     file.seek(SeekFrom::Start(0)).map_err(cannot)?;
     match head.as_slice() {
-        [b'P', b'K', 3, 4, ..] => {
-            Ok(Checkpoint { tensors: read_pth(file, size)?, metadata: BTreeMap::new() })
-        }
+        [b'P', b'K', 3, 4, ..] => read_pth(file, size),
         [0x80, 2..=5, ..] if head.get(8) != Some(&b'{') => {
             Err("is a pickle from PyTorch before 1.6, which is not read; write it again with \
              `python -c 'import torch; torch.save(torch.load(\"old.pth\", weights_only=True), \"new.pth\")'`"
@@ -140,6 +142,21 @@ impl Archive {
         Ok(Self { zip, folder, size })
     }
 
+    /// `engine.*` among the extra entries.
+    fn extra(&mut self) -> Result<BTreeMap<String, String>, String> {
+        let prefix = format!("{}{EXTRA}", self.folder);
+        let names =
+            self.zip.file_names().filter_map(|name| Some(name.ok()?.strip_prefix(&prefix)?.to_owned()));
+        let keys: Vec<String> = names.filter(|key| key.starts_with("engine.")).collect();
+        let mut extra = BTreeMap::new();
+        for key in keys {
+            let name = format!("{EXTRA}{key}");
+            let text = String::from_utf8(self.entry(&name, MAX_EXTRA)?);
+            extra.insert(key, text.map_err(|_| format!("{name}: is no UTF-8 text"))?);
+        }
+        Ok(extra)
+    }
+
     fn entry(&mut self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
         let cannot = |reason: String| format!("{name}: {reason}");
         let entry = self.zip.by_name(&format!("{}{name}", self.folder));
@@ -154,7 +171,8 @@ impl Archive {
     }
 }
 
-fn read_pth(file: File, size: u64) -> Result<StateDict, String> {
+/// Tensors, and this program's own extra entries as metadata.
+fn read_pth(file: File, size: u64) -> Result<Checkpoint, String> {
     let mut archive = Archive::open(file, size)?;
     if archive.entry("byteorder", 64).is_ok_and(|order| order == b"big") {
         return Err("was saved on a big-endian machine, which is not read".into());
@@ -170,7 +188,7 @@ fn read_pth(file: File, size: u64) -> Result<StateDict, String> {
         })?;
         state.insert(name, tensor);
     }
-    Ok(state)
+    Ok(Checkpoint { tensors: state, metadata: archive.extra()? })
 }
 
 /// The dict whose values are tensors, through wrappers like `{'state_dict': ..., 'epoch': 90}`.

@@ -155,10 +155,9 @@ fn bilinear_is_pillows_within_one_level_and_the_same_on_every_instruction_set() 
                 let off = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
                 let worst = got.iter().zip(&want).map(off).fold(0.0, f64::max);
                 let mean = got.iter().zip(&want).map(off).sum::<f64>() / got.len() as f64;
-                // Bicubic overshoots and is clipped between the passes, whose order differs from Pillow's.
-                let allowed = if cubic { 24.0 } else { 1.0 };
+                // A sum half way between two levels may go to either: the weights have 22 bits.
                 assert!(
-                    worst <= allowed && mean < 0.5,
+                    worst <= 1.0 && mean < 0.05,
                     "{worst} levels off, {mean} in the mean: {rect:?} -> {h} x {w}, {interpolation:?}"
                 );
             }

@@ -4,8 +4,10 @@ mod augment;
 mod decode;
 mod index;
 mod loader;
+mod pack;
 mod photograph;
 mod real;
+mod resize;
 mod tools;
 
 use std::fs;

@@ -6,7 +6,7 @@
 //!    off, given what the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2
 //!    and appendix D), and the noise is measured.
 
-use super::histogram::{Histogram, Method};
+use super::histogram::{Histogram, Method, SIGNED, UNSIGNED};
 use super::network::{Layer, Live, Machine, folded, values};
 use super::quantise::{quantise, quantise_stem};
 use crate::checkpoint::StateDict;
@@ -26,6 +26,31 @@ const BATCH: usize = 16;
 const PIXELS: usize = 32 * 224 * 224;
 /// Above this many images the means of step 3 do not move any more.
 const IMAGES: usize = 512;
+
+/// Which values of a network are rounded, besides the outputs of its ReLUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// The model file's: the stem reads the image's bytes, the classifier f32 features; both sides of a sum are added in f32
+    /// as far as they come from convolutions.
+    Bytes,
+    /// That of ONNX's QDQ form, whose operations are joined by 8-bit tensors: the stem reads the normalised image in steps
+    /// of [`input_levels`], and what goes into a sum from a convolution is i8, symmetric.
+    Qdq,
+}
+
+/// Step and zero point (u8) of the normalised image over all that bytes can be.
+pub fn input_levels(normalisation: &Normalisation) -> (f32, u8) {
+    let Normalisation { mean, std } = normalisation;
+    let low = (0..3).map(|c| (0.0 - mean[c]) / std[c]).fold(f32::INFINITY, f32::min);
+    let high = (0..3).map(|c| (1.0 - mean[c]) / std[c]).fold(f32::NEG_INFINITY, f32::max);
+    let step = (high - low) / 255.0;
+    (step, (-low / step).round() as u8)
+}
+
+/// What a unit with a residual adds to it.
+pub fn branch(graph: &Graph, unit: &ConvUnit) -> Option<TensorId> {
+    unit.residual.map(|_| unit.normed(graph))
+}
 
 /// What calibration looks at.
 pub struct Photographs {
@@ -64,7 +89,8 @@ struct Calibrator<'a> {
     /// By unit; batch norm folded.
     folded: Vec<Option<Folded>>,
     normalisation: Normalisation,
-    /// By tensor: of u8 values.
+    scheme: Scheme,
+    /// By tensor: of u8 values behind a ReLU, of i8 values elsewhere.
     steps: Vec<Option<f32>>,
 }
 
@@ -74,6 +100,7 @@ pub fn calibrate(
     graph: &Graph,
     photographs: &Photographs,
     method: Method,
+    scheme: Scheme,
     threads: usize,
 ) -> Result<Quantisation> {
     let units = units(graph);
@@ -84,6 +111,7 @@ pub fn calibrate(
         machine: Machine::new(threads),
         folded,
         normalisation: photographs.normalisation,
+        scheme,
         steps: vec![None; graph.tensors.len()],
     };
     let images = calibrator.choose_steps(photographs, method)?;
@@ -92,10 +120,11 @@ pub fn calibrate(
     let part = load(photographs, count, count)?.next().transpose()?.ok_or_else(no_images)?;
     let (layers, report) = calibrator.round(&part.images);
     let name = |tensor: TensorId| graph.tensors[tensor].name.clone();
-    let made_by_relu = |tensor: TensorId| {
-        calibrator.units.iter().any(|unit| matches!(unit, Unit::Conv(unit) if unit.y == tensor && unit.relu))
+    let made_by_conv = |tensor: TensorId| {
+        let makes = |unit: &ConvUnit| unit.y == tensor || branch(graph, unit) == Some(tensor);
+        calibrator.units.iter().any(|unit| matches!(unit, Unit::Conv(unit) if makes(unit)))
     };
-    let scales = (0..graph.tensors.len()).filter(|&tensor| made_by_relu(tensor));
+    let scales = (0..graph.tensors.len()).filter(|&tensor| made_by_conv(tensor));
     let scales = scales.filter_map(|tensor| Some((name(tensor), calibrator.steps[tensor]?))).collect();
     let method = match method {
         Method::Mse => "mse".to_owned(),
@@ -141,9 +170,14 @@ impl Calibrator<'_> {
                 let (tensor, y) = match (unit, layer) {
                     (Unit::Conv(unit), Some(layer)) => {
                         let mut y = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
+                        if let Some(branch) = self.rounded_branch(unit) {
+                            histograms[branch].add_magnitudes(&y);
+                        }
                         self.machine.finish(unit, unit.residual.map(|r| live.get(r)), &mut y);
                         if unit.relu {
                             histograms[unit.y].add(&y);
+                        } else if self.scheme == Scheme::Qdq {
+                            histograms[unit.y].add_magnitudes(&y);
                         }
                         (unit.y, y)
                     }
@@ -161,7 +195,16 @@ impl Calibrator<'_> {
         }
         for unit in &self.units {
             match unit {
-                Unit::Conv(unit) if unit.relu => self.steps[unit.y] = Some(histograms[unit.y].step(method)),
+                Unit::Conv(unit) => {
+                    if let Some(branch) = self.rounded_branch(unit) {
+                        self.steps[branch] = Some(histograms[branch].step(method, SIGNED));
+                    }
+                    if unit.relu {
+                        self.steps[unit.y] = Some(histograms[unit.y].step(method, UNSIGNED));
+                    } else if self.scheme == Scheme::Qdq {
+                        self.steps[unit.y] = Some(histograms[unit.y].step(method, SIGNED));
+                    }
+                }
                 Unit::MaxPool { x, y } => self.steps[*y] = self.steps[*x],
                 _ => {}
             }
@@ -173,7 +216,10 @@ impl Calibrator<'_> {
     fn round(&mut self, images: &[u8]) -> (BTreeMap<String, Quantised>, Vec<Noise>) {
         let n = images.len() / self.graph.tensors[self.graph.input].elements();
         let (mut layers, mut report) = (BTreeMap::new(), vec![]);
-        let stem = quantised_input(images, &self.normalisation);
+        let stem = match self.scheme {
+            Scheme::Bytes => quantised_input(images, &self.normalisation),
+            Scheme::Qdq => rounded_input(images, &self.normalisation),
+        };
         let mut plain = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
         let mut rounded = Live::new(self.graph, &self.units, stem);
         for index in 0..self.units.len() {
@@ -209,7 +255,7 @@ impl Calibrator<'_> {
             Unit::MaxPool { .. } | Unit::AvgPool { .. } => unreachable!("pools have no weights"),
         };
         let is_stem = x == self.graph.input;
-        let mut quantised = if is_stem {
+        let mut quantised = if is_stem && self.scheme == Scheme::Bytes {
             quantise_stem(&self.machine.pool, folded, &self.normalisation)
         } else {
             quantise(&self.machine.pool, folded, self.graph.tensors[x].c)
@@ -247,10 +293,20 @@ impl Calibrator<'_> {
         Rounded { quantised, noise, plain: want, rounded: got }
     }
 
+    /// What goes into the unit's sum, where the scheme rounds it.
+    fn rounded_branch(&self, unit: &ConvUnit) -> Option<TensorId> {
+        branch(self.graph, unit).filter(|_| self.scheme == Scheme::Qdq)
+    }
+
     fn finish_rounded(&self, unit: &ConvUnit, residual: Option<&[f32]>, y: &mut [f32]) {
+        if let Some(step) = self.rounded_branch(unit).and_then(|branch| self.steps[branch]) {
+            self.machine.round_signed(step, y);
+        }
         self.machine.finish(unit, residual, y);
-        if let Some(step) = self.steps[unit.y] {
-            self.machine.round(step, y);
+        match self.steps[unit.y] {
+            Some(step) if unit.relu => self.machine.round(step, y),
+            Some(step) => self.machine.round_signed(step, y),
+            None => {}
         }
     }
 
@@ -276,6 +332,14 @@ fn quantised_input(images: &[u8], normalisation: &Normalisation) -> Vec<f32> {
     images.iter().enumerate().map(|(at, byte)| f32::from(*byte) - padding[at % 3]).collect()
 }
 
+/// The normalised image in steps of [`input_levels`].
+fn rounded_input(images: &[u8], normalisation: &Normalisation) -> Vec<f32> {
+    let (step, zero) = input_levels(normalisation);
+    let zero = f32::from(zero);
+    let level = |x: f32| ((x / step).round_ties_even() + zero).clamp(0.0, 255.0) - zero;
+    normalise(images, normalisation).into_iter().map(|x| step * level(x)).collect()
+}
+
 /// The mean of got - want by channel.
 fn channel_means(got: &[f32], want: &[f32], channels: usize) -> Vec<f32> {
     let mut sums = vec![0.0f64; channels];
@@ -289,7 +353,7 @@ fn channel_means(got: &[f32], want: &[f32], channels: usize) -> Vec<f32> {
 }
 
 /// 10 log10(signal / noise); infinite without noise.
-pub(super) fn decibels(got: &[f32], want: &[f32]) -> f64 {
+pub fn decibels(got: &[f32], want: &[f32]) -> f64 {
     let (mut signal, mut noise) = (0.0f64, 0.0f64);
     for (got, want) in got.iter().zip(want) {
         signal += f64::from(*want).powi(2);

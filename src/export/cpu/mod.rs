@@ -8,12 +8,12 @@
 
 pub mod calibrate;
 pub mod histogram;
-mod network;
+pub(super) mod network;
 mod quantise;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod write;
 
-pub use calibrate::{Photographs, Quantisation, calibrate};
+pub use calibrate::{Photographs, Quantisation, Scheme, calibrate};
 pub use histogram::Method;
 pub use write::{entries, export_cpu};

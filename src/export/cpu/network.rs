@@ -112,6 +112,11 @@ impl Machine {
         self.in_rows(y, 1, |isa, _, rows| round(isa, step, rows));
     }
 
+    /// To the nearest of the multiples of `step` from -128 to 127.
+    pub fn round_signed(&self, step: f32, y: &mut [f32]) {
+        self.in_rows(y, 1, |isa, _, rows| round_signed(isa, step, rows));
+    }
+
     /// Calls `body(isa, offset, rows)` for blocks of whole rows of `k`.
     fn in_rows(&self, y: &mut [f32], k: usize, body: impl Fn(Isa, usize, &mut [f32]) + Sync) {
         let block = ((32 << 10) / k).max(1) * k;
@@ -143,6 +148,12 @@ multiversion! {
 multiversion! {
     fn round(step: f32, y: &mut [f32]) {
         y.iter_mut().for_each(|y| *y = (*y / step).round_ties_even().clamp(0.0, 255.0) * step);
+    }
+}
+
+multiversion! {
+    fn round_signed(step: f32, y: &mut [f32]) {
+        y.iter_mut().for_each(|y| *y = (*y / step).round_ties_even().clamp(-128.0, 127.0) * step);
     }
 }
 

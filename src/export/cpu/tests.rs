@@ -20,10 +20,10 @@ use crate::tensor::Difference;
 use std::path::Path;
 use tempfile::TempDir;
 
-const SIDE: usize = 32;
+pub const SIDE: usize = 32;
 
 /// Weights as they begin, and batch norms as if they had been trained: every channel with numbers of its own.
-fn trained(graph: &Graph) -> StateDict {
+pub fn trained(graph: &Graph) -> StateDict {
     let mut checkpoint = Checkpoint::default();
     let mut rng = Rng::new(7, 0, 0, Purpose::Init);
     let mut around = |n: usize, middle: f64, width: f64| -> Vec<f32> {
@@ -46,7 +46,7 @@ fn trained(graph: &Graph) -> StateDict {
 }
 
 /// Twenty drawn pictures, in a folder of class folders.
-fn photographs(folder: &Path) -> Photographs {
+pub fn photographs(folder: &Path) -> Photographs {
     let options = SynthOptions { train_per_class: 2, val_per_class: 1, size: 40, ..SynthOptions::default() };
     synth::write(folder, &options).unwrap();
     Photographs {
@@ -57,12 +57,12 @@ fn photographs(folder: &Path) -> Photographs {
     }
 }
 
-fn images(photographs: &Photographs) -> Vec<u8> {
+pub fn images(photographs: &Photographs) -> Vec<u8> {
     let options = EvalOptions::new(photographs.transform, 100);
     Loader::eval(photographs.split.clone(), options).unwrap().next().unwrap().unwrap().images
 }
 
-fn describe(quantisation: Option<&Quantisation>) -> Description {
+pub fn describe(quantisation: Option<&Quantisation>) -> Description {
     Description {
         arch: RESNET_TINY.name.into(),
         classes: (0..10).map(|i| (i.to_string(), i.to_string())).collect(),
@@ -77,14 +77,14 @@ fn describe(quantisation: Option<&Quantisation>) -> Description {
     }
 }
 
-struct Setting {
-    graph: Graph,
-    state: StateDict,
-    photographs: Photographs,
-    folder: TempDir,
+pub struct Setting {
+    pub graph: Graph,
+    pub state: StateDict,
+    pub photographs: Photographs,
+    pub folder: TempDir,
 }
 
-fn setting() -> Setting {
+pub fn setting() -> Setting {
     let graph = lower(&RESNET_TINY, SIDE).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let photographs = photographs(&folder.path().join("data"));
@@ -95,7 +95,7 @@ impl Setting {
     fn file(&self, quantisation: Option<&Quantisation>) -> ModelFile {
         let path = self.folder.path().join("model.engine");
         let int8 = quantisation.map_or(vec![], |quantisation| entries(&quantisation.layers, &self.graph));
-        export_cpu(&self.state, int8, &describe(quantisation), &path).unwrap();
+        export_cpu(&self.state, int8, &describe(quantisation), &path, |_| Ok(())).unwrap();
         ModelFile::open(&path).unwrap()
     }
 }
@@ -141,7 +141,7 @@ fn the_integer_network_has_the_noise_that_calibration_reports() {
     let setting = setting();
     let Setting { graph, state, photographs, .. } = &setting;
     for method in [Method::Mse, Method::Percentile(0.9999)] {
-        let quantisation = calibrate(state, graph, photographs, method, 2).unwrap();
+        let quantisation = calibrate(state, graph, photographs, method, Scheme::Bytes, 2).unwrap();
         assert_eq!(quantisation.calibration.images, 20);
         let file = setting.file(Some(&quantisation));
         let images = images(photographs);
@@ -165,7 +165,7 @@ fn the_integer_network_has_the_noise_that_calibration_reports() {
 fn corrected_biases_leave_no_mean_error() {
     let setting = setting();
     let Setting { graph, state, photographs, .. } = &setting;
-    let quantisation = calibrate(state, graph, photographs, Method::Mse, 1).unwrap();
+    let quantisation = calibrate(state, graph, photographs, Method::Mse, Scheme::Bytes, 1).unwrap();
     let file = setting.file(Some(&quantisation));
     let images = images(photographs);
     let reference = Reference::new(graph, Normalisation::IMAGENET, |name| file.f32(name)).unwrap();

@@ -11,6 +11,7 @@ use crate::model::units::{Unit, units};
 use safetensors::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -42,13 +43,14 @@ pub fn entries(layers: &BTreeMap<String, Quantised>, graph: &Graph) -> Vec<Entry
     entries
 }
 
-/// Writes `state` and the 8-bit tensors beside it (none, or those of [`entries`]); `description.crc32c` is filled in. Through a temporary file
-/// that is renamed: a program that has an older file of this name open keeps it.
+/// Writes `state` and the 8-bit tensors beside it (none, or those of [`entries`]); `description.crc32c` is filled in. Through
+/// a temporary file that is renamed once `check` has seen it: a program that has an older file of this name open keeps it.
 pub fn export_cpu(
     state: &StateDict,
     quantised: Vec<Entry>,
     description: &Description,
     path: &Path,
+    check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     let plain = state.iter().map(|(name, tensor)| Entry {
         name: Cow::from(name),
@@ -62,10 +64,11 @@ pub fn export_cpu(
     });
     let mut entries: Vec<Entry> = plain.chain(quantised).collect();
     let head = file::head(&mut entries, description);
-    files::write_atomically("export", path, |file| {
+    let write = |file: &mut File| {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&head)?;
         entries.iter().try_for_each(|entry| out.write_all(&entry.bytes))?;
         out.flush()
-    })
+    };
+    files::write_checked("export", path, write, check)
 }

@@ -7,7 +7,7 @@ use crate::model::spec::{ALL, ResNetSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The JSON of a model file. The first five fields are those of a checkpoint's description.
+/// The JSON of a model file, and of every other export. The first five fields are those of a checkpoint's description.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Description {
     /// A name of `model::spec::ALL`.
@@ -24,7 +24,8 @@ pub struct Description {
     pub source: Source,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub int8: Option<Calibration>,
-    /// The CRC-32C of each tensor's bytes, 8 hex digits.
+    /// The CRC-32C of each tensor's bytes, 8 hex digits; in model files for the CPU alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub crc32c: BTreeMap<String, String>,
 }
 
@@ -66,6 +67,10 @@ impl Description {
             .map_err(|error| format!("its description cannot be read: {error}; export it again"))?;
         description.check()?;
         Ok(description)
+    }
+
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain fields")
     }
 
     /// The file may be anybody's: what a picture would be resized to, and divided by, must make sense.

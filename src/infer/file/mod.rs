@@ -23,11 +23,12 @@ mod tests;
 
 pub use description::{Calibration, Description, Source};
 
-use super::fold::{BatchNorm, fold};
+use super::fold::{BatchNorm, factors};
 use super::weights::{Folded, Normalisation, Quantised, Weights};
 use crate::error::{Error, Result};
 use crate::model::graph::{BufferId, Graph, Op, ParamId, TensorId, lower};
 use crate::model::units::{ConvUnit, Unit, units};
+use crate::simd::filters::Filters;
 use layout::{Entry, Header};
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -39,7 +40,7 @@ pub fn head(entries: &mut [Entry], description: &Description) -> Vec<u8> {
     layout::sort(entries);
     let crc32c = entries.iter().map(|entry| (entry.name.to_string(), layout::digits(&entry.bytes))).collect();
     let description = Description { crc32c, ..description.clone() };
-    layout::encode(entries, &serde_json::to_string(&description).expect("plain fields"))
+    layout::encode(entries, &description.to_json())
 }
 
 #[cfg(target_endian = "big")]
@@ -238,11 +239,13 @@ pub fn layer_name(graph: &Graph, weight: ParamId) -> &str {
 }
 
 impl Weights for ModelFile {
-    fn convolution(&self, unit: &ConvUnit) -> Result<Folded> {
+    fn convolution(&self, unit: &ConvUnit, read: &mut dyn FnMut(Filters, &[f32])) -> Result<()> {
         let (gamma, beta) = (self.param(unit.gamma)?, self.param(unit.beta)?);
         let (mean, var) = (self.buffer(unit.mean)?, self.buffer(unit.var)?);
-        let norm = BatchNorm { gamma: &gamma, beta: &beta, mean: &mean, var: &var };
-        self.with_f32(&self.graph.params[unit.weight].name, |weight| fold(&unit.shape, weight, &norm))
+        let (factor, bias) = factors(&BatchNorm { gamma: &gamma, beta: &beta, mean: &mean, var: &var });
+        self.with_f32(&self.graph.params[unit.weight].name, |weight| {
+            read(Filters { weight, factor: &factor }, &bias);
+        })
     }
 
     fn classifier(&self, weight: ParamId, bias: ParamId) -> Result<Folded> {

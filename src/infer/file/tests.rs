@@ -115,7 +115,7 @@ fn use_all(model: &ModelFile) -> Result<()> {
     for unit in units(&graph) {
         match &unit {
             Unit::Conv(unit) => {
-                model.convolution(unit)?;
+                model.convolution(unit, &mut |_, _| {})?;
                 if model.has_int8() {
                     model.quantised(unit)?;
                     if unit.relu {

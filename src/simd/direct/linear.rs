@@ -64,6 +64,19 @@ impl Linear {
         self.bias.len() / LANES
     }
 
+    /// The row of `class` as it is multiplied, f32 [features], and its bias: y = row x + bias.
+    pub fn row(&self, class: usize) -> (Vec<f32>, f32) {
+        let (panel, lane) = (class / LANES, class % LANES);
+        let range = panel * self.features..(panel + 1) * self.features;
+        let scale = self.scale[class];
+        let row = match &self.panels {
+            Panels::F32(w) => w[range].iter().map(|w| scale * w[lane]).collect(),
+            Panels::Bf16(w) => w[range].iter().map(|w| scale * w[lane].to_f32()).collect(),
+            Panels::I8(w) => w[range].iter().map(|w| scale * f32::from(w[lane])).collect(),
+        };
+        (row, self.bias[class])
+    }
+
     /// `x` f32 [features] -> `y` f32 [16 panels], the classes of `panels`.
     pub fn run(&self, isa: Isa, x: &[f32], panels: Range<usize>, y: &mut [f32]) {
         assert_eq!(x.len(), self.features, "features of the classifier");

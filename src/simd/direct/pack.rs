@@ -4,6 +4,9 @@
 use super::kernel::{CHANNELS, Kernels};
 use super::map::Format;
 use crate::error::{Error, Result};
+use crate::simd::dispatch::multiversion;
+use crate::simd::filters::Filters;
+use crate::simd::isa::Isa;
 use half::bf16;
 
 /// A panel of output channels.
@@ -25,6 +28,9 @@ pub struct Filter {
     pub c: usize,
 }
 
+/// Units that are packed side by side, of as many output channels: those of the narrowest panel.
+const TILE: usize = CHANNELS;
+
 /// Where the weights of a layer lie.
 pub struct Packed {
     pub kernels: &'static Kernels,
@@ -36,10 +42,11 @@ pub struct Packed {
     pub bytes: usize,
 }
 
-/// Weights as they come: [k][r][s][c].
+/// Weights as they come.
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
-    F32(&'a [f32]),
+    F32(Filters<'a>),
+    /// [k][r][s][c]
     I8(&'a [i8]),
 }
 
@@ -89,59 +96,98 @@ impl Packed {
         ordered
     }
 
-    /// Fills one panel's bytes.
-    pub fn pack(&self, panel: &Panel, source: Source, out: &mut [u8]) {
-        let Filter { r, s, c, .. } = self.filter;
-        let (row, filter) = (s * c, r * s * c);
-        let per_unit = 4 / self.kernels.format.bytes();
-        let (lanes, width) = (self.kernels.lanes, &self.kernels.widths[panel.width]);
-        assert_eq!(out.len(), r * self.run * width.vectors * lanes * 4, "bytes of a panel");
-        let step = width.vectors * lanes * 4;
-        for vector in 0..width.vectors {
-            for lane in 0..lanes {
-                let channel = panel.first + (width.channel)(vector, lane);
-                let at = (vector * lanes + lane) * 4;
-                for y in 0..r {
-                    let from = channel * filter + y * row..channel * filter + (y + 1) * row;
-                    let units = out[y * self.run * step..(y + 1) * self.run * step].chunks_exact_mut(step);
-                    let units = units.map(|unit| &mut unit[at..at + 4]);
-                    match source {
-                        Source::F32(w) => pack_f32(self.kernels.format, &w[from], units),
-                        Source::I8(w) => pack_i8(per_unit, &w[from], units),
+    /// Fills `out`, `bytes` zeros on a boundary of 4.
+    pub fn pack(&self, isa: Isa, source: Source, out: &mut [u8]) {
+        let Filter { k, r, s, c } = self.filter;
+        let weights = match source {
+            Source::F32(Filters { weight, .. }) => weight.len(),
+            Source::I8(weight) => weight.len(),
+        };
+        assert_eq!(weights, k * r * s * c, "length of the weight, {:?}", self.filter);
+        assert_eq!(out.len(), self.bytes, "bytes of packed weights, {:?}", self.filter);
+        let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+        let order = self.channels_in_order();
+        // [TILE][run]: a filter row of some output channels.
+        let mut rows = vec![0u32; TILE * self.run];
+        for panel in &self.panels {
+            let channels = &order[panel.first..panel.first + self.channels(panel)];
+            let panel = &mut out[panel.offset / 4..][..r * self.run * channels.len()];
+            for (y, units) in panel.chunks_exact_mut(self.run * channels.len()).enumerate() {
+                for (first, tile) in (0..).step_by(TILE).zip(channels.chunks_exact(TILE)) {
+                    for (channel, row) in tile.iter().zip(rows.chunks_exact_mut(self.run)) {
+                        self.row(isa, source, *channel, y, row);
                     }
+                    interleave(&rows, first, channels.len(), units);
                 }
             }
         }
     }
-}
 
-fn pack_f32<'a>(format: Format, row: &[f32], units: impl Iterator<Item = &'a mut [u8]>) {
-    match format {
-        Format::F32 => {
-            for (unit, value) in units.zip(row) {
-                unit.copy_from_slice(&value.to_ne_bytes());
+    /// Row `y` of an output channel's filter, [s][c] in the kernels' format.
+    fn row(&self, isa: Isa, source: Source, channel: usize, y: usize, to: &mut [u32]) {
+        let Filter { r, s, c, .. } = self.filter;
+        match (source, self.kernels.format) {
+            (Source::F32(filters), Format::F32) => {
+                let to = &mut bytemuck::cast_slice_mut(to)[..s * c];
+                scaled_row(isa, &self.filter, filters, channel, y, to);
             }
-        }
-        Format::Bf16 => {
-            for (unit, values) in units.zip(row.chunks(2)) {
-                for (to, value) in unit.chunks_exact_mut(2).zip(values) {
-                    to.copy_from_slice(&bf16::from_f32(*value).to_ne_bytes());
-                }
+            (Source::F32(filters), Format::Bf16) => {
+                let mut row = vec![0.0; s * c];
+                scaled_row(isa, &self.filter, filters, channel, y, &mut row);
+                round(isa, &row, &mut bytemuck::cast_slice_mut(to)[..s * c]);
             }
+            (Source::I8(weight), Format::U8) => {
+                let row = &weight[(channel * r + y) * s * c..][..s * c];
+                bytemuck::cast_slice_mut(to)[..s * c].copy_from_slice(row);
+            }
+            (Source::I8(weight), Format::U8In16) => {
+                let row = &weight[(channel * r + y) * s * c..][..s * c];
+                let to: &mut [i16] = bytemuck::cast_slice_mut(to);
+                to.iter_mut().zip(row).for_each(|(to, value)| *to = i16::from(*value));
+            }
+            (_, format) => unreachable!("floats are multiplied with floats, bytes with bytes: {format:?}"),
         }
-        Format::F32InLanes | Format::U8 | Format::U8In16 => unreachable!("bytes are multiplied with bytes"),
     }
 }
 
-/// Four bytes a unit, or two in 16 bits each.
-fn pack_i8<'a>(per_unit: usize, row: &[i8], units: impl Iterator<Item = &'a mut [u8]>) {
-    for (unit, values) in units.zip(row.chunks(per_unit)) {
-        for (i, &value) in values.iter().enumerate() {
-            if per_unit == 4 {
-                unit[i] = value as u8;
-            } else {
-                unit[2 * i..2 * i + 2].copy_from_slice(&i16::from(value).to_ne_bytes());
+multiversion! {
+    /// Row `y` of `factor weight` of an output channel, [c][r][s] -> [s][c], rounded once.
+    fn scaled_row(filter: &Filter, filters: Filters, channel: usize, y: usize, to: &mut [f32]) {
+        let Filter { r, s, c, .. } = *filter;
+        let weight = &filters.weight[channel * c * r * s..][..c * r * s];
+        let scale = |weight: f32| (f64::from(weight) * filters.factor[channel]) as f32;
+        if r * s == 1 {
+            to.iter_mut().zip(weight).for_each(|(to, weight)| *to = scale(*weight));
+            return;
+        }
+        for (x, to) in to.chunks_exact_mut(c).enumerate() {
+            let weight = weight[y * s + x..].iter().step_by(r * s);
+            to.iter_mut().zip(weight).for_each(|(to, weight)| *to = scale(*weight));
+        }
+    }
+}
+
+multiversion! {
+    fn round(from: &[f32], to: &mut [bf16]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_f32(*from));
+    }
+}
+
+/// `rows` [TILE][run] -> lanes from `first` on of `units` [run][lanes]. By squares, whose lines stay in L1 until they are
+/// full. Never inlined into code for wider registers, which would gather what scalar moves bring sooner.
+#[inline(never)]
+fn interleave(rows: &[u32], first: usize, lanes: usize, units: &mut [u32]) {
+    let run = rows.len() / TILE;
+    for (block, units) in units.chunks_mut(TILE * lanes).enumerate() {
+        let mut square = [[0; TILE]; TILE];
+        for (lane, row) in rows.chunks_exact(run).enumerate() {
+            let row = &row[block * TILE..run.min((block + 1) * TILE)];
+            for (to, unit) in square.iter_mut().zip(row) {
+                to[lane] = *unit;
             }
+        }
+        for (to, square) in units.chunks_exact_mut(lanes).zip(&square) {
+            to[first..first + TILE].copy_from_slice(square);
         }
     }
 }

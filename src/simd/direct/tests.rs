@@ -6,6 +6,7 @@ use super::kernel::Kernels;
 use super::map::{Format, Map, View};
 use super::pack::{Filter, Packed, Source};
 use crate::rng::{Purpose, Rng};
+use crate::simd::filters::Filters;
 use crate::simd::isa::Isa;
 use crate::simd::memory::Memory;
 use half::bf16;
@@ -52,7 +53,10 @@ fn cases() -> impl Strategy<Value = Case> {
 /// Operands in real units; activations and residual are integers from 0 to 255 in int8.
 struct Numbers {
     x: Vec<f32>,
+    /// [k][c][r][s], of int8 [k][r][s][c].
     weight: Vec<f32>,
+    /// A power of two, by which bf16 weights stay what they are.
+    factor: Vec<f64>,
     bias: Vec<f32>,
     scale: Vec<f32>,
     residual: Vec<f32>,
@@ -85,16 +89,18 @@ impl Case {
             let (bias, residual) = (make(self.k, -50.0, 150.0), make(results, 0.0, 255.0));
             let step = 1.0 / (60.0 * (depth as f32).sqrt());
             let scale = make(self.k, 50.0, 100.0).iter().map(|value| value * 0.01 * step).collect();
-            return Numbers { x, weight, bias, scale, residual, r_scale: 0.37 };
+            let factor = vec![1.0; self.k];
+            return Numbers { x, weight, factor, bias, scale, residual, r_scale: 0.37 };
         }
         let bound = (3.0 / depth as f64).sqrt();
         let (x, weight) = (make(maps, -1.0, 1.0), make(self.k * depth, -bound, bound));
         let (bias, residual) = (make(self.k, -1.0, 1.0), make(results, -1.0, 1.0));
-        Numbers { x, weight, bias, scale: vec![1.0; self.k], residual, r_scale: 1.0 }
+        let factor = (0..self.k).map(|k| if k % 3 == 0 { 0.5 } else { 1.0 }).collect();
+        Numbers { x, weight, factor, bias, scale: vec![1.0; self.k], residual, r_scale: 1.0 }
     }
 
     /// f64 sums before residual and ReLU, [n][p][q][k], and the sums of their terms' sizes.
-    fn sums(&self, numbers: &Numbers) -> Vec<(f64, f64)> {
+    fn sums(&self, precision: Precision, numbers: &Numbers) -> Vec<(f64, f64)> {
         let (p, q) = (self.out(self.h), self.out(self.w));
         let mut sums = vec![];
         for at in 0..self.n * p * q * self.k {
@@ -108,9 +114,13 @@ impl Case {
                 let (Some(y), Some(x)) = (y, x) else { continue };
                 for c in 0..self.c {
                     let x = numbers.x[((image * self.h + y) * self.w + x) * self.c + c];
-                    let w = numbers.weight[(k * self.taps * self.taps + tap) * self.c + c];
-                    sum += f64::from(x) * f64::from(w);
-                    size += (f64::from(x) * f64::from(w)).abs();
+                    let at = match precision {
+                        Precision::Int8 => (k * self.taps * self.taps + tap) * self.c + c,
+                        Precision::Fp32 | Precision::Bf16 => (k * self.c + c) * self.taps * self.taps + tap,
+                    };
+                    let product = f64::from(x) * f64::from(numbers.weight[at]) * numbers.factor[k];
+                    sum += product;
+                    size += product.abs();
                 }
             }
             sums.push((sum, size));
@@ -125,12 +135,9 @@ impl Case {
         let packed = Packed::new(kernels, filter).unwrap();
         let mut w = Memory::zeroed(packed.bytes).unwrap();
         let small: Vec<i8> = numbers.weight.iter().map(|w| *w as i8).collect();
-        for (i, panel) in packed.panels.iter().enumerate() {
-            let end = packed.panels.get(i + 1).map_or(packed.bytes, |next| next.offset);
-            let source =
-                if precision == Precision::Int8 { Source::I8(&small) } else { Source::F32(&numbers.weight) };
-            packed.pack(panel, source, &mut w.bytes_mut()[panel.offset..end]);
-        }
+        let filters = Filters { weight: &numbers.weight, factor: &numbers.factor };
+        let source = if precision == Precision::Int8 { Source::I8(&small) } else { Source::F32(filters) };
+        packed.pack(isa, source, &mut w.bytes_mut()[..packed.bytes]);
         let map = |h, w, c, border, format| Map { n: self.n, h, w, c, border, format };
         let (p, q) = (self.out(self.h), self.out(self.w));
         let x = map(self.h, self.w, self.c, self.pad() + self.more_border, kernels.format);
@@ -226,7 +233,7 @@ fn check_floats(case: &Case, precision: Precision, isa: Isa) {
     let got = case.run(precision, isa, &numbers, false);
     let terms = (case.taps * case.taps * case.c + 3) as f64;
     let unit = if precision == Precision::Bf16 { 2f64.powi(-8) } else { 2f64.powi(-23) };
-    for (i, ((sum, size), got)) in case.sums(&numbers).into_iter().zip(got).enumerate() {
+    for (i, ((sum, size), got)) in case.sums(precision, &numbers).into_iter().zip(got).enumerate() {
         let bias = f64::from(numbers.bias[i % case.k]);
         let residual = if case.residual { f64::from(numbers.residual[i]) } else { 0.0 };
         let want = sum + bias + residual;
@@ -246,7 +253,7 @@ fn check_floats(case: &Case, precision: Precision, isa: Isa) {
 fn check_int8(case: &Case, isa: Isa, is_raw: bool) {
     let numbers = case.numbers(Precision::Int8);
     let got = case.run(Precision::Int8, isa, &numbers, is_raw);
-    for (i, ((sum, _), got)) in case.sums(&numbers).into_iter().zip(got).enumerate() {
+    for (i, ((sum, _), got)) in case.sums(Precision::Int8, &numbers).into_iter().zip(got).enumerate() {
         let k = i % case.k;
         let mut want = (sum as i32 as f32).mul_add(numbers.scale[k], numbers.bias[k]);
         if case.residual {
@@ -303,7 +310,8 @@ fn int8_extremes_do_not_saturate() {
         numbers.weight.fill(sign * 127.0);
         numbers.scale.fill(1.0);
         numbers.bias.fill(0.0);
-        let want: Vec<f32> = case.sums(&numbers).iter().map(|(sum, _)| *sum as f32).collect();
+        let want: Vec<f32> =
+            case.sums(Precision::Int8, &numbers).iter().map(|(sum, _)| *sum as f32).collect();
         for isa in sets(Precision::Int8) {
             assert_eq!(case.run(Precision::Int8, isa, &numbers, true), want, "{}", isa.name());
         }

@@ -1,6 +1,7 @@
 //! The types that feature maps and weights come in.
 
 use super::Tile;
+use super::weights;
 use crate::simd::isa::{Isa, Set};
 use half::bf16;
 
@@ -30,12 +31,18 @@ impl Element for bf16 {
 }
 
 mod sealed {
+    use super::super::Tile;
     use super::super::kernel::Kernels;
+    use super::super::weights::{Block, Columns};
     use crate::simd::isa::Isa;
 
     pub trait Kernel: bytemuck::Pod + Send + Sync {
         #[allow(private_interfaces, reason = "nobody outside names this trait")]
         fn kernels(isa: Isa) -> Option<&'static Kernels<Self>>;
+
+        /// The weights' transform of a tile that has kernels.
+        #[allow(private_interfaces, reason = "nobody outside names this trait")]
+        fn transform(isa: Isa, tile: Tile, block: &Block, to: &mut Columns<Self>);
     }
 }
 
@@ -53,6 +60,14 @@ impl sealed::Kernel for f32 {
             _ => &super::portable::KERNELS,
         })
     }
+
+    #[allow(private_interfaces, reason = "nobody outside names this trait")]
+    fn transform(isa: Isa, tile: Tile, block: &weights::Block, to: &mut weights::Columns<Self>) {
+        match tile {
+            Tile::F2 => weights::f32_f2(isa, block, to),
+            Tile::F4 => weights::f32_f4(isa, block, to),
+        }
+    }
 }
 
 impl sealed::Kernel for bf16 {
@@ -62,6 +77,14 @@ impl sealed::Kernel for bf16 {
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 if isa.has_bf16() => Some(&super::avx512_bf16::KERNELS),
             _ => None,
+        }
+    }
+
+    #[allow(private_interfaces, reason = "nobody outside names this trait")]
+    fn transform(isa: Isa, tile: Tile, block: &weights::Block, to: &mut weights::Columns<Self>) {
+        match tile {
+            Tile::F2 => weights::bf16_f2(isa, block, to),
+            Tile::F4 => unreachable!("bf16 has no kernels of F(4x4)"),
         }
     }
 }

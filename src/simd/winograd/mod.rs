@@ -44,11 +44,11 @@ pub use images::{Images, ImagesMut, Layout, Size};
 
 use crate::model::graph::ConvShape;
 use crate::simd::conv::pack::Aligned;
+use crate::simd::filters::Filters;
 use crate::simd::isa::Isa;
 use crate::simd::pool::Pool;
 use kernel::{Kernels, Transforms};
 use std::sync::Mutex;
-use transform::{F2, F4};
 
 /// Output channels that are computed together.
 const GROUP: usize = 64;
@@ -106,6 +106,7 @@ pub fn packed_len<E: Element>(shape: &ConvShape, tile: Tile) -> usize {
 
 /// A layer. Its packed weights lie where the caller keeps them: a network's are best together, in large pages.
 pub struct Winograd<E: Element = f32> {
+    isa: Isa,
     kernels: &'static Kernels<E>,
     shape: ConvShape,
     tile: Tile,
@@ -152,7 +153,7 @@ impl<E: Element> Winograd<E> {
         let (mut padded, mut zeros) = (Aligned::default(), Aligned::default());
         padded.floats(shape.k.next_multiple_of(GROUP))[..shape.k].copy_from_slice(bias);
         zeros.floats(shape.c);
-        Self { kernels, shape: *shape, tile, bias: padded, zeros }
+        Self { isa, kernels, shape: *shape, tile, bias: padded, zeros }
     }
 
     /// See [`packed_len`].
@@ -160,16 +161,12 @@ impl<E: Element> Winograd<E> {
         packed_len::<E>(&self.shape, self.tile)
     }
 
-    /// weight f32 [k][3][3][c] -> `packed`, at best on a cache line's boundary: the weights' transforms, computed in f64
+    /// f32 [k][c][3][3] -> `packed`, at best on a cache line's boundary: the weights' transforms, computed in f64
     /// and rounded once. Panics where a length does not fit the shape, or where `packed` is not on a boundary of four
     /// bytes.
-    pub fn pack(&self, pool: &Pool, weight: &[f32], packed: &mut [E]) {
+    pub fn pack(&self, filters: Filters, packed: &mut [E]) {
         let packed = bytemuck::cast_slice_mut(packed);
-        let (shape, width) = (&self.shape, self.kernels.width);
-        match self.tile {
-            Tile::F2 => weights::pack::<E, F2, 4, 2>(pool, shape, weight, width, packed),
-            Tile::F4 => weights::pack::<E, F4, 6, 4>(pool, shape, weight, width, packed),
-        }
+        weights::pack::<E>(self.isa, self.tile, &self.shape, filters, self.kernels.width, packed);
     }
 
     pub fn tile(&self) -> Tile {

@@ -1,6 +1,5 @@
 //! Both tiles, on every instruction set of the machine, against a direct convolution in f64.
 
-use super::transform::Algorithm;
 use super::*;
 use crate::rng::{Purpose, Rng};
 use half::bf16;
@@ -19,12 +18,19 @@ fn matrices(tile: Tile) -> Matrices {
     }
     match tile {
         Tile::F2 => Matrices {
-            g: rows(&F2::G),
+            g: rows(&[[1., 0., 0.], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0., 0., 1.]]),
             bt: rows(&[[1., 0., -1., 0.], [0., 1., 1., 0.], [0., -1., 1., 0.], [0., 1., 0., -1.]]),
             at: rows(&[[1., 1., 1., 0.], [0., 1., -1., -1.]]),
         },
         Tile::F4 => Matrices {
-            g: rows(&F4::G),
+            g: rows(&[
+                [1. / 4., 0., 0.],
+                [-1. / 6., -1. / 6., -1. / 6.],
+                [-1. / 6., 1. / 6., -1. / 6.],
+                [1. / 24., 1. / 12., 1. / 6.],
+                [1. / 24., -1. / 12., 1. / 6.],
+                [0., 0., 1.],
+            ]),
             bt: rows(&[
                 [4., 0., -5., 0., 1., 0.],
                 [0., -4., -4., 1., 1., 0.],
@@ -64,6 +70,7 @@ struct Case {
     shape: ConvShape,
     x: Vec<f32>,
     weight: Vec<f32>,
+    factor: Vec<f64>,
     bias: Vec<f32>,
     residual: Option<Vec<f32>>,
     relu: bool,
@@ -91,16 +98,17 @@ impl Case {
         let (bias, residual) = (normal(k, 0.5), normal(pixels * k, 1.0));
         let (relu, border) = (seed.is_multiple_of(2), (seed % 3) as usize);
         let residual = Some(residual).filter(|_| seed % 4 < 2);
-        Self { batch, shape, x, weight, bias, residual, relu, border }
+        let factor = (0..k).map(|_| rng.range(0.5, 1.5)).collect();
+        Self { batch, shape, x, weight, factor, bias, residual, relu, border }
     }
 
     /// Data and residual in bf16.
     fn rounded(&self) -> Self {
         let round = |values: &[f32]| values.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
         let Self { batch, shape, relu, border, .. } = *self;
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let (weight, factor, bias) = (self.weight.clone(), self.factor.clone(), self.bias.clone());
         let residual = self.residual.as_deref().map(round);
-        Self { batch, shape, x: round(&self.x), weight, bias, residual, relu, border }
+        Self { batch, shape, x: round(&self.x), weight, factor, bias, residual, relu, border }
     }
 
     fn first_image(&self) -> Self {
@@ -111,6 +119,7 @@ impl Case {
             shape,
             x: first(&self.x),
             weight: self.weight.clone(),
+            factor: self.factor.clone(),
             bias: self.bias.clone(),
             residual: self.residual.as_deref().map(first),
             relu,
@@ -127,7 +136,7 @@ impl Case {
     ) -> Vec<f32> {
         let nan = E::round(f64::NAN);
         let mut weights = vec![nan; layer.packed_len()];
-        layer.pack(pool, &self.weight, &mut weights);
+        layer.pack(Filters { weight: &self.weight, factor: &self.factor }, &mut weights);
         let ConvShape { h, w, c, k, .. } = self.shape;
         let (x_size, y_size) = (Size { h, w, c }, Size { h, w, c: k });
         let x = bordered::<E>(&self.x, self.batch, x_size, self.border);
@@ -154,6 +163,11 @@ impl Case {
         inside
     }
 
+    /// A tap of the filter that is packed.
+    fn weight(&self, out: usize, tap: usize, channel: usize) -> f64 {
+        f64::from(self.weight[(out * self.shape.c + channel) * 9 + tap]) * self.factor[out]
+    }
+
     /// sum over taps and channels of x weight, in f64, at a pixel of y.
     fn direct(&self, image: usize, p: usize, q: usize, out: usize) -> f64 {
         let ConvShape { h, w, c, .. } = self.shape;
@@ -162,8 +176,8 @@ impl Case {
             let (y, x) = (p + tap / 3, q + tap % 3);
             if (1..=h).contains(&y) && (1..=w).contains(&x) {
                 let pixel = &self.x[((image * h + y - 1) * w + x - 1) * c..][..c];
-                let filter = &self.weight[(out * 9 + tap) * c..][..c];
-                sum += pixel.iter().zip(filter).map(|(x, g)| f64::from(*x) * f64::from(*g)).sum::<f64>();
+                let product = |(channel, x): (usize, &f32)| f64::from(*x) * self.weight(out, tap, channel);
+                sum += pixel.iter().enumerate().map(product).sum::<f64>();
             }
         }
         sum
@@ -204,7 +218,7 @@ impl Case {
     /// |G| |g| |G|t of every input channel, for one output channel.
     fn filters(&self, tile: Tile, out: usize) -> Vec<Vec<Vec<f64>>> {
         let (c, g) = (self.shape.c, matrices(tile).g);
-        let weight = |tap: usize, channel: usize| f64::from(self.weight[(out * 9 + tap) * c + channel].abs());
+        let weight = |tap: usize, channel: usize| self.weight(out, tap, channel).abs();
         let filter = |channel: usize| -> Vec<Vec<f64>> {
             (0..3).map(|r| (0..3).map(|s| weight(r * 3 + s, channel)).collect()).collect()
         };

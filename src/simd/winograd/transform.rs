@@ -1,4 +1,4 @@
-//! The three transforms of Winograd's minimal filtering, as code for data and results and as a matrix for weights.
+//! The three transforms of Winograd's minimal filtering: of data, weights and results.
 //!
 //! A tile of OxO results needs TxT data, T = O + 2: y = At [ (G g Gt) * (Bt d B) ] A, where * multiplies element by
 //! element (Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308, equation 8). F(2x2) is
@@ -73,8 +73,8 @@ const MOST_LANES: usize = 16;
 
 /// The one-dimensional transforms of F(O, 3); the two-dimensional ones apply them to columns and then to rows.
 pub(super) trait Algorithm<const T: usize, const O: usize> {
-    /// [T][3], by which a filter is multiplied from the left, and its transpose from the right.
-    const G: [[f64; 3]; T];
+    /// G g
+    fn filter(g: [f64; 3]) -> [f64; T];
 
     /// Bt d
     unsafe fn data<V: Vector>(d: [V; T]) -> [V; T];
@@ -85,9 +85,13 @@ pub(super) trait Algorithm<const T: usize, const O: usize> {
 
 pub(super) struct F2;
 
-// SAFETY of both methods: called inside functions that enable the instructions of V.
+// SAFETY of the methods over vectors: called inside functions that enable the instructions of V.
 impl Algorithm<4, 2> for F2 {
-    const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+    #[inline(always)]
+    fn filter(g: [f64; 3]) -> [f64; 4] {
+        let (even, odd) = (0.5 * (g[0] + g[2]), 0.5 * g[1]);
+        [g[0], even + odd, even - odd, g[2]]
+    }
 
     #[inline(always)]
     unsafe fn data<V: Vector>(d: [V; 4]) -> [V; 4] {
@@ -102,16 +106,15 @@ impl Algorithm<4, 2> for F2 {
 
 pub(super) struct F4;
 
-// SAFETY of both methods: called inside functions that enable the instructions of V.
+// SAFETY of the methods over vectors: called inside functions that enable the instructions of V.
 impl Algorithm<6, 4> for F4 {
-    const G: [[f64; 3]; 6] = [
-        [1.0 / 4.0, 0.0, 0.0],
-        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-        [0.0, 0.0, 1.0],
-    ];
+    #[inline(always)]
+    fn filter(g: [f64; 3]) -> [f64; 6] {
+        // Factors, not divisors: the compiler keeps a division that it cannot replace without changing bits.
+        let (even, odd) = (-1.0 / 6.0 * (g[0] + g[2]), -1.0 / 6.0 * g[1]);
+        let (far, near) = (1.0 / 24.0 * g[0] + 1.0 / 6.0 * g[2], 1.0 / 12.0 * g[1]);
+        [0.25 * g[0], even + odd, even - odd, far + near, far - near, g[2]]
+    }
 
     #[inline(always)]
     unsafe fn data<V: Vector>(d: [V; 6]) -> [V; 6] {

@@ -21,7 +21,7 @@ use std::ffi::c_void;
 use std::rc::Rc;
 
 /// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
-pub(super) const WORKSPACE: u64 = 256 << 20;
+pub const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
 

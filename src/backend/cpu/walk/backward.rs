@@ -1,0 +1,200 @@
+//! Backward, unit by unit.
+
+use super::Walk;
+use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::params::Params;
+use crate::backend::cpu::{Cpu, Engine, pooling};
+use crate::model::graph::{ParamId, TensorId};
+use crate::model::units::{ConvUnit, Unit};
+use crate::simd::conv;
+
+impl Walk {
+    pub(super) fn backward(
+        &mut self,
+        engine: &mut Engine,
+        params: &mut Params,
+        index: usize,
+        accumulate: bool,
+    ) {
+        match self.units[index].clone() {
+            Unit::Conv(unit) => self.backward_conv(engine, params, index, &unit, accumulate),
+            Unit::MaxPool { x, y } => {
+                let dy = self.take_gradient(y);
+                let mut dx = self.take(x);
+                pooling::max_backward(
+                    engine.cpu(),
+                    self.pool_shape(x),
+                    &dy,
+                    &self.memory.pool_index,
+                    &mut dx,
+                );
+                self.memory.buffers.give(dy);
+                self.memory.gradient[x] = Some(dx);
+                self.memory.release_activation(y);
+            }
+            Unit::AvgPool { x, y } => {
+                let dy = self.take_gradient(y);
+                let mut dx = self.take(x);
+                pooling::average_backward(engine.cpu(), self.pool_shape(x), &dy, &mut dx);
+                self.memory.buffers.give(dy);
+                self.memory.gradient[x] = Some(dx);
+            }
+            Unit::Linear { x, y, weight, bias } => {
+                let dy = self.take_gradient(y);
+                let mut dx = self.take(x);
+                let shape = self.linear_shape(x, y);
+                let Engine { pool, isa, scratch } = engine;
+                let from = self.memory.activation(x);
+                conv::wgrad(
+                    pool,
+                    *isa,
+                    &shape,
+                    1,
+                    from,
+                    &dy,
+                    &mut params.gradient[weight],
+                    accumulate,
+                    scratch,
+                );
+                conv::dgrad(pool, *isa, &shape, 1, &dy, &params.weight[weight], &mut dx, false, scratch);
+                let mut sums = vec![0.0; shape.k];
+                for row in dy.chunks_exact(shape.k) {
+                    sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
+                }
+                put(&mut params.gradient[bias], &sums, accumulate);
+                self.memory.buffers.give(dy);
+                self.memory.gradient[x] = Some(dx);
+            }
+        }
+    }
+
+    fn backward_conv(
+        &mut self,
+        engine: &mut Engine,
+        params: &mut Params,
+        index: usize,
+        unit: &ConvUnit,
+        accumulate: bool,
+    ) {
+        let draw = self.backward_norm(engine.cpu(), params, index, unit, accumulate);
+        let Engine { pool, isa, scratch } = engine;
+        let x = self.memory.activation(unit.x);
+        let dw = &mut params.gradient[unit.weight];
+        conv::wgrad(pool, *isa, &unit.shape, self.n, x, &draw, dw, accumulate, scratch);
+        if unit.x != self.graph.input {
+            let joins = self.memory.gradient[unit.x].take();
+            let second = joins.is_some();
+            let mut dx = joins.unwrap_or_else(|| self.take(unit.x));
+            let weight: ParamId = unit.weight;
+            conv::dgrad(
+                pool,
+                *isa,
+                &unit.shape,
+                self.n,
+                &draw,
+                &params.weight[weight],
+                &mut dx,
+                second,
+                scratch,
+            );
+            self.memory.gradient[unit.x] = Some(dx);
+        }
+        self.memory.buffers.give(draw);
+    }
+
+    /// The gradient of a unit's convolution output; the residual gets its own on the way.
+    fn backward_norm(
+        &mut self,
+        cpu: Cpu,
+        params: &mut Params,
+        index: usize,
+        unit: &ConvUnit,
+        accumulate: bool,
+    ) -> Buffer {
+        if !self.memory.factors[index].is_empty() {
+            return self.backward_norm_scaled(cpu, params, index, unit, accumulate);
+        }
+        let mut dy = self.take_gradient(unit.y);
+        // Behind a gate that is recomputed, the gradient is turned into the convolution's in place.
+        let mut separate = (unit.residual.is_some() || !unit.relu).then(|| self.take(unit.raw));
+        let memory = &self.memory;
+        let (statistics, raw) = (&memory.statistics[index], memory.activation(unit.raw));
+        let (gamma, beta) = (&params.weight[unit.gamma], &params.weight[unit.beta]);
+        let scale = statistics.scale(gamma);
+        let forward = Affine { mean: &statistics.mean, scale: &scale, shift: beta };
+        let gate = match (unit.relu, unit.residual) {
+            (false, _) => Gate::Open,
+            (true, Some(_)) => Gate::Output(memory.activation(unit.y)),
+            (true, None) => Gate::Recomputed(forward),
+        };
+        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, gate, &mut dy);
+        let apply = BackwardApply::new(statistics, gamma, &gradients);
+        match &mut separate {
+            Some(draw) => apply.run(cpu, raw, &dy, draw),
+            None => apply.run_gated(cpu, forward, raw, &mut dy),
+        }
+        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
+        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
+        self.memory.release_activation(unit.y);
+        self.memory.release_activation(unit.raw);
+        let Some(draw) = separate else { return dy };
+        match unit.residual {
+            // The sum hands the same gradient to both of its terms.
+            Some(residual) => self.memory.gradient[residual] = Some(dy),
+            None => self.memory.buffers.give(dy),
+        }
+        draw
+    }
+
+    /// The same where the normalised output was multiplied by a factor for each image: the residual's gradient is that behind
+    /// the ReLU, the batch norm's is that times the factor.
+    fn backward_norm_scaled(
+        &mut self,
+        cpu: Cpu,
+        params: &mut Params,
+        index: usize,
+        unit: &ConvUnit,
+        accumulate: bool,
+    ) -> Buffer {
+        let mut dy = self.take_gradient(unit.y);
+        let (mut scaled, mut draw) = (self.take(unit.raw), self.take(unit.raw));
+        let memory = &self.memory;
+        let (statistics, raw) = (&memory.statistics[index], memory.activation(unit.raw));
+        let y = memory.activation(unit.y);
+        let stride = y.len() / memory.factors[index].len();
+        let images = dy.chunks_mut(stride).zip(y.chunks(stride)).zip(scaled.chunks_mut(stride));
+        let items = images.zip(&memory.factors[index]).collect();
+        cpu.pool.for_each(items, |(((dy, y), scaled), &factor)| {
+            for ((dy, &y), scaled) in dy.iter_mut().zip(y).zip(scaled) {
+                *dy = if y > 0.0 || !unit.relu { *dy } else { 0.0 };
+                *scaled = *dy * factor;
+            }
+        });
+        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled);
+        BackwardApply::new(statistics, &params.weight[unit.gamma], &gradients)
+            .run(cpu, raw, &scaled, &mut draw);
+        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
+        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
+        self.memory.buffers.give(scaled);
+        self.memory.release_activation(unit.y);
+        self.memory.release_activation(unit.raw);
+        let residual = unit.residual.expect("a factor is that of a block, which ends in a sum");
+        self.memory.gradient[residual] = Some(dy);
+        draw
+    }
+
+    fn take_gradient(&mut self, tensor: TensorId) -> Buffer {
+        self.memory.gradient[tensor]
+            .take()
+            .expect("a unit's output has its gradient before the unit runs backward")
+    }
+}
+
+fn put(into: &mut [f32], values: &[f32], accumulate: bool) {
+    if accumulate {
+        into.iter_mut().zip(values).for_each(|(into, value)| *into += value);
+    } else {
+        into.copy_from_slice(values);
+    }
+}

@@ -1,0 +1,301 @@
+//! `engine plan`.
+
+use super::args::PlanArgs;
+use super::device;
+use crate::backend::cuda::forecast::{CARDS, CardModel, Forecast, SHARE, Training};
+use crate::backend::cuda::plan::{PlanOptions, Purpose, ScalePolicy};
+use crate::config::Config;
+use crate::data::{JPEG_DECODER, Splits};
+use crate::error::{Error, Result};
+use crate::model::spec::ResNetSpec;
+use crate::terminal::answer;
+use serde::Serialize;
+use std::fmt;
+use std::path::Path;
+
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let config = args.config.load()?;
+    let cards = chosen(&args.gpu)?;
+    let images = Images::of(&config)?;
+    let training = training(&config, images.classes);
+    let estimates = cards
+        .iter()
+        .map(|card| Estimate::new(card, &training.forecast(card)?, &config, &images, args))
+        .collect::<Result<Vec<_>>>()?;
+    if args.json {
+        return estimates
+            .iter()
+            .try_for_each(|one| answer(serde_json::to_string(one).expect("plain fields")));
+    }
+    answer(head(&config, &images, args))?;
+    answer(Row(["card", "images/s", "hours", "dollars", "GiB of batch; largest", "disk MB/s", "CPU cores"]))?;
+    estimates.iter().try_for_each(answer)?;
+    answer(sources(args))
+}
+
+fn chosen(names: &[String]) -> Result<Vec<CardModel>> {
+    if names.is_empty() {
+        return Ok(CARDS.to_vec());
+    }
+    let find = |name: &String| {
+        CARDS.iter().find(|card| *name.to_lowercase() == *card.name).copied().ok_or_else(|| {
+            let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
+            Error::usage(format!("--gpu {name}: no figures of it; known are {}", known.join(", ")))
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// How many images an epoch has, and what they weigh.
+struct Images {
+    what: String,
+    classes: usize,
+    train: usize,
+    val: usize,
+    /// Bytes of a training image.
+    mean_bytes: f64,
+}
+
+impl Images {
+    /// ImageNet-1k, 1,281,167 images in a tar of 147,897,477,120 bytes.
+    const IMAGENET_BYTES: f64 = 147_897_477_120.0 / 1_281_167.0;
+
+    /// Of the data that the configuration names; ImageNet where it names none.
+    fn of(config: &Config) -> Result<Self> {
+        if config.data.path.is_empty() {
+            return Ok(Self {
+                what: "ImageNet-1k (no --data given)".to_owned(),
+                classes: 1000,
+                train: 1_281_167,
+                val: 50_000,
+                mean_bytes: Self::IMAGENET_BYTES,
+            });
+        }
+        let splits = Splits::open(Path::new(&config.data.path))?;
+        let find = |name: &str| splits.splits.iter().find(|(split, _)| split == name).map(|(_, split)| split);
+        let train = find("train").or(splits.splits.first().map(|(_, split)| split));
+        let train = train.ok_or_else(|| Error::input_file(&config.data.path, "holds no images"))?;
+        // A thousand, evenly spread, say what all weigh.
+        let sample: Vec<usize> = (0..train.len()).step_by(train.len().div_ceil(1000).max(1)).collect();
+        let mut bytes = 0;
+        for &index in &sample {
+            bytes += train.bytes(index)?;
+        }
+        Ok(Self {
+            what: config.data.path.clone(),
+            classes: splits.classes.len(),
+            train: if config.data.limit == 0 { train.len() } else { train.len().min(config.data.limit) },
+            val: find("val").map_or(0, |split| split.len()),
+            mean_bytes: bytes as f64 / sample.len().max(1) as f64,
+        })
+    }
+}
+
+fn training(config: &Config, classes: usize) -> Training {
+    let (storage, tf32) = device::storage(config.device.precision);
+    let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
+    Training {
+        options: PlanOptions {
+            spec: spec.with_classes(classes),
+            resolution: config.data.resolution,
+            batch: config.micro_batch(),
+            storage,
+            purpose: Purpose::Finish { sum: false },
+            input_channels: config.device.input_channels,
+            decay: config.optim.decay,
+            recipe: device::recipe(config),
+            scale: ScalePolicy::FP16,
+            keep: false,
+        },
+        tf32,
+        micro_steps: config.micro_steps(),
+        eval_resolution: config.eval_resolution(),
+        eval_batch: config.eval_batch(),
+    }
+}
+
+/// From the slow to the fast end of what is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Range {
+    low: f64,
+    high: f64,
+}
+
+impl Range {
+    fn map(self, of: impl Fn(f64) -> f64) -> Self {
+        let (a, b) = (of(self.low), of(self.high));
+        Self { low: a.min(b), high: a.max(b) }
+    }
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Estimate {
+    card: &'static str,
+    kind: &'static str,
+    /// At the floor of the launch list, validation left out.
+    ceiling_images_per_second: f64,
+    images_per_second: Range,
+    /// With validation after each epoch.
+    hours: Range,
+    dollars_per_hour: Option<f64>,
+    dollars: Option<Range>,
+    /// Share of the training that the budget pays for.
+    budget_covers: Option<Range>,
+    micro_batch: usize,
+    micro_batch_gibibytes: f64,
+    largest_micro_batch: Option<usize>,
+    disk_megabytes_per_second: Range,
+    cpu_cores: Range,
+}
+
+impl Estimate {
+    fn new(
+        card: &CardModel,
+        floor: &Forecast,
+        config: &Config,
+        images: &Images,
+        args: &PlanArgs,
+    ) -> Result<Self> {
+        let share = Range { low: SHARE[0], high: SHARE[1] };
+        let batches = images.train / config.data.batch;
+        if batches == 0 {
+            return Err(Error::usage(format!(
+                "data.batch is {}, more than the {} training images of {}",
+                config.data.batch, images.train, images.what
+            )));
+        }
+        let ceiling = config.data.batch as f64 / floor.step_seconds;
+        let validation = images.val.div_ceil(config.eval_batch()) as f64 * floor.eval_seconds;
+        let epoch = batches as f64 * floor.step_seconds + validation;
+        let hours = share.map(|share| config.epochs as f64 * epoch / share / 3600.0);
+        let images_per_second = share.map(|share| ceiling * share);
+        let dollars_per_hour = args.price.or(known_price(card));
+        let dollars = dollars_per_hour.map(|price| hours.map(|hours| hours * price));
+        let loader = args.loader_rate.unwrap_or(loader_rate());
+        Ok(Self {
+            card: card.name,
+            kind: card.kind,
+            ceiling_images_per_second: ceiling,
+            images_per_second,
+            hours,
+            dollars_per_hour,
+            dollars,
+            budget_covers: args.budget.zip(dollars).map(|(budget, all)| all.map(|dollars| budget / dollars)),
+            micro_batch: config.micro_batch(),
+            micro_batch_gibibytes: floor.bytes as f64 / 2f64.powi(30),
+            largest_micro_batch: floor.largest,
+            disk_megabytes_per_second: images_per_second.map(|rate| rate * images.mean_bytes / 1e6),
+            cpu_cores: images_per_second.map(|rate| rate / loader),
+        })
+    }
+}
+
+/// p3.2xlarge on the spot market (3.06 on demand): a catalogue's undated figures. Of the other cards there is no such
+/// machine with one, or no price at hand.
+fn known_price(card: &CardModel) -> Option<f64> {
+    (card.name == "v100").then_some(0.918)
+}
+
+/// Original ImageNet files to RandomResizedCrop(224) and flip, images a second and core (Zen 4), measured for both decoders.
+fn loader_rate() -> f64 {
+    if JPEG_DECODER.contains("turbo") { 960.0 } else { 640.0 }
+}
+
+/// A line of columns.
+struct Row<'a>([&'a str; 7]);
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [card, rate, hours, dollars, memory, disk, cores] = self.0;
+        write!(f, "{card:<5}  {rate:<10}  {hours:<9}  {dollars:<14}  {memory:<21}  {disk:<9}  {cores}")
+    }
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Three figures at least say something of a short training too.
+        let range = |of: Range| match of.high {
+            high if high < 1.0 => format!("{:.3}-{:.3}", of.low, high),
+            high if high < 100.0 => format!("{:.1}-{:.1}", of.low, high),
+            high => format!("{:.0}-{:.0}", of.low, high),
+        };
+        let dollars = match (self.dollars, self.dollars_per_hour) {
+            (Some(dollars), Some(price)) => format!("{} at {price}", range(dollars)),
+            _ => "give --price".to_owned(),
+        };
+        let memory = match self.largest_micro_batch {
+            None => "no image fits".to_owned(),
+            Some(most) if most < self.micro_batch => format!("does not fit; {most}"),
+            Some(most) => format!("{:.1}; {most}", self.micro_batch_gibibytes),
+        };
+        Row([
+            self.card,
+            &range(self.images_per_second),
+            &range(self.hours),
+            &dollars,
+            &memory,
+            &range(self.disk_megabytes_per_second),
+            &range(self.cpu_cores),
+        ])
+        .fmt(f)?;
+        if let Some(covers) = self.budget_covers {
+            write!(
+                f,
+                "\n       the budget pays for {:.0}-{:.0} % of it",
+                100.0 * covers.low,
+                100.0 * covers.high
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn head(config: &Config, images: &Images, args: &PlanArgs) -> String {
+    let name = args
+        .config
+        .config
+        .as_ref()
+        .map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+    let micro = match config.micro_steps() {
+        1 => String::new(),
+        steps => format!(" in {steps} passes of {}", config.micro_batch()),
+    };
+    let (storage, tf32) = device::storage(config.device.precision);
+    format!(
+        "{name}: {}, {} epochs at {} px, batch {}{micro}, {}\n{}: {} training and {} validation images\n",
+        config.model.arch,
+        config.epochs,
+        config.data.resolution,
+        config.data.batch,
+        if tf32 { "tf32" } else { storage.suffix() },
+        images.what,
+        images.train,
+        images.val
+    )
+}
+
+fn sources(args: &PlanArgs) -> String {
+    let loader = match args.loader_rate {
+        Some(rate) => format!("{rate} images a core and second, as given."),
+        None => format!(
+            "{:.0} images a core and second ({JPEG_DECODER}, Zen 4, crop and flip). A cloud's vCPU is half a\n\
+             core, and RandAugment costs more: engine bench loader measures it there, --loader-rate takes it.",
+            loader_rate()
+        ),
+    };
+    format!(
+        "\nA prediction: engine has not been measured on these cards.\n\
+         images/s  {:.0} to {:.0} % of what the bytes and operations of this training's own launch list allow at the vendor's\n\
+         bandwidth and rate (the H200's as measured): the share of their floors that the fastest published trainings\n\
+         reach. engine bench kernels measures it on a card. Images of 64 px are slower: launches cost more than bytes then.\n\
+         hours     with a validation after each epoch.\n\
+         dollars   p3.2xlarge (V100): 0.918 an hour on the spot market, 3.06 on demand; figures of a catalogue without a\n\
+         date, and spot prices move.\n\
+         GiB       arenas and workspaces of training and validation; the driver and its libraries take more.\n\
+         disk      every image read from it once an epoch. What the page cache holds is read once.\n\
+         CPU       {loader}",
+        100.0 * SHARE[0],
+        100.0 * SHARE[1]
+    )
+}

@@ -1,0 +1,171 @@
+//! Whether the data are what a run waits for, said once, with what would help.
+
+use crate::data::stages::{PerImage, Stages};
+use crate::data::{JPEG_DECODER, Loader, available_workers};
+use std::time::{Duration, Instant};
+
+/// Of an epoch's beginning, when nothing is decoded yet.
+const SETTLING: Duration = Duration::from_secs(5);
+/// What is looked at for one judgement.
+const WINDOW: Duration = Duration::from_secs(20);
+/// Of the time spent waiting for data, above which it is worth a line.
+const SHARE: f64 = 0.1;
+
+/// Listens to a run's loaders until it has spoken.
+#[derive(Debug, Default)]
+pub struct Limit {
+    has_spoken: bool,
+    /// Since the epoch, or its rest, began.
+    epoch: Option<Instant>,
+    begin: Option<Mark>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: Instant,
+    waited: Duration,
+    stages: Stages,
+}
+
+/// What a window showed.
+#[derive(Debug, Clone, Copy)]
+struct Finding {
+    /// Of the time, spent waiting.
+    share: f64,
+    images_per_second: f64,
+    image: PerImage,
+    workers: usize,
+    cores: usize,
+}
+
+impl Limit {
+    /// A new loader counts anew.
+    pub fn begin_epoch(&mut self) {
+        (self.epoch, self.begin) = (Some(Instant::now()), None);
+    }
+
+    /// After a step: the line, once a window shows that the device waits for data.
+    pub fn look(&mut self, loader: &Loader, workers: usize) -> Option<String> {
+        if self.has_spoken || self.epoch.is_none_or(|epoch| epoch.elapsed() < SETTLING) {
+            return None;
+        }
+        let now = Mark { at: Instant::now(), waited: loader.waited(), stages: loader.stages() };
+        let begin = *self.begin.get_or_insert(now);
+        let time = now.at - begin.at;
+        if time < WINDOW {
+            return None;
+        }
+        self.begin = Some(now);
+        let stages = now.stages - begin.stages;
+        let finding = Finding {
+            share: (now.waited - begin.waited).as_secs_f64() / time.as_secs_f64(),
+            images_per_second: stages.images as f64 / time.as_secs_f64(),
+            image: stages.per_image(),
+            workers,
+            cores: available_workers(),
+        };
+        self.has_spoken = finding.share > SHARE;
+        self.has_spoken.then(|| finding.sentence(cfg!(feature = "turbojpeg")))
+    }
+}
+
+impl Finding {
+    fn sentence(&self, has_turbojpeg: bool) -> String {
+        let PerImage { read, disk, decode, resize, augment, .. } = self.image;
+        let milliseconds = |micro: f64| micro / 1e3;
+        format!(
+            "the data are the limit, not the device: it waits {:.0} % of the time for {:.0} images/s; an image takes {:.2} ms \
+             of a core (read {:.2}, decode {:.2}, resize {:.2}, augment {:.2}) and {:.2} ms of waiting for the disk, with {} \
+             workers on {} cores and {JPEG_DECODER}. What would help: {}",
+            100.0 * self.share,
+            self.images_per_second,
+            milliseconds(self.image.cpu()),
+            milliseconds(read),
+            milliseconds(decode),
+            milliseconds(resize),
+            milliseconds(augment),
+            milliseconds(disk),
+            self.workers,
+            self.cores,
+            self.remedies(has_turbojpeg).join("; ")
+        )
+    }
+
+    /// The cheapest first.
+    fn remedies(&self, has_turbojpeg: bool) -> Vec<String> {
+        /// What a picture of 256 pixels takes at quality 90, twice over.
+        const SMALL: f64 = 60e3;
+        let PerImage { disk, decode, bytes, .. } = self.image;
+        let cpu = self.image.cpu();
+        let mut found = Vec::new();
+        if self.workers < self.cores {
+            found.push(format!("data.workers = {} or \"auto\"", self.cores));
+        }
+        let is_disk = disk > cpu;
+        if is_disk {
+            found.push(format!(
+                "a faster disk, or memory for all of the data ({:.0} MB/s are read)",
+                self.images_per_second * bytes / 1e6
+            ));
+        }
+        if !has_turbojpeg && decode > 0.3 * cpu {
+            found.push("a build with --features turbojpeg".into());
+        }
+        if bytes > SMALL {
+            found.push("`engine data pack --shorter-side 256`, once".into());
+        }
+        if !is_disk {
+            let wanted = self.cores as f64 / (1.0 - self.share).max(0.05);
+            found.push(format!("more cores (about {wanted:.0} for this device)"));
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(edit: impl FnOnce(&mut Finding)) -> Finding {
+        let image =
+            PerImage { read: 20.0, disk: 5.0, decode: 900.0, resize: 90.0, augment: 10.0, bytes: 110e3 };
+        let mut finding = Finding { share: 0.5, images_per_second: 7800.0, image, workers: 8, cores: 8 };
+        edit(&mut finding);
+        finding
+    }
+
+    #[test]
+    fn one_line_with_what_would_help() {
+        let line = finding(|_| ()).sentence(false);
+        assert!(line.starts_with(
+            "the data are the limit, not the device: it waits 50 % of the time for 7800 images/s"
+        ));
+        assert!(
+            line.contains("1.02 ms of a core (read 0.02, decode 0.90, resize 0.09, augment 0.01)"),
+            "{line}"
+        );
+        assert!(
+            line.ends_with(
+                "a build with --features turbojpeg; `engine data pack --shorter-side 256`, once; more cores (about 16 for \
+                 this device)"
+            ),
+            "{line}"
+        );
+        assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn the_disk_is_told_from_the_cores() {
+        let slow = finding(|finding| (finding.image.disk, finding.workers) = (4000.0, 4));
+        assert_eq!(
+            slow.remedies(true),
+            [
+                "data.workers = 8 or \"auto\"",
+                "a faster disk, or memory for all of the data (858 MB/s are read)",
+                "`engine data pack --shorter-side 256`, once",
+            ]
+        );
+        let packed = finding(|finding| finding.image.bytes = 29e3);
+        assert_eq!(packed.remedies(true), ["more cores (about 16 for this device)"]);
+    }
+}
