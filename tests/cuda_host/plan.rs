@@ -11,7 +11,7 @@ use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, ScalePolic
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
-use engine::check::{Case, step};
+use engine::check::{Case, EXTRAS, step};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
@@ -61,6 +61,14 @@ fn tiny_in_half_precision_is_near_the_cpu_backend() {
         let case = Case { storage, batch: 16, steps: 1, ..TINY };
         compare_steps(case, 2);
         compare_steps(Case { of: 2, ..case }, 3);
+    }
+}
+
+/// Rules, losses, averages, clip, drop path, mixed and erased images: the whole state after a step.
+#[test]
+fn tiny_of_every_recipe_is_the_cpu_backend() {
+    for (recipe, of) in EXTRAS.into_iter().flat_map(|recipe| [(recipe, 1), (recipe, 2)]) {
+        compare_steps(Case { recipe, of, batch: 16, steps: 1, ..TINY }, 6);
     }
 }
 
