@@ -11,6 +11,7 @@ use std::time::Instant;
 
 /// What is done to each image.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a loader has one")]
 pub(crate) enum Recipe {
     Train { transform: TrainTransform, mix: Option<MixOptions>, seed: u64, epoch: u64 },
     Eval { transform: EvalTransform },
