@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::infer::Precision as InferencePrecision;
 use crate::model::graph::{MAX_RESOLUTION, MIN_RESOLUTION};
 use crate::simd::isa::Isa;
-use crate::train::Resume;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -80,11 +79,6 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
 
-    /// auto: the newest intact checkpoint of the output folder, if there is one. none: from the beginning.
-    /// PATH: this checkpoint
-    #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
-    pub resume: String,
-
     #[command(flatten)]
     pub begin: BeginArgs,
 
@@ -100,16 +94,6 @@ pub struct TrainArgs {
     /// The first and the last of these rates
     #[arg(long, value_name = "RATE", num_args = 2, default_values_t = [1e-5, 10.0], requires = "lr_find")]
     pub lr_range: Vec<f64>,
-}
-
-impl TrainArgs {
-    pub fn resume(&self) -> Resume {
-        match self.resume.as_str() {
-            "auto" => Resume::Auto,
-            "none" => Resume::None,
-            path => Resume::From(path.into()),
-        }
-    }
 }
 
 /// Compare every operation of a training step on a card, and whole steps, with the CPU

@@ -1,11 +1,17 @@
-//! `--init` and `--reset-head`: the weights that a run begins with.
+//! `--resume`, `--init` and `--reset-head`: where a run begins.
 
+use crate::train::Resume;
 use crate::train::init::Init;
 use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct BeginArgs {
+    /// auto: the newest intact checkpoint of the output folder, if there is one. none: from the beginning.
+    /// PATH: this checkpoint
+    #[arg(long, default_value = "auto", value_name = "auto|none|PATH")]
+    pub resume: String,
+
     /// First weights: an engine checkpoint, or a safetensors or .pth state dict with torchvision's names
     #[arg(long, value_name = "PATH")]
     pub init: Option<PathBuf>,
@@ -16,6 +22,14 @@ pub struct BeginArgs {
 }
 
 impl BeginArgs {
+    pub fn resume(&self) -> Resume {
+        match self.resume.as_str() {
+            "auto" => Resume::Auto,
+            "none" => Resume::None,
+            path => Resume::From(path.into()),
+        }
+    }
+
     pub fn init(&self) -> Option<Init> {
         Some(Init { path: self.init.clone()?, reset_head: self.reset_head })
     }

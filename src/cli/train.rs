@@ -21,7 +21,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let stop = Stop::on_signals()?;
     notice::watch(&stop);
     let config = args.config.load()?;
-    if let (Some(_), Resume::From(path)) = (&args.begin.init, args.resume()) {
+    if let (Some(_), Resume::From(path)) = (&args.begin.init, args.begin.resume()) {
         return Err(Error::usage(format!(
             "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
             path.display()
@@ -40,7 +40,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let options = TrainOptions {
         output: args.config.output.clone(),
-        resume: args.resume(),
+        resume: args.begin.resume(),
         init: args.begin.init(),
         stop,
     };
