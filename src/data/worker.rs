@@ -94,7 +94,7 @@ impl Worker {
     pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<(), String> {
         // SAFETY: the loader hands out each position of the order, and so each slot of a batch, once.
         let out = unsafe { slots.slot(slot) };
-        let begin = thread_time();
+        let begin = Begin { wall: Instant::now(), cpu: thread_time() };
         let result = self.produce(job, out);
         let Workshop { decoder, resizer, .. } = &mut self.workshop;
         let (decode, resize) = (std::mem::take(&mut decoder.spent), std::mem::take(&mut resizer.spent));
@@ -102,7 +102,8 @@ impl Worker {
         stages.images += 1;
         stages.decode += decode;
         stages.resize += resize;
-        stages.augment += (thread_time() - begin).saturating_sub(stages.read + decode + resize);
+        stages.augment += (thread_time() - begin.cpu).saturating_sub(stages.read + decode + resize);
+        stages.wall += begin.wall.elapsed();
         result
     }
 
