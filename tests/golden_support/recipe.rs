@@ -7,8 +7,8 @@ use super::report::{BACKWARD_LIMIT, FORWARD_LIMIT, Report};
 use engine::backend::cpu::{CpuBackend, CpuOptions};
 use engine::backend::loss::Target;
 use engine::backend::{
-    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, Objective, SECOND_MOMENT_PREFIX, Step,
-    Weights,
+    Backend, DropPath, EMA_PREFIX, Extras, Loss, MOMENTUM_PREFIX, NamedTensors, Objective,
+    SECOND_MOMENT_PREFIX, Step, Weights,
 };
 use engine::config::{Config, Decay, Ema, EmaForm, MixForm, Reduction, RuleKind};
 use engine::data::mix::cut;
