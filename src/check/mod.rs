@@ -195,7 +195,7 @@ impl Case {
         batch.mixes = (0..n).map(mix).collect();
         let erased = |index: usize| {
             let rect = Rect { top: index % 5, ..rect };
-            let fill = if index % 2 == 0 {
+            let fill = if index.is_multiple_of(2) {
                 Fill::Noise(seed + index as u64)
             } else {
                 Fill::Colour([0.5, 0.0, -1.5])

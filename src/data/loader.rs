@@ -30,7 +30,7 @@ use super::order::{epoch_order, limited};
 use super::preprocess::EvalTransform;
 use super::split::Split;
 use super::stages::Stages;
-use super::worker::{self, Job, Recipe, Slots};
+use super::worker::{self, Job, Place, Recipe, Slots};
 use crate::error::{Error, Result};
 use crate::model::graph::MAX_RESOLUTION;
 
@@ -421,13 +421,13 @@ impl Shared {
     }
 
     /// The next image to make; `None`: there is none, or the loader stops. Positions that come up are announced on the way.
-    fn next_job(&self) -> Option<(usize, usize, Arc<Slots>)> {
+    fn next_job(&self) -> Option<Place> {
         let (job, coming) = self.take_job()?;
         coming.for_each(|position| self.split.will_read(self.order[position] as usize));
         Some(job)
     }
 
-    fn take_job(&self) -> Option<((usize, usize, Arc<Slots>), Range<usize>)> {
+    fn take_job(&self) -> Option<(Place, Range<usize>)> {
         let mut state = self.lock();
         loop {
             if state.stop || state.fatal.is_some() || state.next >= self.order.len() {

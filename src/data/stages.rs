@@ -17,6 +17,8 @@ pub struct Stages {
     pub resize: Duration,
     /// Everything after the resize and around it.
     pub augment: Duration,
+    /// From the beginning of an image to its end, by the clock on the wall.
+    pub wall: Duration,
 }
 
 /// Microseconds an image.
@@ -27,6 +29,7 @@ pub struct PerImage {
     pub decode: f64,
     pub resize: f64,
     pub augment: f64,
+    pub wall: f64,
     /// Bytes.
     pub bytes: f64,
 }
@@ -48,6 +51,7 @@ impl Stages {
             decode: micro(self.decode),
             resize: micro(self.resize),
             augment: micro(self.augment),
+            wall: micro(self.wall),
             bytes: self.bytes as f64 / images,
         }
     }
@@ -62,6 +66,7 @@ impl AddAssign for Stages {
         self.decode += other.decode;
         self.resize += other.resize;
         self.augment += other.augment;
+        self.wall += other.wall;
     }
 }
 
@@ -78,6 +83,7 @@ impl Sub for Stages {
             decode: self.decode - earlier.decode,
             resize: self.resize - earlier.resize,
             augment: self.augment - earlier.augment,
+            wall: self.wall - earlier.wall,
         }
     }
 }

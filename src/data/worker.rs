@@ -6,10 +6,12 @@ use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
 use super::stages::{Stages, thread_time};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is done to each image.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a loader has one")]
 pub(crate) enum Recipe {
     Train { transform: TrainTransform, mix: Option<MixOptions>, seed: u64, epoch: u64 },
     Eval { transform: EvalTransform },
@@ -63,6 +65,9 @@ impl Slots {
     }
 }
 
+/// A batch's number, a slot of it, and its slots.
+pub(crate) type Place = (usize, usize, Arc<Slots>);
+
 pub(crate) struct Job<'a> {
     pub split: &'a Split,
     pub sample: u32,
@@ -89,7 +94,7 @@ impl Worker {
     pub fn run(&mut self, job: &Job, slots: &Slots, slot: usize) -> Result<(), String> {
         // SAFETY: the loader hands out each position of the order, and so each slot of a batch, once.
         let out = unsafe { slots.slot(slot) };
-        let begin = thread_time();
+        let begin = Begin { wall: Instant::now(), cpu: thread_time() };
         let result = self.produce(job, out);
         let Workshop { decoder, resizer, .. } = &mut self.workshop;
         let (decode, resize) = (std::mem::take(&mut decoder.spent), std::mem::take(&mut resizer.spent));
@@ -97,7 +102,8 @@ impl Worker {
         stages.images += 1;
         stages.decode += decode;
         stages.resize += resize;
-        stages.augment += (thread_time() - begin).saturating_sub(stages.read + decode + resize);
+        stages.augment += (thread_time() - begin.cpu).saturating_sub(stages.read + decode + resize);
+        stages.wall += begin.wall.elapsed();
         result
     }
 

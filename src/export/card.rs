@@ -134,10 +134,11 @@ impl Card<'_> {
         let Description { arch, classes, resolution, crop_ratio, interpolation, mean, std, .. } =
             self.description;
         let resized = self.description.transform().resize;
+        let interpolation = format!("{interpolation:?}").to_lowercase();
         line(
             out,
             format_args!(
-                "## Use\n\nA picture is resized (interpolation {interpolation:?}, antialiased) so that its shorter side has {resized} \
+                "## Use\n\nA picture is resized ({interpolation}, antialiased) so that its shorter side has {resized} \
                  pixels, its centre of {resolution} x {resolution} is cut out (crop ratio {crop_ratio}), and by channel (RGB) \
                  the input is (byte / 255 - mean) / std with mean {mean:?} and std {std:?}. Each file holds this, the labels and \
                  the recipe as JSON under `engine.model`.\n"

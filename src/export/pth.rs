@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Cursor, Write};
 use std::path::Path;
 
 use zip::write::SimpleFileOptions;
@@ -32,22 +32,19 @@ pub fn export_pth(
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     let tensors = in_module_order(state);
-    let out = |file: &mut File| write(BufWriter::with_capacity(1 << 20, file), &tensors, metadata);
-    files::write_checked("export", path, out, check)
+    // In memory: where a disk is full, the library would write once more when it is dropped, and print that it cannot.
+    let write = |file: &mut File| file.write_all(&encode(&tensors, metadata)?);
+    files::write_checked("export", path, write, check)
 }
 
-fn write<W: Write + io::Seek>(
-    out: W,
-    tensors: &[(&str, &Tensor)],
-    metadata: &BTreeMap<String, String>,
-) -> io::Result<()> {
+fn encode(tensors: &[(&str, &Tensor)], metadata: &BTreeMap<String, String>) -> io::Result<Vec<u8>> {
     // The zip format has no other way to leave a date out than its first one.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .last_modified_time(DateTime::DEFAULT)
         .unix_permissions(0o644)
         .with_alignment(64);
-    let mut zip = ZipWriter::new(out);
+    let mut zip = ZipWriter::new(Cursor::new(vec![]));
     let mut entry = |name: &str, bytes: &[u8]| -> io::Result<()> {
         zip.start_file(format!("{NAME}/{name}"), options.large_file(bytes.len() > u32::MAX as usize))?;
         zip.write_all(bytes)
@@ -63,5 +60,5 @@ fn write<W: Write + io::Seek>(
     for (key, value) in metadata {
         entry(&format!("{EXTRA}{key}"), value.as_bytes())?;
     }
-    zip.finish()?.flush()
+    Ok(zip.finish()?.into_inner())
 }

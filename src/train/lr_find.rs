@@ -158,19 +158,24 @@ impl Smooth {
 }
 
 fn conclude(points: Vec<RatePoint>) -> Result<Found> {
-    if points.len() < FEWEST {
+    // The first losses are hardly smoothed, and one that is low by chance would win.
+    let Some(settled) = points.get(FEWEST..).filter(|settled| settled.len() >= FEWEST) else {
         return Err(Error::failed(format!(
             "the loss ran away after {} steps; begin --lr-range at a smaller rate",
             points.len()
         )));
+    };
+    let lowest = settled.iter().min_by(|a, b| a.smooth.total_cmp(&b.smooth)).expect("there are some").lr;
+    if lowest == settled[0].lr {
+        return Err(Error::failed(
+            "the loss falls at none of these rates; give more steps (--lr-find 300), a larger data.batch, or another \
+             --lr-range",
+        ));
     }
-    let lowest = points.iter().min_by(|a, b| a.smooth.total_cmp(&b.smooth)).expect("there are some").lr;
-    // Up to the lowest; the first losses are hardly smoothed.
-    let falling = points.windows(2).skip(FEWEST / 2).take_while(|pair| pair[1].lr <= lowest);
+    let falling = settled.windows(2).take_while(|pair| pair[1].lr <= lowest);
     let slope = |pair: &[RatePoint]| (pair[1].smooth - pair[0].smooth) / (pair[1].lr / pair[0].lr).ln();
-    let steepest =
-        falling.min_by(|a, b| slope(a).total_cmp(&slope(b))).map_or(lowest / 10.0, |pair| pair[1].lr);
-    let suggested = (lowest / 10.0).max(points[0].lr).min(steepest.max(points[0].lr));
+    let steepest = falling.min_by(|a, b| slope(a).total_cmp(&slope(b))).map_or(lowest, |pair| pair[1].lr);
+    let suggested = (lowest / 10.0).max(points[0].lr).min(steepest);
     Ok(Found { points, steepest, lowest, suggested })
 }
 
@@ -200,7 +205,10 @@ mod tests {
         assert!((5e-3..2e-2).contains(&found.steepest), "{}", found.steepest);
         assert!((5e-2..2e-1).contains(&found.lowest), "{}", found.lowest);
         assert_eq!(found.suggested, (found.lowest / 10.0).min(found.steepest));
-        assert!(conclude(found.points[..4].to_vec()).unwrap_err().message.contains("after 4 steps"));
+        let few = conclude(found.points[..9].to_vec()).unwrap_err();
+        assert!(few.message.contains("after 9 steps"), "{few}");
+        let rising = conclude(found.points[90..].to_vec()).unwrap_err();
+        assert!(rising.message.contains("falls at none of these rates"), "{rising}");
     }
 
     #[test]

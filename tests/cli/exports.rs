@@ -1,6 +1,7 @@
 //! Exports that are run again before they get their names: agreement, refusals, the model card.
 
 use crate::common::{Done, data, engine, finish, path, run, temporary, tiny_last};
+use crate::outputs::mount;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -64,6 +65,7 @@ fn all_formats_agree_with_the_checkpoint() {
     ] {
         assert!(card.contains(words), "{words:?} in\n{card}");
     }
+    assert!(!card.contains(path(data())), "no path of this machine: {card}");
     assert!(!card.contains("no logs.md") && !card.contains("another last line"), "{card}");
 }
 
@@ -151,16 +153,20 @@ fn bad_input_and_bad_places() {
     let nowhere = folder.path().join("no/such/folder.onnx");
     export(&nowhere, &["--format", "onnx"]).expect(1);
     assert!(!to.exists() && !nowhere.exists());
-    let script = format!(
-        "ulimit -f 100; exec {} export --checkpoint {} --format onnx --output {}",
-        env!("CARGO_BIN_EXE_engine"),
-        path(tiny_last()),
-        path(&to)
-    );
-    let limited = finish(std::process::Command::new("sh").args(["-c", &script])).expect(1);
-    assert!(limited.err.contains("ulimit -f") && limited.err.contains(path(&to)), "{}", limited.err);
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!(left, ["torn.safetensors"], "nothing half written is left");
+}
+
+#[test]
+fn no_space() {
+    let folder = temporary();
+    let Some(mounted) = mount(&["-t", "tmpfs", "-o", "size=100k", "tmpfs"], folder.path()) else { return };
+    for format in ["safetensors", "pth", "onnx", "cpu"] {
+        let to = folder.path().join("x");
+        export(&to, &["--format", format]).fails(1, &[path(&to), "No space left", "free some space"]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{format}: nothing half written is left");
+    }
+    drop(mounted);
 }
 
 #[test]

@@ -16,12 +16,13 @@ fn a_file_in_the_way() {
     assert_eq!(fs::read(&file).unwrap(), b"here");
 }
 
-fn mount(args: &[&str], at: &Path) -> Option<Mounted> {
+/// None where this user may not.
+pub fn mount(args: &[&str], at: &Path) -> Option<Mounted> {
     let done = Command::new("mount").args(args).arg(at).output().ok()?;
     done.status.success().then(|| Mounted(path(at).to_owned()))
 }
 
-struct Mounted(String);
+pub struct Mounted(String);
 
 impl Drop for Mounted {
     fn drop(&mut self) {

@@ -7,11 +7,11 @@ use engine::backend::cuda::network::SCALE_STATE;
 use engine::backend::cuda::plan::node::Call;
 use engine::backend::cuda::plan::order::races;
 use engine::backend::cuda::plan::region::Arena;
-use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, ScalePolicy};
+use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
-use engine::check::{Case, step};
+use engine::check::{Case, EXTRAS, step};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
@@ -61,6 +61,17 @@ fn tiny_in_half_precision_is_near_the_cpu_backend() {
         let case = Case { storage, batch: 16, steps: 1, ..TINY };
         compare_steps(case, 2);
         compare_steps(Case { of: 2, ..case }, 3);
+    }
+}
+
+/// LARS, clipped SGD, losses, averages, drop path, mixed and erased images: the whole state after a step. LAMB divides a
+/// gradient by its own size, so that one near zero moves its weight by what rounding is of it: its nodes are compared one by
+/// one (`layers`), and its steps with the rule's (`recipe`).
+#[test]
+fn tiny_of_other_recipes_is_the_cpu_backend() {
+    let recipes = EXTRAS.into_iter().filter(|recipe| recipe.rule != Rule::Lamb);
+    for (recipe, of) in recipes.flat_map(|recipe| [(recipe, 1), (recipe, 2)]) {
+        compare_steps(Case { recipe, of, batch: 16, steps: 1, ..TINY }, 6);
     }
 }
 

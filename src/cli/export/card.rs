@@ -38,7 +38,7 @@ pub fn write(
         history: state.as_ref().map_or(&[], |state| &state.history),
         hours,
         is_logged,
-        verified: tested.map(|tested| (tested.rows.as_slice(), tested.pictures.name.as_str())),
+        verified: tested.map(|tested| (tested.rows.as_slice(), last_part(&tested.pictures.name))),
         files: &files,
         license: &args.license,
         dataset: args.dataset.as_deref(),
@@ -46,6 +46,11 @@ pub fn write(
     files::write_bytes_atomically("export", path, card.text().as_bytes())?;
     message(format!("wrote {}: the model card", path.display()));
     Ok(())
+}
+
+/// Where pictures lie on this machine is nothing for a public page.
+fn last_part(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// Where a checkpoint's run has its log: `RUN/checkpoints/best.safetensors`.

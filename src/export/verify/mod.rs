@@ -42,7 +42,7 @@ impl Reference {
         let mut runner = Runner::weights(model, threads)?;
         let (mut logits, mut labels) = (vec![], vec![]);
         let mut loader = pictures.loader()?;
-        while let Some(batch) = loader.next() {
+        for batch in loader.by_ref() {
             let mut batch = batch?;
             pictures.relabel(&mut batch);
             logits.append(&mut runner.logits(&batch)?);
@@ -172,8 +172,8 @@ impl Promise {
             (Self::Loss(allowed), Some(before), Some(after)) if before - after > allowed => {
                 Err(Error::failed(format!(
                     "{format}: top-1 is {after:.2} % on {images} images, the checkpoint's {before:.2} %: {:.2} points are \
-                     lost, at most {allowed} are allowed (--max-loss); nothing was written. Give more or other pictures \
-                     with --calibrate, --calibration percentile, or allow the loss",
+                     lost, at most {allowed} are allowed (--max-loss); nothing was written. Calibrate on more or \
+                     other pictures, try --calibration percentile, verify on more (--verify-images), or allow the loss",
                     before - after
                 )))
             }

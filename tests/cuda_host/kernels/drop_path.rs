@@ -78,7 +78,7 @@ fn gradients_into_branches_are_too() {
         let (scale, beta) = (values(3, channels, 1.0, 0.3, Storage::F32), vec![0.0; channels]);
         let [b, c] = [4, 5].map(|seed| values(seed, channels, 0.0, 0.3, Storage::F32));
         let factors = factors(images);
-        let open = |e: usize| (e * 7 / 3) % 3 != 0;
+        let open = |e: usize| !(e * 7 / 3).is_multiple_of(3);
         let mask: Vec<u8> = (0..elements.div_ceil(8))
             .map(|byte| (0..8).fold(0, |bits, i| bits | u8::from(open(8 * byte + i)) << i))
             .collect();

@@ -187,14 +187,14 @@ pub fn quantise(x: &Value, scale: &Value, zero: &Value) -> Result<Value> {
 /// (x - zero_point) scale; with several scales, by the first axis, whatever lies behind it in memory.
 pub fn dequantise(x: &Value, scale: &Value, zero: Option<&Value>, node: &NodeProto) -> Result<Value> {
     let scales = scale.f32()?;
-    if scales.is_empty() || !x.data.len().is_multiple_of(scales.len()) {
+    if scales.is_empty() || !x.data.elements().is_multiple_of(scales.len()) {
         return Err(format!("has {} scales for {:?}", scales.len(), x.shape));
     }
     let is_by_axis = scales.len() > 1 || scale.shape.len() == 1;
     if is_by_axis && (Attributes(node).int("axis", 1) != 0 || x.shape.first() != Some(&scales.len())) {
         return Err(format!("has {} scales for {:?}; expected them along axis 0", scales.len(), x.shape));
     }
-    let rest = x.data.len() / scales.len();
+    let rest = x.data.elements() / scales.len();
     let zeros: Vec<f32> = match zero.map(|zero| &zero.data) {
         None => vec![0.0; scales.len()],
         Some(Data::U8(zeros)) => zeros.iter().map(|&zero| f32::from(zero)).collect(),
@@ -205,9 +205,9 @@ pub fn dequantise(x: &Value, scale: &Value, zero: Option<&Value>, node: &NodePro
         return Err(format!("has {} scales and {} zero points", scales.len(), zeros.len()));
     }
     let y = match (&x.data, zero.map(|zero| &zero.data)) {
-        (Data::U8(x), Some(Data::U8(_)) | None) => by_axis(x, rest, &scales, &zeros, |x| f32::from(x)),
-        (Data::I8(x), Some(Data::I8(_)) | None) => by_axis(x, rest, &scales, &zeros, |x| f32::from(x)),
-        (Data::I32(x), None) => by_axis(x, rest, &scales, &zeros, |x| x as f32),
+        (Data::U8(x), Some(Data::U8(_)) | None) => by_axis(x, rest, scales, &zeros, f32::from),
+        (Data::I8(x), Some(Data::I8(_)) | None) => by_axis(x, rest, scales, &zeros, f32::from),
+        (Data::I32(x), None) => by_axis(x, rest, scales, &zeros, |x| x as f32),
         (other, _) => return Err(format!("is given {} with another zero point", other.type_name())),
     };
     Ok(Value { shape: x.shape.clone(), data: Data::F32(y) })

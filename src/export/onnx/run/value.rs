@@ -19,7 +19,7 @@ pub enum Data {
 }
 
 impl Data {
-    pub fn len(&self) -> usize {
+    pub fn elements(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::U8(values) => values.len(),
