@@ -8,7 +8,7 @@ ec2_dryrun.sh: one epoch on the real data before the full training: card, loader
 
     DATA_DIR=/data/imagenet experiments/ec2_dryrun.sh [--config FILE] [--limit IMAGES] [--engine PATH] [-- engine train's arguments]
 
-  --config FILE    the recipe (default: configs/debug.toml at data.resolution=224)
+  --config FILE    the recipe (default: configs/resnet50-90-nvidia.toml)
   --limit IMAGES   of the training images, that many of a fixed shuffle (default: 20000; 0: all)
   --engine PATH    a built binary (default: target/release/engine)
   --kill-after S   seconds after which the first try is killed with SIGKILL (default: 60)
@@ -19,7 +19,7 @@ TEXT
 }
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
-config=$root/configs/debug.toml limit=20000 engine=$root/target/release/engine kill_after=60
+config=$root/configs/resnet50-90-nvidia.toml limit=20000 engine=$root/target/release/engine kill_after=60
 while [ $# -gt 0 ]; do
     case $1 in
     --config | --limit | --engine | --kill-after)
@@ -46,7 +46,7 @@ mkdir -p "$OUTPUT_DIR"
 
 step() { printf '\n== %s\n' "$*"; }
 train() {
-    "$engine" train --config "$config" --set epochs=1 --set data.resolution=224 --set "data.limit=$limit" \
+    "$engine" train --config "$config" --set epochs=1 --set "data.limit=$limit" \
         --set checkpoint.every_minutes=0.25 "$@"
 }
 

@@ -8,8 +8,8 @@
 set -euo pipefail
 
 REPOSITORY=${REPOSITORY:-}         # https address of the public repository
-CONFIG=${CONFIG:-configs/debug.toml}
 DATA_DIR=${DATA_DIR:-}             # ImageNet as datasets/prepare_imagenet.sh or sync_to_ec2.sh lays it out; empty: drawn shapes
+CONFIG=${CONFIG:-}                 # default: configs/resnet50-90-nvidia.toml, and configs/debug.toml for drawn shapes
 OUTPUT_DIR=${OUTPUT_DIR:-/data/run} # on a volume that outlives the instance
 RUN_AS=${RUN_AS:-}                 # default: the image's user (ec2-user, ubuntu, admin)
 
@@ -17,6 +17,8 @@ say() { printf 'ec2_user_data.sh: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
 [ "$(id -u)" = 0 ] || fail "run it as root (user data is)"
+if [ -z "$CONFIG" ] && [ -n "$DATA_DIR" ]; then CONFIG=configs/resnet50-90-nvidia.toml; fi
+CONFIG=${CONFIG:-configs/debug.toml}
 [ -n "$REPOSITORY" ] || fail "REPOSITORY is empty; set it to the https address of the repository"
 if [ -z "$RUN_AS" ]; then
     for name in ec2-user ubuntu admin; do

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::terminal::answer;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -17,10 +18,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let config = args.config.load()?;
     let cards = chosen(&args.gpu)?;
     let images = Images::of(&config)?;
-    let training = training(&config, images.classes);
     let estimates = cards
         .iter()
-        .map(|card| Estimate::new(card, &training.forecast(card)?, &config, &images, args))
+        .map(|card| Estimate::new(card, &Course::new(&config, images.classes, card)?, &config, &images, args))
         .collect::<Result<Vec<_>>>()?;
     if args.json {
         return estimates
@@ -91,13 +91,42 @@ impl Images {
     }
 }
 
-fn training(config: &Config, classes: usize) -> Training {
+/// A whole training on a card.
+struct Course {
+    /// Epochs at each resolution, and what is done there.
+    parts: Vec<(usize, Forecast)>,
+    /// At the largest resolution, which sizes the memory.
+    largest: Forecast,
+}
+
+impl Course {
+    fn new(config: &Config, classes: usize, card: &CardModel) -> Result<Self> {
+        let mut epochs: BTreeMap<usize, usize> = BTreeMap::new();
+        for epoch in 0..config.epochs {
+            *epochs.entry(config.resolution_at(epoch)).or_default() += 1;
+        }
+        let at = |resolution| training(config, classes, resolution).forecast(card);
+        let parts: Vec<(usize, Forecast)> =
+            epochs.into_iter().map(|(side, count)| Ok((count, at(side)?))).collect::<Result<_>>()?;
+        let largest = at(config.data.resolution)?;
+        Ok(Self { parts, largest })
+    }
+
+    /// Mean over all epochs, in seconds.
+    fn step_seconds(&self) -> f64 {
+        let epochs: usize = self.parts.iter().map(|(epochs, _)| epochs).sum();
+        self.parts.iter().map(|(epochs, at)| *epochs as f64 * at.step_seconds).sum::<f64>()
+            / epochs.max(1) as f64
+    }
+}
+
+fn training(config: &Config, classes: usize, resolution: usize) -> Training {
     let (storage, tf32) = device::storage(config.device.precision);
     let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
     Training {
         options: PlanOptions {
             spec: spec.with_classes(classes),
-            resolution: config.data.resolution,
+            resolution,
             batch: config.micro_batch(),
             storage,
             purpose: Purpose::Finish { sum: false },
@@ -152,22 +181,23 @@ struct Estimate {
 impl Estimate {
     fn new(
         card: &CardModel,
-        floor: &Forecast,
+        course: &Course,
         config: &Config,
         images: &Images,
         args: &PlanArgs,
     ) -> Result<Self> {
         let share = Range { low: SHARE[0], high: SHARE[1] };
-        let batches = images.train / config.data.batch;
+        let batches = config.repeat().epoch_len(images.train) / config.data.batch;
         if batches == 0 {
             return Err(Error::usage(format!(
                 "data.batch is {}, more than the {} training images of {}",
                 config.data.batch, images.train, images.what
             )));
         }
-        let ceiling = config.data.batch as f64 / floor.step_seconds;
-        let validation = images.val.div_ceil(config.eval_batch()) as f64 * floor.eval_seconds;
-        let epoch = batches as f64 * floor.step_seconds + validation;
+        let step = course.step_seconds();
+        let ceiling = config.data.batch as f64 / step;
+        let validation = images.val.div_ceil(config.eval_batch()) as f64 * course.largest.eval_seconds;
+        let epoch = batches as f64 * step + validation;
         let hours = share.map(|share| config.epochs as f64 * epoch / share / 3600.0);
         let images_per_second = share.map(|share| ceiling * share);
         let dollars_per_hour = args.price.or(known_price(card));
@@ -183,8 +213,8 @@ impl Estimate {
             dollars,
             budget_covers: args.budget.zip(dollars).map(|(budget, all)| all.map(|dollars| budget / dollars)),
             micro_batch: config.micro_batch(),
-            micro_batch_gibibytes: floor.bytes as f64 / 2f64.powi(30),
-            largest_micro_batch: floor.largest,
+            micro_batch_gibibytes: course.largest.bytes as f64 / 2f64.powi(30),
+            largest_micro_batch: course.largest.largest,
             disk_megabytes_per_second: images_per_second.map(|rate| rate * images.mean_bytes / 1e6),
             cpu_cores: images_per_second.map(|rate| rate / loader),
         })
@@ -266,7 +296,10 @@ fn head(config: &Config, images: &Images, args: &PlanArgs) -> String {
         "{name}: {}, {} epochs at {} px, batch {}{micro}, {}\n{}: {} training and {} validation images\n",
         config.model.arch,
         config.epochs,
-        config.data.resolution,
+        match (config.resolution_at(0), config.data.resolution) {
+            (first, last) if first == last => last.to_string(),
+            (first, last) => format!("{first} to {last}"),
+        },
         config.data.batch,
         if tf32 { "tf32" } else { storage.suffix() },
         images.what,
