@@ -40,6 +40,7 @@ pub struct Config {
     pub ema: Ema,
     pub eval: Eval,
     pub checkpoint: CheckpointPolicy,
+    pub stop: Stopping,
     pub device: Device,
 }
 
@@ -177,6 +178,20 @@ pub struct CheckpointPolicy {
     pub keep_every_epochs: usize,
 }
 
+/// Ends before the last epoch; 0 turns each off. None is part of the recipe: a run may go on with another.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stopping {
+    /// Validation top-1 in percent, reached in two epochs in succession.
+    pub top1: f64,
+    /// Of training, all attempts together.
+    pub hours: f64,
+    /// The same in money, at `price`.
+    pub dollars: f64,
+    /// Dollars an hour of the machine.
+    pub price: f64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Device {
@@ -228,6 +243,7 @@ impl Default for Config {
             ema: Ema::default(),
             eval: Eval::default(),
             checkpoint: CheckpointPolicy::default(),
+            stop: Stopping::default(),
             device: Device::default(),
         }
     }

@@ -22,7 +22,9 @@ pub fn recipe_keys(config: &Config) -> BTreeMap<String, String> {
     let table = Table::try_from(config).expect("a configuration is a table");
     let mut keys = BTreeMap::new();
     collect(&table, "", &mut keys);
-    keys.retain(|key, _| !FREE.contains(&key.as_str()) && !key.starts_with("checkpoint."));
+    let is_free =
+        |key: &str| FREE.contains(&key) || key.starts_with("checkpoint.") || key.starts_with("stop.");
+    keys.retain(|key, _| !is_free(key));
     keys
 }
 

@@ -21,6 +21,7 @@ impl Config {
             .chain(self.training_requirements())
             .chain(self.regularisation_requirements())
             .chain(self.device_requirements())
+            .chain(self.stop_requirements())
             .find(|required| !required.holds)
         {
             Some(Requirement { key, got, wanted, .. }) => {
@@ -28,6 +29,24 @@ impl Config {
             }
             None => Ok(()),
         }
+    }
+
+    fn stop_requirements(&self) -> Vec<Requirement> {
+        let stop = &self.stop;
+        let has_price = stop.dollars == 0.0 || stop.price > 0.0;
+        let is_size = |value: f64| value.is_finite() && value >= 0.0;
+        vec![
+            require("stop.top1", stop.top1, (0.0..=100.0).contains(&stop.top1), "0 to 100 percent"),
+            require("stop.hours", stop.hours, is_size(stop.hours), "0 or more hours"),
+            require("stop.dollars", stop.dollars, is_size(stop.dollars), "0 or more dollars"),
+            require("stop.price", stop.price, is_size(stop.price), "0 or more dollars an hour"),
+            require(
+                "stop.price",
+                stop.price,
+                has_price,
+                "the machine's dollars an hour, which stop.dollars counts by",
+            ),
+        ]
     }
 
     fn data_requirements(&self) -> Vec<Requirement> {

@@ -8,6 +8,7 @@ pub mod lr_find;
 pub mod model_file;
 mod resume;
 pub mod state;
+mod goals;
 pub mod notice;
 pub mod stop;
 pub mod sweep;

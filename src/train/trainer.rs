@@ -1,6 +1,7 @@
 //! The epoch loop.
 
 use super::evaluate::{Evaluation, evaluate};
+use super::goals::Goals;
 use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
 use super::limit::Limit;
@@ -11,7 +12,7 @@ use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
-use super::words::{finished, opening, summary};
+use super::words::{finished, opening, summary, what_is_kept};
 use crate::backend::{Backend, Score, Weights};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
@@ -88,7 +89,6 @@ pub fn train(
     for note in notes {
         log.note(&note)?;
     }
-    let now = Instant::now();
     let steps_done = Arc::new(AtomicU64::new(state.total_steps));
     let mut trainer = Trainer {
         config,
@@ -101,9 +101,11 @@ pub fn train(
         writer: BackgroundWriter::new(store.clone()),
         log,
         output: &output,
+        goals: Goals::new(&config.stop, run.hours),
         run,
         stop: options.stop.clone(),
-        saved: now,
+        began_at: steps_done.load(Ordering::Relaxed),
+        saved: Instant::now(),
         saved_step: None,
         underway: VecDeque::new(),
         named_bad: BTreeSet::new(),
@@ -113,8 +115,8 @@ pub fn train(
     let words = LastWords::new(move || what_is_kept(&store, steps_done.load(Ordering::Relaxed)));
     let outcome = trainer.run(backend);
     drop(words);
-    trainer.run.hours += now.elapsed().as_secs_f64() / 3600.0;
     let durable = trainer.wait_for_save();
+    trainer.run.hours = trainer.goals.hours();
     let finishing = trainer.log.finish();
     let recorded = output.write_run(&trainer.run);
     // The first that went wrong is the reason; the others may be its consequences.
@@ -137,7 +139,10 @@ struct Trainer<'a> {
     log: RunLog,
     output: &'a Output,
     run: RunFile,
+    goals: Goals<'a>,
     stop: Stop,
+    /// Optimiser steps of the run before this process.
+    began_at: u64,
     saved: Instant,
     /// Optimiser step of the newest checkpoint that this process has handed over.
     saved_step: Option<(usize, u64)>,
@@ -164,14 +169,30 @@ struct Underway {
 impl Trainer<'_> {
     fn run(&mut self, backend: &mut dyn Backend) -> Result<()> {
         while self.state.epoch < self.config.epochs {
+            if let Some(reason) = self.goals.reached(&self.state.history) {
+                return self.end_here(backend, &reason);
+            }
             self.epoch(backend)?;
         }
         Ok(())
     }
 
+    /// A goal of `[stop]` is no failure: checkpoint, a line in the log, and the end.
+    fn end_here(&mut self, backend: &dyn Backend, reason: &str) -> Result<()> {
+        let at = (self.state.epoch, self.state.total_steps);
+        if self.saved_step != Some(at) && self.state.total_steps > self.began_at {
+            self.save(backend)?;
+        }
+        let text = format!("ended in epoch {}, step {}: {reason}", self.state.epoch + 1, self.state.step);
+        message(&text);
+        self.log.note(&text)
+    }
+
     fn epoch(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let mut loader = self.training_loader()?;
-        let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
+        let all_steps = self.config.epochs * self.steps_per_epoch;
+        let money = self.goals.money(self.state.total_steps as f64 / all_steps as f64);
+        let title = format!("epoch {}/{}{money}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
         self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
@@ -184,6 +205,11 @@ impl Trainer<'_> {
                 self.collect(backend, Some(&mut progress), true)?;
                 progress.finish();
                 return self.save_and_stop(backend);
+            }
+            if self.goals.budget().is_some() && self.state.step < self.steps_per_epoch {
+                self.collect(backend, Some(&mut progress), true)?;
+                progress.finish();
+                return Ok(());
             }
             if self.checkpoint_is_due() && self.state.step < self.steps_per_epoch {
                 self.collect(backend, Some(&mut progress), true)?;
@@ -421,10 +447,12 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Waits for the save in flight. The first one that is durable is remembered beside the checkpoints.
+    /// Waits for the save in flight. That there is one that is durable, and the time that it took, stand beside the
+    /// checkpoints.
     fn wait_for_save(&mut self) -> Result<()> {
-        if self.writer.wait()?.is_some() && !self.run.checkpointed {
+        if self.writer.wait()?.is_some() {
             self.run.checkpointed = true;
+            self.run.hours = self.goals.hours();
             self.output.write_run(&self.run)?;
         }
         Ok(())
@@ -458,18 +486,6 @@ impl Trainer<'_> {
             score.loss / score.count.max(1) as f64,
         ))
     }
-}
-
-/// What is left of a run whose device is lost.
-fn what_is_kept(store: &Store, total_steps: u64) -> String {
-    let kept = match store.newest().ok().and_then(|search| search.found) {
-        Some(found) => {
-            let lost = total_steps.saturating_sub(found.at.step);
-            format!("{} is whole, steps lost since: {lost}", found.path.display())
-        }
-        None => format!("there is no checkpoint yet, steps lost: {total_steps}"),
-    };
-    format!("{kept}; run the same command again to go on from there")
 }
 
 fn scores(score: Score) -> Scores {

@@ -3,6 +3,7 @@
 use super::images::training_images;
 use super::output::Output;
 use super::state::RunState;
+use crate::checkpoint::Store;
 use crate::config::{Config, LossKind, RuleKind};
 use crate::data::{Dataset, JPEG_DECODER};
 
@@ -131,4 +132,16 @@ pub fn finished(state: &RunState, output: &Output) -> String {
     });
     let folder = output.checkpoints();
     format!("finished: {}{best}; checkpoints in {}", epochs(state.epoch), folder.display())
+}
+
+/// What is left of a run whose device is lost.
+pub fn what_is_kept(store: &Store, total_steps: u64) -> String {
+    let kept = match store.newest().ok().and_then(|search| search.found) {
+        Some(found) => {
+            let lost = total_steps.saturating_sub(found.at.step);
+            format!("{} is whole, steps lost since: {lost}", found.path.display())
+        }
+        None => format!("there is no checkpoint yet, steps lost: {total_steps}"),
+    };
+    format!("{kept}; run the same command again to go on from there")
 }

@@ -137,3 +137,26 @@ fn an_exploding_loss() {
     assert_eq!(finish(&mut command).code, Some(1));
     assert!(checkpoints(other.path()).is_empty());
 }
+
+/// Goals of `[stop]` end a run with 0, a checkpoint and a line in the log; another goal lets it go on to the same bytes.
+#[test]
+fn goals_end_a_run_and_it_may_go_on_beyond_them() {
+    let folder = temporary();
+    let ended = |assignment: &str, says: &str| {
+        for _ in 0..2 {
+            let done = finish(set(&mut tiny(folder.path()), &[assignment])).expect(0);
+            assert!(done.err.contains(says), "{}", done.err);
+        }
+        let log = fs::read_to_string(folder.path().join("logs.md")).unwrap();
+        assert_eq!(log.matches(says).count(), 1, "{log}");
+        assert!(!checkpoints(folder.path()).is_empty());
+    };
+    ended("stop.top1=0.001", "stop.top1 = 0.001 is reached, and confirmed");
+    ended("stop.hours=1e-9", "stop.hours = 0.000000001 are used");
+    assert_eq!(epoch_lines(folder.path()).len(), 2);
+    let done = finish(&mut tiny(folder.path())).expect(0);
+    assert!(done.err.contains("finished: "), "{}", done.err);
+    let got = contents(folder.path());
+    assert!(got["last.safetensors"] == tiny_whole()["last.safetensors"], "the same bytes as without goals");
+    finish(set(&mut tiny(folder.path()), &["stop.dollars=25"])).fails(2, &["stop.price is 0"]);
+}
