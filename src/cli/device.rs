@@ -39,20 +39,33 @@ impl FromStr for Device {
     }
 }
 
-/// Fails early, before any data is read, where a card is asked for and its libraries are not here.
-#[cfg(feature = "cuda")]
-pub fn preflight(device: Device) -> Result<()> {
-    use crate::backend::cuda::device::libraries::Library;
+/// Fails early, before any data is read or drawn, where the device cannot compute in the configuration's precision, or a
+/// card is asked for and its libraries are not here.
+pub fn preflight(device: Device, config: &Config) -> Result<()> {
     match device {
-        Device::Auto | Device::Cpu => Ok(()),
-        Device::Cuda(_) => [Library::Driver, Library::Cublas, Library::Cudnn]
-            .iter()
-            .try_for_each(|library| library.find().map(drop)),
+        Device::Auto => Ok(()),
+        Device::Cpu => check_cpu(config),
+        Device::Cuda(_) => find_libraries(),
     }
 }
 
+#[cfg(feature = "cuda")]
+fn find_libraries() -> Result<()> {
+    use crate::backend::cuda::device::libraries::Library;
+    [Library::Driver, Library::Cublas, Library::Cudnn].iter().try_for_each(|library| library.find().map(drop))
+}
+
 #[cfg(not(feature = "cuda"))]
-pub fn preflight(_: Device) -> Result<()> {
+fn find_libraries() -> Result<()> {
+    Ok(())
+}
+
+fn check_cpu(config: &Config) -> Result<()> {
+    if wants_gpu(config) {
+        return Err(Error::usage(
+            "device.precision asks for a GPU; the CPU computes in fp32: set device.precision=fp32 or auto",
+        ));
+    }
     Ok(())
 }
 
@@ -117,11 +130,7 @@ fn environment(device: String) -> Environment {
 }
 
 fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Environment)> {
-    if wants_gpu(config) {
-        return Err(Error::usage(
-            "device.precision asks for a GPU; the CPU computes in fp32: set device.precision=fp32 or auto",
-        ));
-    }
+    check_cpu(config)?;
     let backend = CpuBackend::new(&CpuOptions {
         spec: spec(config, classes),
         resolution: config.data.resolution,

@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &TrainArgs) -> Result<()> {
     // First of all: a signal while the data are opened also ends in a checkpoint and exit code 75.
     let stop = Stop::on_signals()?;
-    notice::watch(&stop);
     let config = args.config.load()?;
     if let (Some(_), Resume::From(path)) = (&args.begin.init, args.begin.resume()) {
         return Err(Error::usage(format!(
@@ -33,7 +32,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             message(format!("not the recipe of {}: {}", file.display(), changes.join("; ")));
         }
     }
-    device::preflight(args.device)?;
+    device::preflight(args.device, &config)?;
+    notice::watch(&stop);
     let dataset = open_data(&config, &args.config)?;
     let (mut backend, environment) = device::open(&config, dataset.classes.len(), args.device)?;
     if let Some(steps) = args.lr_find {
