@@ -4,6 +4,7 @@ use super::args::EvalArgs;
 use super::device::{self, Device};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::checkpoint::read_weights;
 use crate::config::Config;
 use crate::data::{Split, Splits};
 use crate::error::{Error, Result};
@@ -61,15 +62,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
 /// The networks that are asked for: the weights, their averages, or for a sweep both where they are there.
 fn models(args: &EvalArgs) -> Result<Vec<(&'static str, Model)>> {
-    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
-    let wants_both = !args.sweep.is_empty() && args.weights.take() == Take::Best;
-    let name = |model: &Model| if model.averaged { "ema" } else { "plain" };
-    let mut models = vec![];
-    if wants_both && model.averaged {
-        models.push(("plain", Model::read_as(&args.checkpoint, Take::Plain)?));
-    }
-    models.push((name(&model), model));
-    Ok(models)
+    let (path, take) = (&args.checkpoint, args.weights.take());
+    let checkpoint = read_weights(path)?;
+    let wants_both = !args.sweep.is_empty() && take == Take::Best;
+    // A copy in memory costs less than reading and verifying the file once more.
+    let plain = wants_both.then(|| Model::from_weights(path, checkpoint.clone(), Take::Plain)).transpose()?;
+    let model = Model::from_weights(path, checkpoint, take)?;
+    let name = if model.averaged { "ema" } else { "plain" };
+    let plain = plain.filter(|_| model.averaged).map(|plain| ("plain", plain));
+    Ok(plain.into_iter().chain([(name, model)]).collect())
 }
 
 fn views(args: &EvalArgs, model: &Model) -> Vec<View> {

@@ -2,10 +2,10 @@
 //!
 //! A view is read and decoded once, for all weights and both of plain and mirrored.
 
-use super::evaluate::{Evaluation, logits};
+use super::evaluate::{each_batch, scores};
 use super::stop::Stop;
-use crate::backend::loss::{LossOptions, softmax_cross_entropy};
 use crate::backend::{Backend, Score, Weights};
+use crate::data::augment::flip_rows;
 use crate::data::ilsvrc::val_number;
 use crate::data::{BadFile, Batch, EvalOptions, EvalTransform, Interpolation, Loader, Split};
 use crate::error::{Error, Result};
@@ -114,30 +114,22 @@ impl Sweep<'_> {
         };
         let mut rows: Vec<Row> =
             contenders.iter().flat_map(|c| flips.iter().map(|&flip| empty(c.name, flip))).collect();
-        while let Some(batch) = loader.next() {
-            if stop.requested() {
-                return Err(Error::stopped("stopped during validation"));
-            }
-            let mut batch = batch?;
+        each_batch(&mut loader, stop, |batch| {
             batch.labels.iter_mut().for_each(|label| *label = self.outputs[*label as usize]);
             for (contender, rows) in contenders.iter_mut().zip(rows.chunks_mut(flips.len())) {
                 for row in rows {
-                    let evaluation = Evaluation { weights: Weights::Live, outputs: None, flip: row.flip };
-                    let logits = logits(contender.backend.as_mut(), &batch, evaluation)?;
-                    self.count(row, &batch, &logits);
+                    let logits = logits(contender.backend.as_mut(), batch, row.flip)?;
+                    self.count(row, batch, &logits);
                 }
             }
-            loader.recycle(batch);
-        }
+            Ok(())
+        })?;
         Ok((rows, loader.bad().to_vec()))
     }
 
-    /// Image by image, so that no rounding of the sum depends on the size of a batch.
     fn count(&self, row: &mut Row, batch: &Batch, logits: &HostTensor) {
-        let options = LossOptions { label_smoothing: 0.0, scale: 1.0 };
-        let images = logits.data.chunks_exact(logits.data.len() / batch.labels.len());
-        for ((logits, label), &sample) in images.zip(&batch.labels).zip(&batch.samples) {
-            row.score += softmax_cross_entropy(logits, std::slice::from_ref(label), options, None);
+        for ((logits, score), &sample) in scores(logits, &batch.labels).zip(&batch.samples) {
+            row.score += score;
             let wanted = self.real.and_then(|labels| labels.of(self.split, sample as usize));
             if let (Some(real), Some(wanted @ [_, ..])) = (&mut row.real, wanted) {
                 let first = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
@@ -147,4 +139,16 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// Logits [n, classes] of a batch, averaged with the mirrored images' where that is asked for.
+fn logits(backend: &mut dyn Backend, batch: &Batch, flip: bool) -> Result<HostTensor> {
+    let mut logits = backend.eval_batch(batch, Weights::Live)?;
+    if flip {
+        let mut mirrored = batch.clone();
+        flip_rows(&mut mirrored.images, batch.resolution);
+        let mirrored = backend.eval_batch(&mirrored, Weights::Live)?;
+        logits.data.iter_mut().zip(mirrored.data).for_each(|(a, b)| *a = 0.5 * (*a + b));
+    }
+    Ok(logits)
 }

@@ -1,6 +1,6 @@
 //! The epoch loop.
 
-use super::evaluate::{Evaluation, evaluate};
+use super::evaluate::evaluate;
 use super::goals::Goals;
 use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
@@ -370,8 +370,7 @@ impl Trainer<'_> {
             },
         )?;
         let weights = if self.config.ema.is_on() { Weights::Averaged } else { Weights::Live };
-        let evaluation = Evaluation { weights, outputs: None, flip: false };
-        let score = evaluate(backend, &mut loader, evaluation, &self.stop)?;
+        let score = evaluate(backend, &mut loader, weights, &self.stop)?;
         Ok((score, loader.bad().to_vec()))
     }
 
