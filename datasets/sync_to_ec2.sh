@@ -102,9 +102,9 @@ check_sums() {
 # A gigabyte read past the page cache, in MB/s.
 disk_rate() {
     local file
-    file=$(find -L "$1" -type f -size +1M | head -n 1)
+    file=$(find -L "$1" -type f -size +64M | head -n 1)
+    [ -n "$file" ] || file=$(find -L "$1" -type f -size +1M | head -n 1)
     [ -n "$file" ] || return 0
-    if [ "$(find -L "$1" -type f -size +64M | head -n 1)" ]; then file=$(find -L "$1" -type f -size +64M | head -n 1); fi
     dd if="$file" of=/dev/null bs=4M count=256 iflag=direct 2>&1 |
         awk '/copied/ { rate = $(NF - 1); if ($NF ~ /^GB/) rate *= 1000; if ($NF ~ /^kB/) rate /= 1000; printf "%.0f", rate }'
 }

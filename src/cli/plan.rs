@@ -93,23 +93,27 @@ impl Images {
 
 /// A whole training on a card.
 struct Course {
-    /// Epochs at each resolution, and what is done there.
+    /// Epochs at each resolution, and what is done there; the last one is the largest, and sizes the memory.
     parts: Vec<(usize, Forecast)>,
-    /// At the largest resolution, which sizes the memory.
-    largest: Forecast,
+    largest_micro_batch: Option<usize>,
 }
 
 impl Course {
     fn new(config: &Config, classes: usize, card: &CardModel) -> Result<Self> {
-        let mut epochs: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut epochs: BTreeMap<usize, usize> = BTreeMap::from([(config.data.resolution, 0)]);
         for epoch in 0..config.epochs {
             *epochs.entry(config.resolution_at(epoch)).or_default() += 1;
         }
-        let at = |resolution| training(config, classes, resolution).forecast(card);
-        let parts: Vec<(usize, Forecast)> =
-            epochs.into_iter().map(|(side, count)| Ok((count, at(side)?))).collect::<Result<_>>()?;
-        let largest = at(config.data.resolution)?;
-        Ok(Self { parts, largest })
+        let at = |resolution| training(config, classes, resolution);
+        let parts = epochs.into_iter().map(|(side, count)| Ok((count, at(side).forecast(card)?)));
+        Ok(Self {
+            parts: parts.collect::<Result<_>>()?,
+            largest_micro_batch: at(config.data.resolution).largest(card),
+        })
+    }
+
+    fn last(&self) -> &Forecast {
+        &self.parts.last().expect("there is one for data.resolution").1
     }
 
     /// Mean over all epochs, in seconds.
@@ -196,7 +200,7 @@ impl Estimate {
         }
         let step = course.step_seconds();
         let ceiling = config.data.batch as f64 / step;
-        let validation = images.val.div_ceil(config.eval_batch()) as f64 * course.largest.eval_seconds;
+        let validation = images.val.div_ceil(config.eval_batch()) as f64 * course.last().eval_seconds;
         let epoch = batches as f64 * step + validation;
         let hours = share.map(|share| config.epochs as f64 * epoch / share / 3600.0);
         let images_per_second = share.map(|share| ceiling * share);
@@ -213,8 +217,8 @@ impl Estimate {
             dollars,
             budget_covers: args.budget.zip(dollars).map(|(budget, all)| all.map(|dollars| budget / dollars)),
             micro_batch: config.micro_batch(),
-            micro_batch_gibibytes: course.largest.bytes as f64 / 2f64.powi(30),
-            largest_micro_batch: course.largest.largest,
+            micro_batch_gibibytes: course.last().bytes as f64 / 2f64.powi(30),
+            largest_micro_batch: course.largest_micro_batch,
             disk_megabytes_per_second: images_per_second.map(|rate| rate * images.mean_bytes / 1e6),
             cpu_cores: images_per_second.map(|rate| rate / loader),
         })

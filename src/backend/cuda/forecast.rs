@@ -103,8 +103,6 @@ pub struct Forecast {
     pub eval_seconds: f64,
     /// Arenas and workspaces of the plans that a training holds; what the driver and the libraries take comes on top.
     pub bytes: u64,
-    /// The largest micro-batch that fits; `None` where not even one image does.
-    pub largest: Option<usize>,
 }
 
 impl Training {
@@ -119,8 +117,26 @@ impl Training {
             step_seconds: seconds(&plans.finish) + (self.micro_steps - 1) as f64 * accumulate,
             eval_seconds: seconds(&plans.evaluate),
             bytes: plans.bytes(),
-            largest: self.largest(card.gibibytes * 2f64.powi(30))?,
         })
+    }
+
+    /// The largest micro-batch that fits on the card; `None` where not even one image does. By halving: memory grows with
+    /// the batch.
+    pub fn largest(&self, card: &CardModel) -> Option<usize> {
+        let capacity = card.gibibytes * 2f64.powi(30);
+        let fits = |batch| self.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
+        if !fits(1) {
+            return None;
+        }
+        let (mut low, mut high) = (1, 2);
+        while fits(high) {
+            (low, high) = (high, 2 * high);
+        }
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        Some(low)
     }
 
     fn product_rate(&self, card: &CardModel) -> Result<f64> {
@@ -151,23 +167,6 @@ impl Training {
                 ..self.options.clone()
             })?,
         })
-    }
-
-    /// By halving: memory grows with the batch.
-    fn largest(&self, capacity: f64) -> Result<Option<usize>> {
-        let fits = |batch| self.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
-        if !fits(1) {
-            return Ok(None);
-        }
-        let (mut low, mut high) = (1, 2);
-        while fits(high) {
-            (low, high) = (high, 2 * high);
-        }
-        while high - low > 1 {
-            let middle = low.midpoint(high);
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        Ok(Some(low))
     }
 }
 
@@ -249,13 +248,13 @@ mod tests {
         let [one, four] = [training(64, 1), training(64, 4)].map(|training| training.forecast(v100).unwrap());
         assert!(four.step_seconds > 3.9 * one.step_seconds && four.step_seconds < 4.1 * one.step_seconds);
         assert!(four.bytes >= one.bytes + 4 * 25_557_032);
-        assert!(four.largest.unwrap() <= one.largest.unwrap());
+        assert!(training(64, 4).largest(v100).unwrap() <= training(64, 1).largest(v100).unwrap());
     }
 
     #[test]
     fn the_largest_batch_fits_and_the_next_one_does_not() {
         let training = training(64, 1);
-        let largest = training.forecast(card("v100")).unwrap().largest.unwrap();
+        let largest = training.largest(card("v100")).unwrap();
         let bytes = |batch| training.plans(batch).unwrap().bytes();
         let memory = (card("v100").gibibytes * 2f64.powi(30)) as u64;
         assert!(bytes(largest) <= memory && bytes(largest + 1) > memory, "{largest}");
