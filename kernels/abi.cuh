@@ -71,6 +71,17 @@ struct Chunk {
 // The chunks of one parameter.
 struct ChunkRange { u32 first, count; };
 
+// Sums over the chunks of one parameter, in f64; `add_wide` says where they are.
+__device__ inline void add_chunks(f64 (&shared)[2][BLOCK], const Pair* partials, ChunkRange range) {
+    f64 a = 0.0, b = 0.0;
+    for (u32 i = threadIdx.x; i < range.count; i += BLOCK) {
+        const Pair from = partials[range.first + i];
+        a += (f64)from.a;
+        b += (f64)from.b;
+    }
+    add_wide(shared, a, b);
+}
+
 static_assert(sizeof(Item) == 52 && sizeof(Hyper) == 64 && sizeof(State) == 64 && sizeof(Outcome) == 64, "as in abi.rs");
 static_assert(sizeof(RowScore) == 12 && sizeof(Chunk) == 16 && sizeof(ChunkRange) == 8, "as in abi.rs");
 

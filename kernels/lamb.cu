@@ -96,13 +96,7 @@ lamb_ratios(const Pair* __restrict__ partials, const Chunk* __restrict__ chunks,
             const State* __restrict__ state) {
     __shared__ f64 shared[2][BLOCK];
     const ChunkRange range = parameters[blockIdx.x];
-    f64 weights = 0.0, directions = 0.0;
-    for (u32 i = threadIdx.x; i < range.count; i += BLOCK) {
-        const Pair from = partials[range.first + i];
-        weights += (f64)from.a;
-        directions += (f64)from.b;
-    }
-    add_wide(shared, weights, directions);
+    add_chunks(shared, partials, range);
     if (threadIdx.x == 0) {
         const f32 w = (f32)sqrt(shared[0][0]), u = (f32)sqrt(shared[1][0]);
         const Hyper* hyper = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state);

@@ -52,13 +52,7 @@ lars_ratios(const Pair* __restrict__ partials, const Chunk* __restrict__ chunks,
             u64 slot_bytes, u64 hyper_offset, const State* __restrict__ state) {
     __shared__ f64 shared[2][BLOCK];
     const ChunkRange range = parameters[blockIdx.x];
-    f64 weights = 0.0, gradients = 0.0;
-    for (u32 i = threadIdx.x; i < range.count; i += BLOCK) {
-        const Pair from = partials[range.first + i];
-        weights += (f64)from.a;
-        gradients += (f64)from.b;
-    }
-    add_wide(shared, weights, gradients);
+    add_chunks(shared, partials, range);
     if (threadIdx.x == 0) {
         const Hyper* hyper = staged<Hyper>(staging, slots, slot_bytes, hyper_offset, state);
         const f32 clip = corrections ? corrections->clip : 1.0f, decay = chunks[range.first].decays ? hyper->weight_decay : 0.0f;

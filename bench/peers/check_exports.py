@@ -7,7 +7,6 @@ engine's log-probabilities within 1e-4, relative, with the same first class on e
 safetensors and Pillow (requirements.txt here); tests/interop does the same for ONNX.
 """
 
-import argparse
 import json
 import pathlib
 import struct
@@ -39,11 +38,7 @@ def load(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", required=True)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--pictures", required=True)
-    parser.add_argument("--count", type=int, default=100)
+    parser = pictures.parser(__doc__)
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
     failures = 0

@@ -7,7 +7,6 @@ Runtime's f32 answers must be the engine's within 1e-4, relative, with the same 
 bits must have the same first class on all but --miss of them. Where OpenVINO is installed it is asked, too.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -65,11 +64,7 @@ def runtimes():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", required=True)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--pictures", required=True)
-    parser.add_argument("--count", type=int, default=100)
+    parser = pictures.parser(__doc__)
     parser.add_argument("--miss", type=float, default=0.05, help="share of pictures that 8 bits may classify otherwise")
     parser.add_argument("files", nargs="+")
     args = parser.parse_args()

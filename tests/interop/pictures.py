@@ -4,6 +4,7 @@ A picture whose shorter side has the model's size already is not resized, and PN
 preparation is a crop, which leaves no room for opinions. So logits can be compared to the last digits.
 """
 
+import argparse
 import io
 import json
 import pathlib
@@ -14,6 +15,16 @@ import numpy
 from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def parser(doc):
+    """The flags of those that compare a program with `engine predict`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--pictures", required=True)
+    parser.add_argument("--count", type=int, default=100)
+    return parser
 
 
 def encoded(path):

@@ -67,6 +67,23 @@ struct Numbers {
     r_scale: f32,
 }
 
+/// One pixel of 16 channels, multiplied into 16.
+const PIXEL: Case = Case {
+    n: 1,
+    h: 1,
+    w: 1,
+    c: 16,
+    k: 16,
+    taps: 1,
+    stride: 1,
+    more_border: 0,
+    y_border: 0,
+    relu: false,
+    residual: false,
+    quads: false,
+    seed: 0,
+};
+
 impl Case {
     fn pad(&self) -> usize {
         self.taps / 2
@@ -332,21 +349,7 @@ proptest! {
 /// in their quad and together, stays in 16 bits.
 #[test]
 fn int8_extremes_do_not_saturate() {
-    let case = Case {
-        n: 1,
-        h: 3,
-        w: 3,
-        c: 64,
-        k: 64,
-        taps: 3,
-        stride: 1,
-        more_border: 0,
-        y_border: 0,
-        relu: false,
-        residual: false,
-        quads: false,
-        seed: 0,
-    };
+    let case = Case { h: 3, w: 3, c: 64, k: 64, taps: 3, ..PIXEL };
     let patterns: [(&[f32], bool); 4] = [
         (&[127.0], false),
         (&[32.0], true),
@@ -373,21 +376,7 @@ fn int8_extremes_do_not_saturate() {
 /// Of a map of one pixel the first half has no rows.
 #[test]
 fn a_part_without_rows_is_left_alone() {
-    let case = Case {
-        n: 1,
-        h: 1,
-        w: 1,
-        c: 16,
-        k: 16,
-        taps: 1,
-        stride: 1,
-        more_border: 0,
-        y_border: 0,
-        relu: false,
-        residual: false,
-        quads: false,
-        seed: 0,
-    };
+    let case = PIXEL;
     for precision in [Precision::Fp32, Precision::Bf16] {
         sets(precision).iter().for_each(|set| check_floats(&case, precision, set));
     }

@@ -110,20 +110,29 @@ fn input_is_erased_before_it_is_mixed() {
                 };
             }
         }
-        let Slot { bytes, items, staging, state, .. } = slot(&images, &items, Hyper::default());
-        let memory = [
-            staging,
-            Bytes::new(bytemuck::bytes_of(&state)),
-            Bytes::out(want.len() * storage.bytes() as usize),
-        ];
-        let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
-        args.extend([U32(n), U32(side), U32(side), U32(channels)]);
-        args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
-        let geometry = geometry::input(n * side * side, channels);
-        let Some(result) = run(&named("input_erased", storage), geometry, &memory, &args) else { return };
-        let name = format!("erased {storage:?} {channels}");
-        close(&name, &result[2].values(storage), &want, storage.roundoff() + 2e-6);
+        let Some(got) = made("input_erased", storage, [n, side, side, channels], &images, &items) else {
+            return;
+        };
+        close(&format!("erased {storage:?} {channels}"), &got, &want, storage.roundoff() + 2e-6);
     }
+}
+
+/// What an input kernel makes of `images`, [n][h][w][channels]; `None` where kernels cannot be run here.
+fn made(
+    kernel: &str,
+    storage: Storage,
+    [n, h, w, channels]: [usize; 4],
+    images: &[u8],
+    items: &[Item],
+) -> Option<Vec<f32>> {
+    let Slot { bytes, items, staging, state, .. } = slot(images, items, Hyper::default());
+    let results = n * h * w * channels * storage.bytes() as usize;
+    let memory = [staging, Bytes::new(bytemuck::bytes_of(&state)), Bytes::out(results)];
+    let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
+    args.extend([U32(n), U32(h), U32(w), U32(channels)]);
+    args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
+    let result = run(&named(kernel, storage), geometry::input(n * h * w, channels), &memory, &args)?;
+    Some(result[2].values(storage))
 }
 
 fn input_of(h: usize, w: usize) {
@@ -156,20 +165,7 @@ fn input_of(h: usize, w: usize) {
                 };
             }
         }
-        let Slot { bytes, items, staging, state, .. } = slot(&images, &items, Hyper::default());
-        let memory = [
-            staging,
-            Bytes::new(bytemuck::bytes_of(&state)),
-            Bytes::out(want.len() * storage.bytes() as usize),
-        ];
-        let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
-        args.extend([U32(n), U32(h), U32(w), U32(channels)]);
-        args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
-        let Some(result) =
-            run(&named("input", storage), geometry::input(n * h * w, channels), &memory, &args)
-        else {
-            return;
-        };
-        close(&format!("input {storage:?}"), &result[2].values(storage), &want, storage.roundoff() + 1e-6);
+        let Some(got) = made("input", storage, [n, h, w, channels], &images, &items) else { return };
+        close(&format!("input {storage:?}"), &got, &want, storage.roundoff() + 1e-6);
     }
 }

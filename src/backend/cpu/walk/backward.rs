@@ -1,7 +1,7 @@
 //! Backward, unit by unit.
 
 use super::Walk;
-use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate};
+use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate, ParamGradients};
 use crate::backend::cpu::memory::Buffer;
 use crate::backend::cpu::params::Params;
 use crate::backend::cpu::{Cpu, Engine, pooling};
@@ -134,10 +134,7 @@ impl Walk {
             Some(draw) => apply.run(cpu, raw, &dy, draw),
             None => apply.run_gated(cpu, forward, raw, &mut dy),
         }
-        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
-        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
-        self.memory.release_activation(unit.y);
-        self.memory.release_activation(unit.raw);
+        self.end_norm(params, unit, &gradients, accumulate);
         let Some(draw) = separate else { return dy };
         match unit.residual {
             // The sum hands the same gradient to both of its terms.
@@ -174,14 +171,19 @@ impl Walk {
         let gradients = batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled);
         BackwardApply::new(statistics, &params.weight[unit.gamma], &gradients)
             .run(cpu, raw, &scaled, &mut draw);
-        put(&mut params.gradient[unit.gamma], &gradients.gamma, accumulate);
-        put(&mut params.gradient[unit.beta], &gradients.beta, accumulate);
+        self.end_norm(params, unit, &gradients, accumulate);
         self.memory.buffers.give(scaled);
-        self.memory.release_activation(unit.y);
-        self.memory.release_activation(unit.raw);
         let residual = unit.residual.expect("a factor is that of a block, which ends in a sum");
         self.memory.gradient[residual] = Some(dy);
         draw
+    }
+
+    /// Hands on what a unit's batch norm has found, and gives up what it has read.
+    fn end_norm(&mut self, params: &mut Params, unit: &ConvUnit, found: &ParamGradients, accumulate: bool) {
+        put(&mut params.gradient[unit.gamma], &found.gamma, accumulate);
+        put(&mut params.gradient[unit.beta], &found.beta, accumulate);
+        self.memory.release_activation(unit.y);
+        self.memory.release_activation(unit.raw);
     }
 
     fn take_gradient(&mut self, tensor: TensorId) -> Buffer {
