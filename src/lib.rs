@@ -5,7 +5,7 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`cpu_time`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
@@ -29,6 +29,7 @@ pub mod terminal;
 pub mod leave;
 pub mod failpoint;
 pub mod files;
+pub mod cpu_time;
 pub mod tensor;
 pub mod rng;
 pub mod model;

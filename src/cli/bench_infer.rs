@@ -2,6 +2,7 @@
 
 use super::args::InferArgs;
 use super::bench::{Latency, latency, peak_memory_mb};
+use crate::cpu_time::thread_time;
 use crate::error::{Error, Result};
 use crate::infer::file::ModelFile;
 use crate::infer::profile::{Profile, Profiler};
@@ -136,7 +137,7 @@ impl Job {
         for _ in 0..WARM_UP {
             self.program.run(&self.images)?;
         }
-        let (mut times, begin, cpu) = (vec![], Instant::now(), thread_seconds());
+        let (mut times, begin, cpu) = (vec![], Instant::now(), thread_time());
         let is_enough = |runs: usize| match args.iterations {
             Some(count) => runs >= count.max(1),
             None => runs >= 3 && begin.elapsed().as_secs_f64() >= args.seconds,
@@ -146,7 +147,7 @@ impl Job {
             self.program.run(&self.images)?;
             times.push(start.elapsed().as_secs_f64());
         }
-        let cpu = thread_seconds().zip(cpu).map(|(end, begin)| 1e3 * (end - begin) / times.len() as f64);
+        let cpu = 1e3 * (thread_time() - cpu).as_secs_f64() / times.len() as f64;
         let (runs, total) = (times.len(), times.iter().sum::<f64>());
         let images = args.batch * runs;
         let memory = peak_memory_mb();
@@ -164,7 +165,7 @@ impl Job {
             precision: precision.name(),
             threads: self.program.threads(),
             load_ms: self.load_ms,
-            cpu_ms: cpu.filter(|_| self.program.threads() == 1),
+            cpu_ms: (self.program.threads() == 1).then_some(cpu),
             runs,
             profile: args.layers.then(|| self.profile(runs)).transpose()?,
         })
@@ -182,10 +183,4 @@ impl Job {
         }
         Ok(profiler.finish())
     }
-}
-
-/// What this thread had of a core so far, from Linux's /proc.
-fn thread_seconds() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    Some(text.split(' ').next()?.parse::<f64>().ok()? * 1e-9)
 }

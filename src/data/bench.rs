@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::order::epoch_order;
-use super::stages::{PerImage, process_time, thread_time};
+use super::stages::PerImage;
 use super::{JPEG_DECODER, Loader, Split, TrainOptions, TrainTransform};
+use crate::cpu_time::{process_time, thread_time};
 use crate::error::Result;
 
 /// What one measurement gave.

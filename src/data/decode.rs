@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::exif::{self, Orientation};
 use super::jpeg::{self, JpegHeader};
-use super::stages::thread_time;
+use crate::cpu_time::thread_time;
 use crate::error::{Error, Result};
 
 /// What a decoder may be asked for.

@@ -87,23 +87,3 @@ impl Sub for Stages {
         }
     }
 }
-
-/// CPU time of this thread so far. A call costs a fifth of a microsecond, an image some hundreds.
-#[cfg(feature = "train")]
-pub(super) fn thread_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
-}
-
-/// CPU time of this process so far.
-#[cfg(feature = "train")]
-pub fn process_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
-}
-
-/// `classify` measures nothing here.
-#[cfg(not(feature = "train"))]
-pub(super) fn thread_time() -> Duration {
-    Duration::ZERO
-}

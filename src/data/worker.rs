@@ -5,7 +5,8 @@ use super::decode::{Limits, read_header};
 use super::mix::MixOptions;
 use super::preprocess::{EvalTransform, Workshop};
 use super::split::Split;
-use super::stages::{Stages, thread_time};
+use super::stages::Stages;
+use crate::cpu_time::thread_time;
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -10,7 +10,7 @@ mod avx2;
 mod weights;
 
 use super::decode::Region;
-use super::stages::thread_time;
+use crate::cpu_time::thread_time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use weights::{PRECISION, Weights};
