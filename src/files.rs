@@ -30,11 +30,7 @@ pub fn write_checked(
     write: impl FnOnce(&mut File) -> io::Result<()>,
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let permissions = fs::metadata(&target).ok().map(|metadata| metadata.permissions());
-    if permissions.as_ref().is_some_and(|permissions| permissions.readonly()) {
-        return Err(Error::output_file(path, "write", &io::ErrorKind::PermissionDenied.into()));
-    }
+    let (target, permissions) = replaceable(path)?;
     let temporary = temporary_name(&target);
     let cannot = |source| Error::output_file(path, "write", &source);
     let written = write_temporary(scope, &temporary, permissions, write).map_err(cannot);
@@ -49,6 +45,35 @@ pub fn write_checked(
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+/// Fails where [`write_atomically`] cannot begin: what stands there is no file, or its folder takes no new one. For a command
+/// that works long before it writes.
+pub fn check_target(path: &Path) -> Result<()> {
+    let (target, _) = replaceable(path)?;
+    let temporary = temporary_name(&target);
+    File::create(&temporary).map_err(|source| Error::output_file(path, "write", &source))?;
+    remove(&temporary)
+}
+
+/// The file that a path leads to, with the permissions that it has if it is there.
+fn replaceable(path: &Path) -> Result<(PathBuf, Option<fs::Permissions>)> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let Ok(metadata) = fs::metadata(&target) else { return Ok((target, None)) };
+    if !metadata.is_file() {
+        // A rename would put a file in the place of /dev/null.
+        let found = if metadata.is_dir() { "a folder" } else { "a device or a pipe" };
+        return Err(Error::usage(format!(
+            "cannot write {}: it is {found}; give the name of a file",
+            path.display()
+        )));
+    }
+    match metadata.permissions() {
+        permissions if permissions.readonly() => {
+            Err(Error::output_file(path, "write", &io::ErrorKind::PermissionDenied.into()))
+        }
+        permissions => Ok((target, Some(permissions))),
+    }
 }
 
 fn write_temporary(
@@ -250,6 +275,27 @@ mod tests {
         let message = write_bytes_atomically("test", &path, b"new").unwrap_err().message;
         assert!(message.contains(path.to_str().unwrap()), "{message}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        // A device that the test may lose: a link to it, since a link is followed.
+        let (device, sub) = (folder.path().join("null"), folder.path().join("sub"));
+        std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+        fs::create_dir(&sub).unwrap();
+        for (path, found) in [(&device, "a device or a pipe"), (&sub, "a folder")] {
+            for result in [check_target(path), write_bytes_atomically("test", path, b"new")] {
+                let error = result.unwrap_err();
+                assert!(error.message.contains(found) && error.exit_code() == 2, "{error}");
+            }
+        }
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        let missing = check_target(&folder.path().join("no/a")).unwrap_err().message;
+        assert!(missing.contains("create it first"), "{missing}");
+        check_target(&folder.path().join("a")).unwrap();
+        assert!(names(folder.path()).iter().all(|name| !name.starts_with('a')), "a probe leaves nothing");
     }
 
     #[cfg(unix)]

@@ -27,8 +27,11 @@ use crate::leave::leave_silently;
 use crate::terminal::message;
 use args::{Cli, Command};
 use clap::Parser;
+use signal_hook::consts::signal::SIGXFSZ;
+use signal_hook::flag;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Parses the process's arguments and runs the command.
 pub fn main() -> ExitCode {
@@ -42,6 +45,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    outlive_large_files();
     // Where the panic was, and what it said, the standard library has printed by then.
     let outcome = catch_unwind(AssertUnwindSafe(|| run(cli.command))).unwrap_or_else(|_| {
         Err(Error::failed(
@@ -59,6 +63,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// A file beyond the limit of `ulimit -f` is the error of the write that reaches it: SIGXFSZ would end the process there,
+/// with half a file and no word.
+fn outlive_large_files() {
+    // Where it cannot be caught, it does what it always did.
+    let _ = flag::register(SIGXFSZ, Arc::default());
 }
 
 fn run(command: Command) -> Result<()> {

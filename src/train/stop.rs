@@ -1,8 +1,7 @@
-//! Ctrl-C and SIGTERM: the first asks the run to save and stop, a second ends it at once. SIGXFSZ, a file beyond the limit
-//! of `ulimit -f`, is left to the write that then fails.
+//! Ctrl-C and SIGTERM: the first asks the run to save and stop, a second ends it at once.
 
 use crate::error::{Error, Result};
-use signal_hook::consts::signal::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::signal::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +27,6 @@ impl Stop {
                 .and_then(|_| flag::register(signal, Arc::clone(&stop.requested)))
                 .map_err(|error| cannot(signal, error))?;
         }
-        flag::register(SIGXFSZ, Arc::default()).map_err(|error| cannot(SIGXFSZ, error))?;
         Ok(stop)
     }
 

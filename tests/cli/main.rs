@@ -18,3 +18,4 @@ mod outputs;
 mod plan;
 mod packing;
 mod stopping;
+mod writers;

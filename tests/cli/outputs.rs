@@ -1,6 +1,7 @@
 //! Folders that cannot be written, disks that are full, terminals that are none.
 
 use crate::common::{assert_same, contents, data, engine, finish, path, set, temporary, tiny, tiny_whole};
+use crate::writers::limited;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -69,16 +70,7 @@ fn no_space_left() {
 fn a_limit_on_file_sizes() {
     let folder = temporary();
     assert_eq!(finish(tiny(folder.path()).env("ENGINE_FAILPOINT", "train.step:10")).code, None);
-    let program = tiny(folder.path());
-    let words: Vec<String> = [program.get_program()]
-        .into_iter()
-        .chain(program.get_args())
-        .map(|word| format!("'{}'", word.to_str().unwrap()))
-        .collect();
-    let limited = |blocks: usize| {
-        finish(Command::new("sh").args(["-c", &format!("ulimit -f {blocks}; exec {}", words.join(" "))]))
-    };
-    limited(40).fails(1, &["checkpoints", "ulimit -f"]);
+    limited(&tiny(folder.path()), 40).fails(1, &["checkpoints", "ulimit -f"]);
     finish(&mut tiny(folder.path())).expect(0);
     assert_same(&contents(folder.path()), tiny_whole(), "after the limit was raised");
 }
