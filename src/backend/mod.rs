@@ -89,7 +89,7 @@ impl Extras {
 pub const NO_AVERAGES: &str =
     "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
 
-/// Which weights evaluate.
+/// Which weights of a network: in an evaluation, and out of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Weights {
     /// Those that training moves.

@@ -2,14 +2,14 @@
 
 use super::args::EvalArgs;
 use super::device::{self, Device};
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Weights};
 use crate::checkpoint::read_weights;
 use crate::config::Config;
 use crate::data::{Split, Splits};
 use crate::error::{Error, Result};
 use crate::terminal::{answer, message};
-use crate::train::model_file::{Model, Take, outputs_of};
+use crate::train::model_file::{Model, outputs_of};
 use crate::train::stop::Stop;
 use crate::train::sweep::{Contender, RealLabels, Row, Sweep, View};
 use std::collections::BTreeSet;
@@ -62,14 +62,16 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
 /// The networks that are asked for: the weights, their averages, or for a sweep both where they are there.
 fn models(args: &EvalArgs) -> Result<Vec<(&'static str, Model)>> {
-    let (path, take) = (&args.checkpoint, args.weights.take());
+    let (path, wanted) = (&args.checkpoint, args.weights.wanted());
     let checkpoint = read_weights(path)?;
-    let wants_both = !args.sweep.is_empty() && take == Take::Best;
+    let wants_both = !args.sweep.is_empty() && wanted.is_none();
     // A copy in memory costs less than reading and verifying the file once more.
-    let plain = wants_both.then(|| Model::from_weights(path, checkpoint.clone(), Take::Plain)).transpose()?;
-    let model = Model::from_weights(path, checkpoint, take)?;
-    let name = if model.averaged { "ema" } else { "plain" };
-    let plain = plain.filter(|_| model.averaged).map(|plain| ("plain", plain));
+    let plain = || Model::from_checkpoint(path, checkpoint.clone(), Some(Weights::Live));
+    let plain = wants_both.then(plain).transpose()?;
+    let model = Model::from_checkpoint(path, checkpoint, wanted)?;
+    let is_averaged = model.weights == Weights::Averaged;
+    let name = if is_averaged { "ema" } else { "plain" };
+    let plain = plain.filter(|_| is_averaged).map(|plain| ("plain", plain));
     Ok(plain.into_iter().chain([(name, model)]).collect())
 }
 

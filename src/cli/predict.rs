@@ -12,7 +12,7 @@ use crate::train::model_file::Model;
 use std::path::Path;
 
 pub fn run(args: &PredictArgs) -> Result<()> {
-    let model = Model::read_as(&args.checkpoint, args.weights.take())?;
+    let model = Model::read_as(&args.checkpoint, args.weights.wanted())?;
     let description = &model.description;
     let transform = description.transform(description.resolution);
     let mut preprocessor = Preprocessor::new(transform, Reading::Photograph);

@@ -1,6 +1,6 @@
 //! `--ema` and `--plain`: which weights of a checkpoint are meant.
 
-use crate::train::model_file::Take;
+use crate::backend::Weights;
 use clap::Args;
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -15,11 +15,11 @@ pub struct WeightsArgs {
 }
 
 impl WeightsArgs {
-    pub fn take(self) -> Take {
+    pub fn wanted(self) -> Option<Weights> {
         match (self.ema, self.plain) {
-            (true, _) => Take::Averages,
-            (_, true) => Take::Plain,
-            _ => Take::Best,
+            (true, _) => Some(Weights::Averaged),
+            (_, true) => Some(Weights::Live),
+            _ => None,
         }
     }
 }

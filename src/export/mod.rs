@@ -1,6 +1,6 @@
 //! Weights to and from files that other programs use.
 //!
-//! [`state_dict`] takes a model's weights out of a checkpoint; [`export_safetensors`] and [`export_pth`] write them as
+//! [`state_dict`] takes a model's tensors out of a checkpoint; [`export_safetensors`] and [`export_pth`] write them as
 //! PyTorch's `load_state_dict(strict=True)` wants them, [`export_onnx`] with the network around them. The way back is
 //! `checkpoint::read_weights`. [`export_cpu`] writes the model file of [`crate::infer`].
 //!
@@ -21,4 +21,4 @@ pub use cpu::export_cpu;
 pub use describe::describe;
 pub use onnx::export_onnx;
 pub use pth::export_pth;
-pub use state::{Weights, export_safetensors, state_dict};
+pub use state::{export_safetensors, state_dict};

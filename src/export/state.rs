@@ -10,26 +10,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::graph::Graph;
 
-/// Which of a checkpoint's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weights {
-    /// Those that training goes on with.
-    Live,
-    /// Their moving average: `ema.NAME`, and the live tensor where a buffer has no average.
-    Ema,
-}
-
 /// Every parameter and buffer of `graph`, with `num_batches_tracked` for each batch norm: 320 entries for ResNet-50.
 /// Shapes are checked; `optim.*`, `ema.*` and whatever else a checkpoint has are left out.
-pub fn state_dict(checkpoint: &Checkpoint, graph: &Graph, weights: Weights) -> Result<StateDict> {
-    let is_averaged = checkpoint.tensors.keys().any(|name| name.starts_with("ema."));
-    if weights == Weights::Ema && !is_averaged {
-        return Err(Error::usage("the checkpoint has no moving average: it was trained without [ema]"));
-    }
-    let find = |name: &str| {
-        let average = checkpoint.tensors.get(&format!("ema.{name}")).filter(|_| weights == Weights::Ema);
-        average.or_else(|| checkpoint.tensors.get(name))
-    };
+pub fn state_dict(checkpoint: &Checkpoint, graph: &Graph) -> Result<StateDict> {
+    let find = |name: &str| checkpoint.tensors.get(name);
     let mut state = StateDict::new();
     let params = graph.params.iter().map(|param| (&param.name, param.shape.clone()));
     let buffers = graph.buffers.iter().map(|buffer| (&buffer.name, vec![buffer.channels]));

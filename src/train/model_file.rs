@@ -2,8 +2,8 @@
 //! how a picture is prepared for it.
 
 use super::state::named_tensors;
-use crate::backend::{EMA_PREFIX, NamedTensors};
-use crate::checkpoint::{Checkpoint, read_weights};
+use crate::backend::{NamedTensors, Weights};
+use crate::checkpoint::{Checkpoint, Chosen, read_weights};
 use crate::config::{Config, Interpolation};
 use crate::data::{Class, EvalTransform};
 use crate::error::{Error, Result};
@@ -55,47 +55,41 @@ impl Description {
     }
 }
 
-/// Which weights of a checkpoint a model is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Take {
-    /// The moving averages where the checkpoint has them, as in training's validation; else the weights.
-    #[default]
-    Best,
-    /// The moving averages; a checkpoint without them is an error.
-    Averages,
-    /// The weights that training moved.
-    Plain,
-}
-
 /// A network's weights with its description.
 #[derive(Debug)]
 pub struct Model {
     pub spec: ResNetSpec,
     pub description: Description,
     pub tensors: NamedTensors,
-    /// The tensors are moving averages.
-    pub averaged: bool,
+    /// What the tensors are.
+    pub weights: Weights,
 }
 
 impl Model {
     /// Reads an engine checkpoint, or any safetensors or .pth state dict with torchvision's names. Weights without a
     /// description get ImageNet's usual preparation (256 to 224) and numbers for labels.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::read_as(path, Take::Best)
+        Self::read_as(path, None)
     }
 
-    pub fn read_as(path: &Path, take: Take) -> Result<Self> {
-        Self::from_weights(path, read_weights(path)?, take)
+    /// The weights that are `wanted`: see [`Checkpoint::choose`].
+    pub fn read_as(path: &Path, wanted: Option<Weights>) -> Result<Self> {
+        Self::from_checkpoint(path, read_weights(path)?, wanted)
     }
 
     /// What [`Self::read_as`] makes of the file's content; `path` is for messages.
-    pub fn from_weights(path: &Path, checkpoint: Checkpoint, take: Take) -> Result<Self> {
+    pub fn from_checkpoint(path: &Path, checkpoint: Checkpoint, wanted: Option<Weights>) -> Result<Self> {
+        let chosen = checkpoint.choose(wanted).map_err(|error| error.within(path.display()))?;
+        Self::from_chosen(path, chosen)
+    }
+
+    /// `path` is for messages.
+    pub fn from_chosen(path: &Path, Chosen { checkpoint, weights }: Chosen) -> Result<Self> {
         let described = checkpoint.metadata.get(MODEL_KEY).map(|text| {
             serde_json::from_str::<Description>(text)
                 .map_err(|error| Error::input_file(path, format!("{MODEL_KEY}: {error}")))
         });
-        let (tensors, averaged) =
-            taken(named_tensors(checkpoint), take).map_err(|error| error.within(path.display()))?;
+        let tensors = named_tensors(checkpoint);
         let spec = identify(&tensors).map_err(|error| error.within(path.display()))?;
         let description = described.transpose()?.unwrap_or_else(|| Description {
             arch: spec.name.to_owned(),
@@ -120,24 +114,8 @@ impl Model {
                 format!("names {named} classes, its fc.weight has {outputs}"),
             ));
         }
-        Ok(Self { spec, description, tensors, averaged })
+        Ok(Self { spec, description, tensors, weights })
     }
-}
-
-/// The tensors that `take` asks for under their plain names, without averages beside them, and whether they are averages.
-fn taken(mut tensors: NamedTensors, take: Take) -> Result<(NamedTensors, bool)> {
-    let averages: Vec<String> = tensors.keys().filter(|name| name.starts_with(EMA_PREFIX)).cloned().collect();
-    if averages.is_empty() && take == Take::Averages {
-        return Err(Error::usage("--ema: there are no moving averages in it; leave --ema out"));
-    }
-    let averaged = !averages.is_empty() && take != Take::Plain;
-    for name in averages {
-        let tensor = tensors.remove(&name).expect("it is one of the keys");
-        if averaged {
-            tensors.insert(name[EMA_PREFIX.len()..].to_owned(), tensor);
-        }
-    }
-    Ok((tensors, averaged))
 }
 
 /// Which output of the network stands for each class of the data: the one of the same name. Weights without names, such

@@ -4,6 +4,7 @@ pub(super) mod args;
 mod card;
 mod tested;
 
+use crate::backend::Weights;
 use crate::checkpoint::{StateDict, read_weights};
 use crate::data::index::unlabelled;
 use crate::error::{Error, Result};
@@ -11,7 +12,7 @@ use crate::export::cpu::calibrate::Noise;
 use crate::export::cpu::{Method, Photographs, Quantisation, Scheme, calibrate, entries};
 use crate::export::onnx::{self, Activations, Norms};
 use crate::export::verify::{F32, Promise, Row, Runner, WINOGRAD};
-use crate::export::{Weights, describe, export_cpu, export_onnx, export_pth, export_safetensors, state_dict};
+use crate::export::{describe, export_cpu, export_onnx, export_pth, export_safetensors, state_dict};
 use crate::files;
 use crate::infer::Precision;
 use crate::infer::file::{Description, ModelFile};
@@ -25,23 +26,25 @@ use tested::Tested;
 
 pub fn run(args: &ExportArgs) -> Result<()> {
     check(args)?;
-    let checkpoint = read_weights(&args.checkpoint)?;
+    let path = &args.checkpoint;
+    let chosen = read_weights(path)?.choose(args.weights.wanted());
+    let chosen = chosen.map_err(|error| error.within(path.display()))?;
     // A copy in memory costs less than reading and verifying the file once more.
-    let model = Model::from_weights(&args.checkpoint, checkpoint.clone(), args.weights.take())?;
-    let description = describe(&model, &checkpoint, &args.checkpoint)?;
+    let model = Model::from_chosen(path, chosen.clone())?;
+    let checkpoint = chosen.checkpoint;
+    let description = describe(&model, &checkpoint, path)?;
     let mut done = vec![];
     let mut tested = None;
     if let (Some(format), Some(output)) = (args.format, &args.output) {
         let graph = lower(&model.spec, model.description.resolution)?;
-        let weights = if model.averaged { Weights::Ema } else { Weights::Live };
-        let state = state_dict(&checkpoint, &graph, weights)?;
+        let state = state_dict(&checkpoint, &graph)?;
         let export = Export { args, model: &model, graph, state, description: description.clone() };
         let files = files(format, output, args.int8)?;
         let mut pictures = Tested::on(args, &model)?;
         for (part, path) in files {
             export.write(part, &path, &mut pictures)?;
             let (to, classes) = (path.display(), model.spec.classes);
-            let of = if model.averaged { ", moving averages" } else { "" };
+            let of = if model.weights == Weights::Averaged { ", moving averages" } else { "" };
             message(format!("wrote {to}: {} with {classes} classes{of}", model.spec.name));
             done.push(path);
         }
@@ -60,8 +63,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
 
 /// What clap's rules do not say.
 fn check(args: &ExportArgs) -> Result<()> {
-    let targets = args.output.iter().chain(&args.card);
-    for target in targets {
+    // --format all makes a folder, in which the card may be.
+    let folder = args.output.as_deref().filter(|_| args.format == Some(ExportFormat::All));
+    for target in args.output.iter().chain(&args.card) {
         if let (Ok(from), Ok(to)) = (args.checkpoint.canonicalize(), target.canonicalize())
             && from == to
         {
@@ -69,6 +73,10 @@ fn check(args: &ExportArgs) -> Result<()> {
             return Err(Error::usage(format!(
                 "--output {to} is the checkpoint itself, which holds more than an export; choose another name"
             )));
+        }
+        // Now, and not after minutes of calibration.
+        if folder.is_none_or(|folder| folder != target && folder != files::folder_of(target)) {
+            files::check_target(target)?;
         }
     }
     let format = args.format;

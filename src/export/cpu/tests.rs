@@ -7,7 +7,7 @@ use crate::checkpoint::{Checkpoint, StateDict, Tensor};
 use crate::data::index::unlabelled;
 use crate::data::synth::{self, SynthOptions};
 use crate::data::{EvalOptions, EvalTransform, Interpolation, Loader};
-use crate::export::{Weights, state_dict};
+use crate::export::state_dict;
 use crate::infer::file::{Description, ModelFile, Source};
 use crate::infer::integer::IntegerNetwork;
 use crate::infer::reference::{Reference, normalise};
@@ -42,7 +42,7 @@ pub fn trained(graph: &Graph) -> StateDict {
         let values = around(buffer.channels, middle, width);
         checkpoint.tensors.insert(buffer.name.clone(), Tensor::f32(&[buffer.channels], values));
     }
-    state_dict(&checkpoint, graph, Weights::Live).unwrap()
+    state_dict(&checkpoint, graph).unwrap()
 }
 
 /// Twenty drawn pictures, in a folder of class folders.
