@@ -1,14 +1,19 @@
 //! From a trained network and photographs to its 8-bit numbers.
 //!
-//! 1. The folded f32 network runs on all images; a histogram behind each ReLU gives the step of its u8 values.
-//! 2. Weights are rounded channel by channel.
-//! 3. The rounded network runs beside the f32 one on a part of the images, layer by layer. The mean by which a channel is
-//!    off, given what the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2
-//!    and appendix D), and the noise is measured.
+//! 1. The folded f32 network runs on a part of the images, and its channels are brought to one size ([`super::equalise`]).
+//! 2. It runs on all images; a histogram behind each ReLU gives the step of its u8 values, a sample of each sum's sides the
+//!    levels there ([`super::sums`]).
+//! 3. Weights are rounded channel by channel.
+//! 4. The rounded network runs beside the f32 one on the part, layer by layer. The mean by which a channel is off, given what
+//!    the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2 and appendix D),
+//!    and the noise is measured.
 
-use super::histogram::{Histogram, Method, SIGNED, UNSIGNED};
+use super::equalise::{self, Sizes};
+use super::histogram::{Histogram, Method};
+use super::levels::Levels;
 use super::network::{Layer, Live, Machine, folded, values};
 use super::quantise::{Inputs, quantise, quantise_stem};
+use super::sums::Sample;
 use crate::checkpoint::StateDict;
 use crate::data::{EvalOptions, EvalTransform, Loader, Split};
 use crate::error::{Error, Result};
@@ -20,11 +25,11 @@ use crate::model::units::{ConvUnit, Unit, units};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Images in one pass of step 1.
+/// Images in one pass of step 2.
 const BATCH: usize = 16;
-/// Pixels of the images that step 3 holds in memory at once: 32 images of 224 x 224, some 600 MB.
+/// Pixels of the part that is held in memory at once: 32 images of 224 x 224, some 600 MB.
 const PIXELS: usize = 32 * 224 * 224;
-/// Above this many images the means of step 3 do not move any more.
+/// Above this many images the means of step 4 do not move any more.
 const IMAGES: usize = 512;
 
 /// Which values of a network are rounded, besides the outputs of its ReLUs.
@@ -33,18 +38,9 @@ pub enum Scheme {
     /// The model file's: the stem reads the image's bytes, the classifier f32 features; both sides of a sum are added in f32
     /// as far as they come from convolutions.
     Bytes,
-    /// That of ONNX's QDQ form, whose operations are joined by 8-bit tensors: the stem reads the normalised image in steps
-    /// of [`input_levels`], and what goes into a sum from a convolution is i8, symmetric.
+    /// That of ONNX's QDQ form, whose operations are joined by 8-bit tensors: the stem reads the normalised image in
+    /// [`Levels::of_images`], and what goes into a sum from a convolution has levels of its own.
     Qdq,
-}
-
-/// Step and zero point (u8) of the normalised image over all that bytes can be.
-pub fn input_levels(normalisation: &Normalisation) -> (f32, u8) {
-    let Normalisation { mean, std } = normalisation;
-    let low = (0..3).map(|c| (0.0 - mean[c]) / std[c]).fold(f32::INFINITY, f32::min);
-    let high = (0..3).map(|c| (1.0 - mean[c]) / std[c]).fold(f32::NEG_INFINITY, f32::max);
-    let step = (high - low) / 255.0;
-    (step, (-low / step).round() as u8)
 }
 
 /// What a unit with a residual adds to it.
@@ -65,12 +61,14 @@ pub struct Photographs {
 pub struct Quantisation {
     /// By layer name: `layer1.0.conv2`.
     pub layers: BTreeMap<String, Quantised>,
+    /// By the graph's name of a tensor: of all that is rounded behind a convolution.
+    pub levels: BTreeMap<String, Levels>,
     pub calibration: Calibration,
     pub report: Vec<Noise>,
 }
 
 /// What rounding does to one layer's output. Decibels of 10 log10(signal / noise), squares summed over the images of
-/// step 3.
+/// step 4.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Noise {
     pub layer: String,
@@ -86,12 +84,12 @@ struct Calibrator<'a> {
     graph: &'a Graph,
     units: Vec<Unit>,
     machine: Machine,
-    /// By unit; batch norm folded.
+    /// By unit; batch norm folded, channels of one size.
     folded: Vec<Option<Folded>>,
     normalisation: Normalisation,
     scheme: Scheme,
-    /// By tensor: of u8 values behind a ReLU, of i8 values elsewhere.
-    steps: Vec<Option<f32>>,
+    /// By tensor.
+    levels: Vec<Option<Levels>>,
 }
 
 /// `state` fits `graph`.
@@ -112,25 +110,28 @@ pub fn calibrate(
         folded,
         normalisation: photographs.normalisation,
         scheme,
-        steps: vec![None; graph.tensors.len()],
+        levels: vec![None; graph.tensors.len()],
     };
-    let images = calibrator.choose_steps(photographs, method)?;
     let side = graph.resolution;
     let count = photographs.count.min(IMAGES).min((PIXELS / (side * side)).max(1));
     let part = load(photographs, count, count)?.next().transpose()?.ok_or_else(no_images)?;
+    calibrator.equalise(&part.images);
+    let images = calibrator.choose_levels(photographs, method)?;
     let (layers, report) = calibrator.round(&part.images);
-    let name = |tensor: TensorId| graph.tensors[tensor].name.clone();
     let made_by_conv = |tensor: TensorId| {
         let makes = |unit: &ConvUnit| unit.y == tensor || branch(graph, unit) == Some(tensor);
         calibrator.units.iter().any(|unit| matches!(unit, Unit::Conv(unit) if makes(unit)))
     };
-    let scales = (0..graph.tensors.len()).filter(|&tensor| made_by_conv(tensor));
-    let scales = scales.filter_map(|tensor| Some((name(tensor), calibrator.steps[tensor]?))).collect();
+    let tensors = (0..graph.tensors.len()).filter(|&tensor| made_by_conv(tensor));
+    let name = |tensor: TensorId| graph.tensors[tensor].name.clone();
+    let levels: BTreeMap<String, Levels> =
+        tensors.filter_map(|tensor| Some((name(tensor), calibrator.levels[tensor]?))).collect();
+    let scales = levels.iter().map(|(name, levels)| (name.clone(), levels.step)).collect();
     let method = match method {
         Method::Mse => "mse".to_owned(),
         Method::Percentile(share) => format!("percentile {}", 100.0 * share),
     };
-    Ok(Quantisation { layers, calibration: Calibration { method, images, scales }, report })
+    Ok(Quantisation { layers, levels, calibration: Calibration { method, images, scales }, report })
 }
 
 fn no_images() -> Error {
@@ -153,42 +154,76 @@ fn fold_unit(state: &StateDict, graph: &Graph, unit: &Unit) -> Result<Option<Fol
     }
 }
 
+/// What a convolution of the f32 network made.
+struct Seen<'a> {
+    unit: &'a ConvUnit,
+    /// Before the sum and ReLU.
+    normed: &'a [f32],
+    residual: Option<&'a [f32]>,
+    y: &'a [f32],
+}
+
 impl Calibrator<'_> {
-    /// Step 1; the number of images that there were.
-    fn choose_steps(&mut self, photographs: &Photographs, method: Method) -> Result<usize> {
-        let layers: Vec<Option<Layer>> =
-            self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect();
-        let mut histograms = vec![Histogram::default(); self.graph.tensors.len()];
+    fn layers(&self) -> Vec<Option<Layer>> {
+        self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect()
+    }
+
+    /// Runs the f32 network on `images` u8 [n, resolution, resolution, 3]; `look` sees what each convolution makes.
+    fn run(&mut self, layers: &[Option<Layer>], images: &[u8], mut look: impl FnMut(Seen)) {
+        let n = images.len() / self.graph.tensors[self.graph.input].elements();
+        let mut live = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
+        for (index, (unit, layer)) in self.units.iter().zip(layers).enumerate() {
+            let (tensor, y) = match (unit, layer) {
+                (Unit::Conv(unit), Some(layer)) => {
+                    let normed = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
+                    let residual = unit.residual.map(|residual| live.get(residual));
+                    let mut y = normed.clone();
+                    self.machine.finish(unit, residual, &mut y);
+                    look(Seen { unit, normed: &normed, residual, y: &y });
+                    (unit.y, y)
+                }
+                (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => (*y, live.pool(self.graph, unit)),
+                // Nothing behind the classifier is rounded.
+                (Unit::Linear { .. } | Unit::Conv(_), _) => continue,
+            };
+            live.put(index, tensor, y);
+        }
+    }
+
+    /// Step 1.
+    fn equalise(&mut self, images: &[u8]) {
+        let mut sizes = Sizes::new(self.graph);
+        self.run(&self.layers(), images, |seen| sizes.add(seen.unit.y, seen.y));
+        let factors = sizes.factors(self.graph, &self.units);
+        for (unit, folded) in self.units.iter().zip(&mut self.folded) {
+            let (x, y) = match *unit {
+                Unit::Conv(ConvUnit { x, y, .. }) | Unit::Linear { x, y, .. } => (x, y),
+                Unit::MaxPool { .. } | Unit::AvgPool { .. } => continue,
+            };
+            if let Some(folded) = folded {
+                equalise::scale(folded, &factors[x], &factors[y]);
+            }
+        }
+    }
+
+    /// Step 2; the number of images that there were.
+    fn choose_levels(&mut self, photographs: &Photographs, method: Method) -> Result<usize> {
+        let layers = self.layers();
+        let (graph, count) = (self.graph, photographs.count.min(photographs.split.len()));
+        let mut histograms = vec![Histogram::default(); graph.tensors.len()];
+        let mut sums = vec![Sample::default(); graph.tensors.len()];
         let mut images = 0;
         for batch in load(photographs, photographs.count, BATCH)? {
             let batch = batch?;
-            let n = batch.labels.len();
-            images += n;
-            let input = normalise(&batch.images, &self.normalisation);
-            let mut live = Live::new(self.graph, &self.units, input);
-            for (index, (unit, layer)) in self.units.iter().zip(&layers).enumerate() {
-                let (tensor, y) = match (unit, layer) {
-                    (Unit::Conv(unit), Some(layer)) => {
-                        let mut y = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
-                        if let Some(branch) = self.rounded_branch(unit) {
-                            histograms[branch].add_magnitudes(&y);
-                        }
-                        self.machine.finish(unit, unit.residual.map(|r| live.get(r)), &mut y);
-                        if unit.relu {
-                            histograms[unit.y].add(&y);
-                        } else if self.scheme == Scheme::Qdq {
-                            histograms[unit.y].add_magnitudes(&y);
-                        }
-                        (unit.y, y)
-                    }
-                    (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => {
-                        (*y, live.pool(self.graph, unit))
-                    }
-                    // Nothing behind the classifier is rounded.
-                    (Unit::Linear { .. } | Unit::Conv(_), _) => continue,
-                };
-                live.put(index, tensor, y);
-            }
+            images += batch.labels.len();
+            self.run(&layers, &batch.images, |Seen { unit, normed, residual, y }| {
+                if unit.relu {
+                    histograms[unit.y].add(y);
+                }
+                if let Some(residual) = residual {
+                    sums[unit.y].add(normed, residual, count * graph.tensors[unit.y].elements());
+                }
+            });
         }
         if images == 0 {
             return Err(no_images());
@@ -196,23 +231,24 @@ impl Calibrator<'_> {
         for unit in &self.units {
             match unit {
                 Unit::Conv(unit) => {
-                    if let Some(branch) = self.rounded_branch(unit) {
-                        self.steps[branch] = Some(histograms[branch].step(method, SIGNED));
-                    }
                     if unit.relu {
-                        self.steps[unit.y] = Some(histograms[unit.y].step(method, UNSIGNED));
-                    } else if self.scheme == Scheme::Qdq {
-                        self.steps[unit.y] = Some(histograms[unit.y].step(method, SIGNED));
+                        self.levels[unit.y] = Some(Levels::from_zero(histograms[unit.y].step(method)));
+                    }
+                    if let (Some(branch), Some(residual)) = (self.rounded_branch(unit), unit.residual) {
+                        let [a, b] = sums[unit.y].levels(self.machine.isa, method);
+                        self.levels[branch] = Some(a);
+                        // A shortcut's; what comes out of a ReLU has its own.
+                        self.levels[residual].get_or_insert(b);
                     }
                 }
-                Unit::MaxPool { x, y } => self.steps[*y] = self.steps[*x],
+                Unit::MaxPool { x, y } => self.levels[*y] = self.levels[*x],
                 _ => {}
             }
         }
         Ok(images)
     }
 
-    /// Steps 2 and 3 on `images` u8 [n, resolution, resolution, 3].
+    /// Steps 3 and 4 on `images` u8 [n, resolution, resolution, 3].
     fn round(&mut self, images: &[u8]) -> (BTreeMap<String, Quantised>, Vec<Noise>) {
         let n = images.len() / self.graph.tensors[self.graph.input].elements();
         let (mut layers, mut report) = (BTreeMap::new(), vec![]);
@@ -269,8 +305,8 @@ impl Calibrator<'_> {
         let mut got = self.product(unit, n, rounded.get(x), &layer);
         // The layer alone sees the f32 network's activations, rounded as its input is.
         let mut alone = if is_stem { rounded.get(x).to_vec() } else { plain.get(x).to_vec() };
-        if let Some(step) = self.steps[x] {
-            self.machine.round(step, &mut alone);
+        if let Some(levels) = self.levels[x] {
+            self.machine.round(levels, &mut alone);
         }
         let mut own = self.product(unit, n, &alone, &layer);
         drop(alone);
@@ -288,7 +324,7 @@ impl Calibrator<'_> {
         let noise = Noise {
             layer: layer_name(self.graph, weight).to_owned(),
             step: match unit {
-                Unit::Conv(unit) => self.steps[unit.y],
+                Unit::Conv(unit) => self.levels[unit.y].map(|levels| levels.step),
                 _ => None,
             },
             own: decibels(&own, &want),
@@ -303,14 +339,12 @@ impl Calibrator<'_> {
     }
 
     fn finish_rounded(&self, unit: &ConvUnit, residual: Option<&[f32]>, y: &mut [f32]) {
-        if let Some(step) = self.rounded_branch(unit).and_then(|branch| self.steps[branch]) {
-            self.machine.round_signed(step, y);
+        if let Some(levels) = self.rounded_branch(unit).and_then(|branch| self.levels[branch]) {
+            self.machine.round(levels, y);
         }
         self.machine.finish(unit, residual, y);
-        match self.steps[unit.y] {
-            Some(step) if unit.relu => self.machine.round(step, y),
-            Some(step) => self.machine.round_signed(step, y),
-            None => {}
+        if let Some(levels) = self.levels[unit.y] {
+            self.machine.round(levels, y);
         }
     }
 
@@ -336,12 +370,10 @@ fn quantised_input(images: &[u8], normalisation: &Normalisation) -> Vec<f32> {
     images.iter().enumerate().map(|(at, byte)| f32::from(*byte) - padding[at % 3]).collect()
 }
 
-/// The normalised image in steps of [`input_levels`].
+/// The normalised image in its levels.
 fn rounded_input(images: &[u8], normalisation: &Normalisation) -> Vec<f32> {
-    let (step, zero) = input_levels(normalisation);
-    let zero = f32::from(zero);
-    let level = |x: f32| ((x / step).round_ties_even() + zero).clamp(0.0, 255.0) - zero;
-    normalise(images, normalisation).into_iter().map(|x| step * level(x)).collect()
+    let levels = Levels::of_images(normalisation);
+    normalise(images, normalisation).into_iter().map(|x| levels.nearest(x)).collect()
 }
 
 /// The mean of got - want by channel.

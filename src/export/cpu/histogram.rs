@@ -3,9 +3,8 @@
 /// Bins of a histogram: eight or more to a step of 1/255 of the range, since the range is less than twice the largest
 /// value.
 const BINS: usize = 4096;
-/// Levels above zero: of a u8, and of a symmetric i8, whose values below zero are taken by their magnitude.
-pub const UNSIGNED: f64 = 255.0;
-pub const SIGNED: f64 = 127.0;
+/// Levels above zero.
+const LEVELS: f64 = 255.0;
 /// Ranges that are tried between 1/64 of the largest value and all of it.
 const CANDIDATES: usize = 128;
 
@@ -53,16 +52,6 @@ impl Histogram {
         }
     }
 
-    /// Counts the magnitudes of finite values.
-    pub fn add_magnitudes(&mut self, values: &[f32]) {
-        const BLOCK: usize = 4096;
-        let mut magnitudes = [0.0; BLOCK];
-        for values in values.chunks(BLOCK) {
-            magnitudes.iter_mut().zip(values).for_each(|(to, from)| *to = from.abs());
-            self.add(&magnitudes[..values.len()]);
-        }
-    }
-
     /// Widens the range to `max`, two bins becoming one.
     fn reach(&mut self, max: f32) {
         self.max = self.max.max(max);
@@ -82,34 +71,32 @@ impl Histogram {
         self.max
     }
 
-    /// The step of values with so many `levels` above zero, by `method`; positive also where all values were 0.
-    pub fn step(&self, method: Method, levels: f64) -> f32 {
+    /// The step of u8 values, by `method`; positive also where all values were 0.
+    pub fn step(&self, method: Method) -> f32 {
         if self.width == 0.0 {
-            return 1.0 / levels as f32;
+            return 1.0 / LEVELS as f32;
         }
         let range = match method {
-            Method::Mse => self.least_error(levels),
+            Method::Mse => self.least_error(),
             Method::Percentile(share) => self.percentile(share),
         };
-        (range / levels) as f32
+        (range / LEVELS) as f32
     }
 
-    fn least_error(&self, levels: f64) -> f64 {
+    fn least_error(&self) -> f64 {
         let max = f64::from(self.max);
         // Geometric, so that long tails are searched as finely as short ones.
         let candidate = |i: usize| max * (-(i as f64) * 64f64.ln() / (CANDIDATES - 1) as f64).exp();
         let ranges = (0..CANDIDATES).map(candidate);
-        ranges
-            .min_by(|a, b| self.error(*a, levels).total_cmp(&self.error(*b, levels)))
-            .expect("there are candidates")
+        ranges.min_by(|a, b| self.error(*a).total_cmp(&self.error(*b))).expect("there are candidates")
     }
 
-    /// Sum of squares when the values up to `range` are rounded to `levels` steps and the rest cut off.
-    fn error(&self, range: f64, levels: f64) -> f64 {
-        let step = range / levels;
+    /// Sum of squares when the values up to `range` are rounded to its levels and the rest cut off.
+    fn error(&self, range: f64) -> f64 {
+        let step = range / LEVELS;
         let error = |(bin, count): (usize, &u64)| {
             let value = (bin as f64 + 0.5) * self.width;
-            let rounded = (value / step).round().min(levels) * step;
+            let rounded = (value / step).round().min(LEVELS) * step;
             *count as f64 * (value - rounded).powi(2)
         };
         self.counts.iter().enumerate().map(error).sum()
@@ -144,11 +131,11 @@ mod tests {
         assert_eq!((growing.zeros, growing.counts.iter().sum::<u64>()), (1, 999));
         assert_eq!(growing.max(), reversed.max());
         for method in [Method::Mse, Method::Percentile(0.9)] {
-            let (a, b) = (growing.step(method, UNSIGNED), reversed.step(method, UNSIGNED));
+            let (a, b) = (growing.step(method), reversed.step(method));
             assert!((a / b - 1.0).abs() < 0.01, "{method:?}: {a} {b}");
         }
         // Nine tenths of i^2 / 100 below 1000.
-        let range = reversed.step(Method::Percentile(0.9), UNSIGNED) * 255.0;
+        let range = reversed.step(Method::Percentile(0.9)) * 255.0;
         assert!((range / 8100.0 - 1.0).abs() < 0.01, "{range}");
     }
 
@@ -159,35 +146,18 @@ mod tests {
         let even: Vec<f32> = (1..=100_000).map(|i| i as f32 / 100_000.0).collect();
         let mut histogram = Histogram::default();
         histogram.add(&even);
-        assert!((histogram.step(Method::Mse, UNSIGNED) * 255.0 - 1.0).abs() < 0.04);
+        assert!((histogram.step(Method::Mse) * 255.0 - 1.0).abs() < 0.04);
         histogram.add(&[40.0]);
-        let range = histogram.step(Method::Mse, UNSIGNED) * 255.0;
+        let range = histogram.step(Method::Mse) * 255.0;
         let want = 40.0 / (1.0 + 1e5 / (12.0 * 255.0 * 255.0));
         // Candidates are 3.3 % apart.
         assert!((range / want - 1.0).abs() < 0.04, "{range}, best {want}");
     }
 
     #[test]
-    fn magnitudes_count_on_both_sides() {
-        let values: Vec<f32> = (0..10_000).map(|i| (i as f32 - 5_000.0) / 100.0).collect();
-        let (mut signed, mut positive) = (Histogram::default(), Histogram::default());
-        signed.add_magnitudes(&values);
-        positive.add(&values.iter().map(|value| value.abs()).collect::<Vec<_>>());
-        for method in [Method::Mse, Method::Percentile(0.9)] {
-            assert_eq!(signed.step(method, SIGNED), positive.step(method, SIGNED), "{method:?}");
-        }
-        // Nine tenths of what is spread evenly to 50.
-        let range = signed.step(Method::Percentile(0.9), SIGNED) * 127.0;
-        assert!((range / 45.0 - 1.0).abs() < 0.01, "{range}");
-    }
-
-    #[test]
     fn silence_has_a_step() {
         let mut histogram = Histogram::default();
         histogram.add(&[0.0; 5]);
-        assert!(
-            histogram.step(Method::Mse, UNSIGNED) > 0.0
-                && histogram.step(Method::Percentile(0.999), UNSIGNED) > 0.0
-        );
+        assert!(histogram.step(Method::Mse) > 0.0 && histogram.step(Method::Percentile(0.999)) > 0.0);
     }
 }

@@ -3,13 +3,18 @@
 //! | file | gives |
 //! |---|---|
 //! | `write` | the file |
-//! | [`calibrate`] | 8-bit numbers from photographs: steps, rounded weights, corrected biases, the noise of each layer |
-//! | [`histogram`], `quantise`, `network` | the step of an activation; the rounding of weights; the f32 network that is looked into |
+//! | [`calibrate`] | 8-bit numbers from photographs: levels, rounded weights, corrected biases, the noise of each layer |
+//! | `network`, `equalise` | the f32 network that is looked into; channels of one size |
+//! | [`levels`], [`histogram`], `sums` | what 8 bits stand for; behind a ReLU; on both sides of a sum |
+//! | `quantise` | the rounding of weights |
 
 pub mod calibrate;
+mod equalise;
 pub mod histogram;
+pub mod levels;
 pub(super) mod network;
 mod quantise;
+mod sums;
 #[cfg(test)]
 pub(super) mod tests;
 mod write;

@@ -1,5 +1,6 @@
 //! The folded network in f32, one unit at a time: what calibration looks into.
 
+use super::levels::Levels;
 use crate::checkpoint::{StateDict, Values};
 use crate::error::{Error, Result};
 use crate::infer::fold::{BatchNorm, fold, rsck_from_krsc};
@@ -107,14 +108,9 @@ impl Machine {
         self.in_rows(y, bias.len(), |isa, _, rows| add_bias(isa, bias, rows));
     }
 
-    /// To the nearest of 256 multiples of `step` from 0.
-    pub fn round(&self, step: f32, y: &mut [f32]) {
-        self.in_rows(y, 1, |isa, _, rows| round(isa, step, rows));
-    }
-
-    /// To the nearest of the multiples of `step` from -128 to 127.
-    pub fn round_signed(&self, step: f32, y: &mut [f32]) {
-        self.in_rows(y, 1, |isa, _, rows| round_signed(isa, step, rows));
+    /// To the nearest of `levels`.
+    pub fn round(&self, levels: Levels, y: &mut [f32]) {
+        self.in_rows(y, 1, |isa, _, rows| round(isa, levels, rows));
     }
 
     /// Calls `body(isa, offset, rows)` for blocks of whole rows of `k`.
@@ -146,14 +142,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn round(step: f32, y: &mut [f32]) {
-        y.iter_mut().for_each(|y| *y = (*y / step).round_ties_even().clamp(0.0, 255.0) * step);
-    }
-}
-
-multiversion! {
-    fn round_signed(step: f32, y: &mut [f32]) {
-        y.iter_mut().for_each(|y| *y = (*y / step).round_ties_even().clamp(-128.0, 127.0) * step);
+    fn round(levels: Levels, y: &mut [f32]) {
+        y.iter_mut().for_each(|y| *y = levels.nearest(*y));
     }
 }
 

@@ -2,15 +2,15 @@
 //! go into QuantizeLinear, which runtimes join to integer operations.
 //!
 //! Weights are i8, symmetric, by output channel; biases i32 in steps of input times weight. Activations behind a ReLU
-//! start at 0, those that go into a sum are symmetric, the image covers all that bytes can be. The classifier's features
-//! stay f32: it is a thousandth of the work.
+//! start at 0, those that go into a sum have a zero point of their own, the image covers all that bytes can be. The
+//! classifier's features stay f32: it is a thousandth of the work.
 
 use super::builder::{Builder, int};
 use super::plain::{Names, kcrs_from_krsc, last_map};
 use super::schema::GraphProto;
 use crate::error::{Error, Result};
 use crate::export::cpu::Quantisation;
-use crate::export::cpu::calibrate::input_levels;
+use crate::export::cpu::levels::Levels;
 use crate::infer::file::layer_name;
 use crate::infer::weights::{Normalisation, Quantised};
 use crate::model::graph::{Graph, ParamId};
@@ -45,10 +45,8 @@ pub fn quantised(
     activations: Activations,
 ) -> Result<GraphProto> {
     let builder = Builder::default();
-    let mut writer = Writer { builder, quantisation, graph, activations, steps: HashMap::new() };
-    let (step, zero) = input_levels(normalisation);
-    let zero = activations.zero_point(zero);
-    writer.through_8_bits(super::INPUT, super::INPUT, step, zero);
+    let mut writer = Writer { builder, quantisation, graph, activations, levels: HashMap::new() };
+    writer.through_8_bits(super::INPUT, Levels::of_images(normalisation));
     for unit in units(graph) {
         writer.unit(&unit)?;
     }
@@ -61,7 +59,7 @@ struct Writer<'a> {
     graph: &'a Graph,
     activations: Activations,
     /// By a value's name; its 8-bit form is `NAME_dequantized`.
-    steps: HashMap<String, f32>,
+    levels: HashMap<String, Levels>,
 }
 
 fn dequantised(name: &str) -> String {
@@ -69,36 +67,27 @@ fn dequantised(name: &str) -> String {
 }
 
 impl Writer<'_> {
-    /// QuantizeLinear and DequantizeLinear behind the value `from`, which is known as `name`.
-    fn through_8_bits(&mut self, from: &str, name: &str, step: f32, zero_point: i16) {
+    /// QuantizeLinear and DequantizeLinear behind the value `name`.
+    fn through_8_bits(&mut self, name: &str, levels: Levels) {
         let builder = &mut self.builder;
-        let scale = builder.constant(format!("{name}_scale"), &[], &[step]);
+        let scale = builder.constant(format!("{name}_scale"), &[], &[levels.step]);
+        let zero_point = self.activations.zero_point(levels.zero);
         let zero = format!("{name}_zero_point");
         let zero = match self.activations {
             Activations::I8 => builder.constant(zero, &[], &[zero_point as i8]),
             Activations::U8 => builder.constant(zero, &[], &[zero_point as u8]),
         };
-        let levels = builder.simple("QuantizeLinear", &[from, &scale, &zero], &format!("{name}_quantized"));
-        builder.simple("DequantizeLinear", &[&levels, &scale, &zero], &dequantised(name));
-        self.steps.insert(name.to_owned(), step);
+        let quantised =
+            builder.simple("QuantizeLinear", &[name, &scale, &zero], &format!("{name}_quantized"));
+        builder.simple("DequantizeLinear", &[&quantised, &scale, &zero], &dequantised(name));
+        self.levels.insert(name.to_owned(), levels);
     }
 
-    fn calibrated(&self, name: &str) -> Result<f32> {
-        let step = self.quantisation.calibration.scales.get(name).copied();
-        step.ok_or_else(|| Error::failed(format!("calibration gave no step of {name}")))
-    }
-
-    /// The value of a ReLU.
-    fn positive(&mut self, from: &str, step: f32) {
-        let zero = self.activations.zero_point(0);
-        self.through_8_bits(from, from, step, zero);
-    }
-
-    /// What goes into a sum.
-    fn signed(&mut self, from: &str) -> Result<()> {
-        let step = self.calibrated(from)?;
-        let zero = self.activations.zero_point(128);
-        self.through_8_bits(from, from, step, zero);
+    /// The same with the levels that calibration chose.
+    fn calibrated(&mut self, name: &str) -> Result<()> {
+        let levels = self.quantisation.levels.get(name).copied();
+        let levels = levels.ok_or_else(|| Error::failed(format!("calibration gave no levels of {name}")))?;
+        self.through_8_bits(name, levels);
         Ok(())
     }
 
@@ -109,9 +98,9 @@ impl Writer<'_> {
             Unit::MaxPool { x, y } => {
                 let (x, y) = (&graph.tensors[*x].name, &graph.tensors[*y].name);
                 // The largest of 8-bit values is one of them.
-                let step = self.steps[x];
+                let levels = self.levels[x];
                 self.builder.max_pool(&dequantised(x), y);
-                self.positive(y, step);
+                self.through_8_bits(y, levels);
             }
             // Part of the classifier's nodes.
             Unit::AvgPool { .. } => {}
@@ -126,22 +115,19 @@ impl Writer<'_> {
         let [weight, bias] = self.layer(unit, x, conv);
         let mut made = self.builder.conv(conv, &[&dequantised(x), &weight, &bias], norm, &unit.shape);
         if let Some((residual, sum)) = sum {
-            self.signed(norm)?;
+            self.calibrated(norm)?;
             made = self.builder.simple("Add", &[&dequantised(norm), &dequantised(residual)], sum);
         }
-        if !unit.relu {
-            return self.signed(norm);
+        if unit.relu {
+            self.builder.simple("Relu", &[&made], y);
         }
-        self.builder.simple("Relu", &[&made], y);
-        let step = self.calibrated(y)?;
-        self.positive(y, step);
-        Ok(())
+        self.calibrated(y)
     }
 
     /// Weight and bias of a convolution of `x`, dequantised.
     fn layer(&mut self, unit: &ConvUnit, x: &str, name: &str) -> [String; 2] {
         let shape = &unit.shape;
-        let x_step = self.steps[x];
+        let x_step = self.levels[x].step;
         let layer = fitting(&self.quantisation.layers[name], x_step);
         let kcrs = kcrs_from_krsc([shape.k, shape.r, shape.s, shape.c], &layer.weight);
         let weight = self.weight(name, &self.graph.params[unit.weight].shape.clone(), &kcrs, &layer.scale);
