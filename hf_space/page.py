@@ -8,7 +8,7 @@ import about
 import examples
 import result
 from gradio_without_stubs import gradio
-from settings import HERE, KEPT, MAX_FILE, MAX_PIXELS, MAX_WAITING, SWEEP
+from settings import HERE, KEPT, MAX_MEGABYTES, MAX_PIXELS, MAX_WAITING, SWEEP
 
 PRECISIONS = {"fp32": "fp32: 32 bits", "bf16": "bf16: 16 bits", "int8": "int8: 8 bits"}
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -60,7 +60,8 @@ def build(described, answers, run, examples_folder):
                             label="Your picture",
                             elem_id="picture",
                             buttons=[],
-                            placeholder="Drop a picture here, or click to choose one\nJPEG, PNG or WebP, up to 25 MB",
+                            placeholder="Drop a picture here, or click to choose one\n"
+                            f"JPEG, PNG or WebP, up to {MAX_MEGABYTES} MB",
                         )
                     )
                     choices = [(choice_name(name, machine), name) for name in machine["precisions"]]
@@ -84,7 +85,7 @@ def build(described, answers, run, examples_folder):
             gradio.HTML(
                 f"<section class='about'><h2>The model</h2>{about.model_table(described)}"
                 f"<h2>The training log of this Space</h2>{about.training(run)}"
-                f"<h2>Limits</h2><p>JPEG, PNG and WebP are read, up to {MAX_FILE.upper().replace('MB', ' MB')} and "
+                f"<h2>Limits</h2><p>JPEG, PNG and WebP are read, up to {MAX_MEGABYTES} MB and "
                 f"{MAX_PIXELS / 1e6:.0f} million pixels, turned as their camera says, transparency on white. "
                 "One picture is answered at a time.</p>"
                 f"<h2>The heat map</h2><p>{HEAT_MAP}</p><h2>From a program</h2>"
@@ -160,7 +161,7 @@ def serve(blocks):
         server_name=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"),
         theme=theme,
         css_paths=HERE / "style.css",
-        max_file_size=MAX_FILE,
+        max_file_size=f"{MAX_MEGABYTES}mb",
         footer_links=["api"],
         run_history=False,
         ssr_mode=False,

@@ -4,7 +4,8 @@
 
 Each file must pass the `onnx` package's checker with shape inference, be of opset 17 and IR 8, and take any batch. ONNX
 Runtime's f32 answers must be the engine's within 1e-4, relative, with the same first class on every picture; those in 8
-bits must have the same first class on all but --miss of them. Where OpenVINO is installed it is asked, too.
+bits must have the same first class on all but --miss of them. Where OpenVINO is installed it is asked, too. Of pictures in
+folders that are named as the model's classes, accuracy is told.
 """
 
 import json
@@ -63,6 +64,13 @@ def runtimes():
     yield f"openvino {openvino.__version__.split('-')[0]}", open_vino
 
 
+def accuracy(labels, got, want):
+    if labels is None:
+        return ""
+    right = [100 * (logits.argmax(axis=1) == labels).mean() for logits in (got, want)]
+    return f", top-1 {right[0]:.2f} %, the checkpoint's {right[1]:.2f} %"
+
+
 def main():
     parser = pictures.parser(__doc__)
     parser.add_argument("--miss", type=float, default=0.05, help="share of pictures that 8 bits may classify otherwise")
@@ -75,6 +83,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         paths, images = pictures.prepare(args.pictures, folder, said, args.count)
         want = pictures.engine(args.engine, args.checkpoint, paths, classes)
+        labels = pictures.labels(args.pictures, said, args.count)
         for path in args.files:
             _, is_int8, has_norms = check_file(path, onnx.load(path))
             form = "int8" if is_int8 else "fp32, batch norms kept" if has_norms else "fp32"
@@ -86,7 +95,7 @@ def main():
                 failures += not is_good
                 verdict = "ok" if is_good else "FAILED"
                 print(f"{verdict}: {path} ({form}) in {name}: {100 * same:.2f} % the same class on {len(paths)} pictures, "
-                      f"log-probabilities within {relative:.1e}")
+                      f"log-probabilities within {relative:.1e}{accuracy(labels, got, want)}")
     sys.exit(failures != 0)
 
 

@@ -42,15 +42,26 @@ def encoded(path):
     return [(name, read[name]) for name in val or names]
 
 
-def prepare(source, folder, model, count):
-    """Writes `count` pictures, spread over all of them, as PNGs; (paths, normalised f32 NCHW)."""
+def chosen(source, count):
+    """`count` of the pictures, spread over all of them."""
     found = encoded(source)
     assert found, f"{source}: no pictures"
-    chosen = [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
+    return [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
+
+
+def labels(source, model, count):
+    """The class of each picture by the name of its folder; none where one is unknown to the model."""
+    outputs = {entry[0]: index for index, entry in enumerate(model["classes"])}
+    found = [outputs.get(pathlib.PurePosixPath(name).parent.name) for name, _ in chosen(source, count)]
+    return None if None in found else numpy.array(found)
+
+
+def prepare(source, folder, model, count):
+    """Writes them as PNGs; (paths, normalised f32 NCHW)."""
     size = model["resolution"]
     shorter = round(size / model["crop_ratio"])
     paths, images = [], []
-    for number, (_, read) in enumerate(chosen):
+    for number, (_, read) in enumerate(chosen(source, count)):
         picture = Image.open(io.BytesIO(read())).convert("RGB")
         scale = shorter / min(picture.size)
         picture = picture.resize([max(shorter, round(side * scale)) for side in picture.size], Image.BILINEAR)

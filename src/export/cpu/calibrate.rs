@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 /// Images in one pass of step 2.
 const BATCH: usize = 16;
-/// Pixels of the part that is held in memory at once: 32 images of 224 x 224, some 600 MB.
+/// Pixels of the part, which is held in memory at once: 32 images of 224 x 224, some 600 MB.
 const PIXELS: usize = 32 * 224 * 224;
 /// Above this many images the means of step 4 do not move any more.
 const IMAGES: usize = 512;
@@ -84,12 +84,53 @@ struct Calibrator<'a> {
     graph: &'a Graph,
     units: Vec<Unit>,
     machine: Machine,
-    /// By unit; batch norm folded, channels of one size.
+    /// By unit; batch norm folded, and channels of one size.
     folded: Vec<Option<Folded>>,
     normalisation: Normalisation,
     scheme: Scheme,
     /// By tensor.
     levels: Vec<Option<Levels>>,
+}
+
+/// What the f32 network shows.
+trait Look {
+    /// A convolution's output before the sum and ReLU, with what is added to it.
+    fn normed(&mut self, _unit: &ConvUnit, _values: &[f32], _residual: Option<&[f32]>) {}
+
+    /// Its output.
+    fn output(&mut self, unit: &ConvUnit, values: &[f32]);
+}
+
+impl Look for Sizes {
+    fn output(&mut self, unit: &ConvUnit, values: &[f32]) {
+        self.add(unit.y, values);
+    }
+}
+
+/// What step 2 learns of each tensor.
+struct Seen {
+    /// Behind a ReLU.
+    histograms: Vec<Histogram>,
+    /// Of a sum, by its unit's output; where the scheme rounds its sides.
+    sums: Vec<Sample>,
+    /// Images that there will be at most, and values in an image, by tensor.
+    count: usize,
+    elements: Vec<usize>,
+    scheme: Scheme,
+}
+
+impl Look for Seen {
+    fn normed(&mut self, unit: &ConvUnit, values: &[f32], residual: Option<&[f32]>) {
+        if let (Scheme::Qdq, Some(residual)) = (self.scheme, residual) {
+            self.sums[unit.y].add(values, residual, self.count * self.elements[unit.y]);
+        }
+    }
+
+    fn output(&mut self, unit: &ConvUnit, values: &[f32]) {
+        if unit.relu {
+            self.histograms[unit.y].add(values);
+        }
+    }
 }
 
 /// `state` fits `graph`.
@@ -154,46 +195,15 @@ fn fold_unit(state: &StateDict, graph: &Graph, unit: &Unit) -> Result<Option<Fol
     }
 }
 
-/// What a convolution of the f32 network made.
-struct Seen<'a> {
-    unit: &'a ConvUnit,
-    /// Before the sum and ReLU.
-    normed: &'a [f32],
-    residual: Option<&'a [f32]>,
-    y: &'a [f32],
-}
-
 impl Calibrator<'_> {
     fn layers(&self) -> Vec<Option<Layer>> {
         self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect()
     }
 
-    /// Runs the f32 network on `images` u8 [n, resolution, resolution, 3]; `look` sees what each convolution makes.
-    fn run(&mut self, layers: &[Option<Layer>], images: &[u8], mut look: impl FnMut(Seen)) {
-        let n = images.len() / self.graph.tensors[self.graph.input].elements();
-        let mut live = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
-        for (index, (unit, layer)) in self.units.iter().zip(layers).enumerate() {
-            let (tensor, y) = match (unit, layer) {
-                (Unit::Conv(unit), Some(layer)) => {
-                    let normed = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
-                    let residual = unit.residual.map(|residual| live.get(residual));
-                    let mut y = normed.clone();
-                    self.machine.finish(unit, residual, &mut y);
-                    look(Seen { unit, normed: &normed, residual, y: &y });
-                    (unit.y, y)
-                }
-                (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => (*y, live.pool(self.graph, unit)),
-                // Nothing behind the classifier is rounded.
-                (Unit::Linear { .. } | Unit::Conv(_), _) => continue,
-            };
-            live.put(index, tensor, y);
-        }
-    }
-
     /// Step 1.
     fn equalise(&mut self, images: &[u8]) {
         let mut sizes = Sizes::new(self.graph);
-        self.run(&self.layers(), images, |seen| sizes.add(seen.unit.y, seen.y));
+        self.show(images, &self.layers(), &mut sizes);
         let factors = sizes.factors(self.graph, &self.units);
         for (unit, folded) in self.units.iter().zip(&mut self.folded) {
             let (x, y) = match *unit {
@@ -208,22 +218,20 @@ impl Calibrator<'_> {
 
     /// Step 2; the number of images that there were.
     fn choose_levels(&mut self, photographs: &Photographs, method: Method) -> Result<usize> {
+        let graph = self.graph;
         let layers = self.layers();
-        let (graph, count) = (self.graph, photographs.count.min(photographs.split.len()));
-        let mut histograms = vec![Histogram::default(); graph.tensors.len()];
-        let mut sums = vec![Sample::default(); graph.tensors.len()];
+        let mut seen = Seen {
+            histograms: vec![Histogram::default(); graph.tensors.len()],
+            sums: vec![Sample::default(); graph.tensors.len()],
+            count: photographs.count.min(photographs.split.len()),
+            elements: graph.tensors.iter().map(|tensor| tensor.elements()).collect(),
+            scheme: self.scheme,
+        };
         let mut images = 0;
         for batch in load(photographs, photographs.count, BATCH)? {
             let batch = batch?;
             images += batch.labels.len();
-            self.run(&layers, &batch.images, |Seen { unit, normed, residual, y }| {
-                if unit.relu {
-                    histograms[unit.y].add(y);
-                }
-                if let Some(residual) = residual {
-                    sums[unit.y].add(normed, residual, count * graph.tensors[unit.y].elements());
-                }
-            });
+            self.show(&batch.images, &layers, &mut seen);
         }
         if images == 0 {
             return Err(no_images());
@@ -232,10 +240,10 @@ impl Calibrator<'_> {
             match unit {
                 Unit::Conv(unit) => {
                     if unit.relu {
-                        self.levels[unit.y] = Some(Levels::from_zero(histograms[unit.y].step(method)));
+                        self.levels[unit.y] = Some(Levels::from_zero(seen.histograms[unit.y].step(method)));
                     }
                     if let (Some(branch), Some(residual)) = (self.rounded_branch(unit), unit.residual) {
-                        let [a, b] = sums[unit.y].levels(self.machine.isa, method);
+                        let [a, b] = seen.sums[unit.y].levels(self.machine.isa, method);
                         self.levels[branch] = Some(a);
                         // A shortcut's; what comes out of a ReLU has its own.
                         self.levels[residual].get_or_insert(b);
@@ -246,6 +254,28 @@ impl Calibrator<'_> {
             }
         }
         Ok(images)
+    }
+
+    /// Runs the f32 network on `images` u8 [n, resolution, resolution, 3].
+    fn show(&mut self, images: &[u8], layers: &[Option<Layer>], to: &mut dyn Look) {
+        let n = images.len() / self.graph.tensors[self.graph.input].elements();
+        let mut live = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
+        for (index, (unit, layer)) in self.units.iter().zip(layers).enumerate() {
+            let (tensor, y) = match (unit, layer) {
+                (Unit::Conv(unit), Some(layer)) => {
+                    let mut y = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
+                    let residual = unit.residual.map(|residual| live.get(residual));
+                    to.normed(unit, &y, residual);
+                    self.machine.finish(unit, residual, &mut y);
+                    to.output(unit, &y);
+                    (unit.y, y)
+                }
+                (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => (*y, live.pool(self.graph, unit)),
+                // Nothing behind the classifier is rounded.
+                (Unit::Linear { .. } | Unit::Conv(_), _) => continue,
+            };
+            live.put(index, tensor, y);
+        }
     }
 
     /// Steps 3 and 4 on `images` u8 [n, resolution, resolution, 3].

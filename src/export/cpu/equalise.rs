@@ -37,7 +37,7 @@ impl Sizes {
         for group in groups {
             let sizes = self.mean_sizes(&group);
             for tensor in group {
-                factors[tensor] = sizes.iter().map(|size| factor(*size)).collect();
+                factors[tensor] = sizes.iter().map(|size| size.recip().min(LARGEST) as f32).collect();
             }
         }
         factors
@@ -57,11 +57,6 @@ impl Sizes {
         mean.iter_mut().for_each(|size| *size /= largest.max(f64::MIN_POSITIVE));
         mean
     }
-}
-
-fn factor(size: f64) -> f32 {
-    let alpha: f64 = std::env::var("ALPHA").map_or(0.5, |a| a.parse().unwrap());
-    size.powf(-alpha).min(LARGEST) as f32
 }
 
 /// Tensors whose channels are joined one to one, by sums and pools; without the image and the logits.

@@ -89,3 +89,60 @@ multiversion! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values from -8 to 2, evenly: half of a sum with others between 0 and 1.
+    fn sides() -> (Vec<f32>, Vec<f32>) {
+        let values = (0..20_000).map(|i| (i * 7919 % 20_000) as f32 / 2_000.0 - 8.0).collect();
+        let others = (0..20_000).map(|i| (i * 104_729 % 20_000) as f32 / 20_000.0).collect();
+        (values, others)
+    }
+
+    fn error(levels: Levels, values: &[f32], others: &[f32]) -> f64 {
+        let error = |(a, b): (&f32, &f32)| f64::from((levels.nearest(*a) + b).max(0.0) - (a + b).max(0.0));
+        values.iter().zip(others).map(error).map(|error| error * error).sum()
+    }
+
+    /// Below -1 the ReLU cuts off every sum: the range is 3 wide and not 10, and the error 1/11 of that.
+    #[test]
+    fn what_a_relu_cuts_off_has_no_levels() {
+        let (values, others) = sides();
+        let mut sample = Sample::default();
+        let (half, rest) = (values.len() / 2, values.len());
+        sample.add(&values[..half], &others[..half], rest);
+        sample.add(&values[half..], &others[half..], rest);
+        for isa in [Isa::current(), Isa::PORTABLE] {
+            let [a, b] = sample.levels(isa, Method::Mse);
+            let (low, high) = (-f32::from(a.zero) * a.step, (255.0 - f32::from(a.zero)) * a.step);
+            assert!((-1.2..-0.8).contains(&low) && (1.8..2.1).contains(&high), "{low} to {high}");
+            let whole = error(Levels::between(-8.0, 2.0), &values, &others);
+            let chosen = error(a, &values, &others);
+            assert!(chosen < whole / 9.0, "{chosen} and {whole}");
+            assert!(b.zero == 0 && b.step * 255.0 <= 1.01, "nothing is below 0 there: {b:?}");
+        }
+    }
+
+    #[test]
+    fn a_percentile_cuts_both_ends() {
+        let (values, others) = sides();
+        let sample = Sample { a: values, b: others };
+        let [a, _] = sample.levels(Isa::current(), Method::Percentile(0.9));
+        let low = -f32::from(a.zero) * a.step;
+        // A twentieth of 10 at either end.
+        assert!((low + 7.5).abs() < 0.05 && (a.step * 255.0 - 9.0).abs() < 0.05, "{a:?}");
+    }
+
+    #[test]
+    fn nothing_has_levels_too() {
+        let mut sample = Sample::default();
+        sample.add(&[0.0; 64], &[0.0; 64], 64);
+        for method in [Method::Mse, Method::Percentile(0.999)] {
+            for levels in sample.levels(Isa::current(), method) {
+                assert!(levels.step > 0.0 && levels.nearest(0.0) == 0.0, "{method:?}: {levels:?}");
+            }
+        }
+    }
+}
