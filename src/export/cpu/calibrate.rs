@@ -1,14 +1,12 @@
 //! From a trained network and photographs to its 8-bit numbers.
 //!
-//! 1. The folded f32 network runs on a part of the images, and its channels are brought to one size ([`super::equalise`]).
-//! 2. It runs on all images; a histogram behind each ReLU gives the step of its u8 values, a sample of each sum's sides the
-//!    levels there ([`super::sums`]).
-//! 3. Weights are rounded channel by channel.
-//! 4. The rounded network runs beside the f32 one on the part, layer by layer. The mean by which a channel is off, given what
-//!    the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2 and appendix D),
-//!    and the noise is measured.
+//! 1. The folded f32 network runs on all images; a histogram behind each ReLU gives the step of its u8 values, a sample of
+//!    each sum's sides the levels there ([`super::sums`]).
+//! 2. Weights are rounded channel by channel.
+//! 3. The rounded network runs beside the f32 one on a part of the images, layer by layer. The mean by which a channel is
+//!    off, given what the layers before it deliver, goes into its bias (empirical bias correction, arXiv:1906.04721 §4.2
+//!    and appendix D), and the noise is measured.
 
-use super::equalise::{self, Sizes};
 use super::histogram::{Histogram, Method};
 use super::levels::Levels;
 use super::network::{Layer, Live, Machine, folded, values};
@@ -25,11 +23,11 @@ use crate::model::units::{ConvUnit, Unit, units};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Images in one pass of step 2.
+/// Images in one pass of step 1.
 const BATCH: usize = 16;
-/// Pixels of the part, which is held in memory at once: 32 images of 224 x 224, some 600 MB.
+/// Pixels of the images that step 3 holds in memory at once: 32 images of 224 x 224, some 600 MB.
 const PIXELS: usize = 32 * 224 * 224;
-/// Above this many images the means of step 4 do not move any more.
+/// Above this many images the means of step 3 do not move any more.
 const IMAGES: usize = 512;
 
 /// Which values of a network are rounded, besides the outputs of its ReLUs.
@@ -68,7 +66,7 @@ pub struct Quantisation {
 }
 
 /// What rounding does to one layer's output. Decibels of 10 log10(signal / noise), squares summed over the images of
-/// step 4.
+/// step 3.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Noise {
     pub layer: String,
@@ -84,7 +82,7 @@ struct Calibrator<'a> {
     graph: &'a Graph,
     units: Vec<Unit>,
     machine: Machine,
-    /// By unit; batch norm folded, and channels of one size.
+    /// By unit; batch norm folded.
     folded: Vec<Option<Folded>>,
     normalisation: Normalisation,
     scheme: Scheme,
@@ -92,45 +90,14 @@ struct Calibrator<'a> {
     levels: Vec<Option<Levels>>,
 }
 
-/// What the f32 network shows.
-trait Look {
-    /// A convolution's output before the sum and ReLU, with what is added to it.
-    fn normed(&mut self, _unit: &ConvUnit, _values: &[f32], _residual: Option<&[f32]>) {}
-
-    /// Its output.
-    fn output(&mut self, unit: &ConvUnit, values: &[f32]);
-}
-
-impl Look for Sizes {
-    fn output(&mut self, unit: &ConvUnit, values: &[f32]) {
-        self.add(unit.y, values);
-    }
-}
-
-/// What step 2 learns of each tensor.
+/// What step 1 learns of each tensor.
 struct Seen {
     /// Behind a ReLU.
     histograms: Vec<Histogram>,
     /// Of a sum, by its unit's output; where the scheme rounds its sides.
     sums: Vec<Sample>,
-    /// Images that there will be at most, and values in an image, by tensor.
+    /// Images that there will be at most.
     count: usize,
-    elements: Vec<usize>,
-    scheme: Scheme,
-}
-
-impl Look for Seen {
-    fn normed(&mut self, unit: &ConvUnit, values: &[f32], residual: Option<&[f32]>) {
-        if let (Scheme::Qdq, Some(residual)) = (self.scheme, residual) {
-            self.sums[unit.y].add(values, residual, self.count * self.elements[unit.y]);
-        }
-    }
-
-    fn output(&mut self, unit: &ConvUnit, values: &[f32]) {
-        if unit.relu {
-            self.histograms[unit.y].add(values);
-        }
-    }
 }
 
 /// `state` fits `graph`.
@@ -153,11 +120,10 @@ pub fn calibrate(
         scheme,
         levels: vec![None; graph.tensors.len()],
     };
+    let images = calibrator.choose_levels(photographs, method)?;
     let side = graph.resolution;
     let count = photographs.count.min(IMAGES).min((PIXELS / (side * side)).max(1));
     let part = load(photographs, count, count)?.next().transpose()?.ok_or_else(no_images)?;
-    calibrator.equalise(&part.images);
-    let images = calibrator.choose_levels(photographs, method)?;
     let (layers, report) = calibrator.round(&part.images);
     let made_by_conv = |tensor: TensorId| {
         let makes = |unit: &ConvUnit| unit.y == tensor || branch(graph, unit) == Some(tensor);
@@ -196,42 +162,21 @@ fn fold_unit(state: &StateDict, graph: &Graph, unit: &Unit) -> Result<Option<Fol
 }
 
 impl Calibrator<'_> {
-    fn layers(&self) -> Vec<Option<Layer>> {
-        self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect()
-    }
-
-    /// Step 1.
-    fn equalise(&mut self, images: &[u8]) {
-        let mut sizes = Sizes::new(self.graph);
-        self.show(images, &self.layers(), &mut sizes);
-        let factors = sizes.factors(self.graph, &self.units);
-        for (unit, folded) in self.units.iter().zip(&mut self.folded) {
-            let (x, y) = match *unit {
-                Unit::Conv(ConvUnit { x, y, .. }) | Unit::Linear { x, y, .. } => (x, y),
-                Unit::MaxPool { .. } | Unit::AvgPool { .. } => continue,
-            };
-            if let Some(folded) = folded {
-                equalise::scale(folded, &factors[x], &factors[y]);
-            }
-        }
-    }
-
-    /// Step 2; the number of images that there were.
+    /// Step 1; the number of images that there were.
     fn choose_levels(&mut self, photographs: &Photographs, method: Method) -> Result<usize> {
         let graph = self.graph;
-        let layers = self.layers();
+        let layers: Vec<Option<Layer>> =
+            self.folded.iter().map(|folded| folded.as_ref().map(Layer::new)).collect();
         let mut seen = Seen {
             histograms: vec![Histogram::default(); graph.tensors.len()],
             sums: vec![Sample::default(); graph.tensors.len()],
             count: photographs.count.min(photographs.split.len()),
-            elements: graph.tensors.iter().map(|tensor| tensor.elements()).collect(),
-            scheme: self.scheme,
         };
         let mut images = 0;
         for batch in load(photographs, photographs.count, BATCH)? {
             let batch = batch?;
             images += batch.labels.len();
-            self.show(&batch.images, &layers, &mut seen);
+            self.look_at(&batch.images, &layers, &mut seen);
         }
         if images == 0 {
             return Err(no_images());
@@ -257,7 +202,7 @@ impl Calibrator<'_> {
     }
 
     /// Runs the f32 network on `images` u8 [n, resolution, resolution, 3].
-    fn show(&mut self, images: &[u8], layers: &[Option<Layer>], to: &mut dyn Look) {
+    fn look_at(&mut self, images: &[u8], layers: &[Option<Layer>], seen: &mut Seen) {
         let n = images.len() / self.graph.tensors[self.graph.input].elements();
         let mut live = Live::new(self.graph, &self.units, normalise(images, &self.normalisation));
         for (index, (unit, layer)) in self.units.iter().zip(layers).enumerate() {
@@ -265,9 +210,14 @@ impl Calibrator<'_> {
                 (Unit::Conv(unit), Some(layer)) => {
                     let mut y = self.machine.convolve(&unit.shape, n, live.get(unit.x), layer);
                     let residual = unit.residual.map(|residual| live.get(residual));
-                    to.normed(unit, &y, residual);
+                    if let (Some(_), Some(residual)) = (self.rounded_branch(unit), residual) {
+                        let all = seen.count * self.graph.tensors[unit.y].elements();
+                        seen.sums[unit.y].add(&y, residual, all);
+                    }
                     self.machine.finish(unit, residual, &mut y);
-                    to.output(unit, &y);
+                    if unit.relu {
+                        seen.histograms[unit.y].add(&y);
+                    }
                     (unit.y, y)
                 }
                 (Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. }, _) => (*y, live.pool(self.graph, unit)),
@@ -278,7 +228,7 @@ impl Calibrator<'_> {
         }
     }
 
-    /// Steps 3 and 4 on `images` u8 [n, resolution, resolution, 3].
+    /// Steps 2 and 3 on `images` u8 [n, resolution, resolution, 3].
     fn round(&mut self, images: &[u8]) -> (BTreeMap<String, Quantised>, Vec<Noise>) {
         let n = images.len() / self.graph.tensors[self.graph.input].elements();
         let (mut layers, mut report) = (BTreeMap::new(), vec![]);

@@ -4,12 +4,11 @@
 //! |---|---|
 //! | `write` | the file |
 //! | [`calibrate`] | 8-bit numbers from photographs: levels, rounded weights, corrected biases, the noise of each layer |
-//! | `network`, `equalise` | the f32 network that is looked into; channels of one size |
+//! | `network` | the f32 network that is looked into |
 //! | [`levels`], [`histogram`], `sums` | what 8 bits stand for; behind a ReLU; on both sides of a sum |
 //! | `quantise` | the rounding of weights |
 
 pub mod calibrate;
-mod equalise;
 pub mod histogram;
 pub mod levels;
 pub(super) mod network;
