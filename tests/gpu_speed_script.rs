@@ -45,8 +45,11 @@ impl Machine {
     }
 
     fn good() -> Self {
-        let machine =
-            Self::new(&[("nvidia-smi", "#!/bin/sh\necho 'Some Card 16GB'\n"), ("engine", ENGINE), ("python", PYTHON)]);
+        let machine = Self::new(&[
+            ("nvidia-smi", "#!/bin/sh\necho 'Some Card 16GB'\n"),
+            ("engine", ENGINE),
+            ("python", PYTHON),
+        ]);
         machine.variants(&[measured("wgrad-behind", "faster"), measured("free", "slower")]);
         machine
     }
@@ -119,7 +122,10 @@ fn a_wrong_variant_fails_and_one_that_was_not_run_is_not_judged() {
     ]);
     let (code, text) = machine.run(&["--parts", "variants,losses"]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("stem-padded-8 WRONG; free failed; faster: none (3 variants, 1 not run)"), "{text}");
+    assert!(
+        text.contains("stem-padded-8 WRONG; free failed; faster: none (3 variants, 1 not run)"),
+        "{text}"
+    );
     assert!(text.contains("--    losses") && text.contains("no variant was faster"), "{text}");
 
     machine.variants(&[skipped("cublaslt", "not run: no time left of 200 s")]);

@@ -20,7 +20,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let cards = chosen(&args.gpu)?;
     let images = Images::of(&config)?;
     let shares = args.shares.as_deref().map_or(Ok(Shares::assumed()), Shares::read)?;
-    let course = |card| Course::new(&config, images.classes, card, &shares);
+    let course = |card: &CardModel| Course::new(&config, images.classes, card, &shares);
     let estimates = cards
         .iter()
         .map(|card| Estimate::new(card, &course(card)?, &config, &images, args))
@@ -211,7 +211,8 @@ impl Estimate {
         let ceiling = rate(step.floor);
         let evaluations = images.val.div_ceil(config.eval_batch()) as f64;
         let epoch = Seconds::default().plus(batches as f64, step).plus(evaluations, course.last().evaluation);
-        let hours = Range { low: epoch.fast, high: epoch.slow }.map(|epoch| config.epochs as f64 * epoch / 3600.0);
+        let hours =
+            Range { low: epoch.fast, high: epoch.slow }.map(|epoch| config.epochs as f64 * epoch / 3600.0);
         let images_per_second = Range { low: step.slow, high: step.fast }.map(rate);
         let dollars_per_hour = args.price.or(known_price(card));
         let dollars = dollars_per_hour.map(|price| hours.map(|hours| hours * price));

@@ -269,7 +269,8 @@ mod tests {
         for (name, batch, want) in
             [("v100", 208, 2092.0), ("a100", 408, 4891.0), ("h100", 400, 9075.0), ("h200", 400, 10806.0)]
         {
-            let got = batch as f64 / training(batch, 1).forecast(card(name), &Shares::assumed()).unwrap().step.floor;
+            let got = batch as f64
+                / training(batch, 1).forecast(card(name), &Shares::assumed()).unwrap().step.floor;
             assert!((got / want - 1.0).abs() < 0.08, "{name}: {got:.0} images/s, the floor model has {want}");
         }
     }
@@ -277,7 +278,8 @@ mod tests {
     #[test]
     fn more_micro_steps_cost_time_and_an_arena_of_sums() {
         let v100 = card("v100");
-        let [one, four] = [training(64, 1), training(64, 4)].map(|training| training.forecast(v100, &Shares::assumed()).unwrap());
+        let [one, four] = [training(64, 1), training(64, 4)]
+            .map(|training| training.forecast(v100, &Shares::assumed()).unwrap());
         assert!(four.step.floor > 3.9 * one.step.floor && four.step.floor < 4.1 * one.step.floor);
         assert!(four.bytes >= one.bytes + 4 * 25_557_032);
         assert!(training(64, 4).largest(v100).unwrap() <= training(64, 1).largest(v100).unwrap());

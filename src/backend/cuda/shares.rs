@@ -47,8 +47,8 @@ impl Shares {
 
     /// Of a file whose last line that is an object is a profile's.
     pub fn read(path: &Path) -> Result<Self> {
-        let text =
-            fs::read_to_string(path).map_err(|error| Error::unreadable(path, &error, "a profile of a step"))?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| Error::unreadable(path, &error, "a profile of a step"))?;
         let line = text.lines().rev().find(|line| line.starts_with('{')).unwrap_or(&text);
         let advice = "engine bench step --profile --json writes one";
         let profiled: Profiled = serde_json::from_str(line)
@@ -65,7 +65,10 @@ impl Shares {
         let share = |sum: &Sum| {
             let share = sum.floor_milliseconds / net(sum);
             let is_share = share.is_finite() && share > 0.0;
-            is_share.then_some((sum.kind, if is_library(sum.kind) { [share.min(SHARE[0]), share.max(SHARE[1])] } else { [share; 2] }))
+            is_share.then_some((
+                sum.kind,
+                if is_library(sum.kind) { [share.min(SHARE[0]), share.max(SHARE[1])] } else { [share; 2] },
+            ))
         };
         let by_kind = profiled.kinds.iter().map(share).collect::<Option<BTreeMap<_, _>>>()?;
         let whole = profiled.step_milliseconds / all;

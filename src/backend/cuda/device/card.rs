@@ -2,6 +2,7 @@
 
 use super::algorithms::{Candidate, File};
 use super::cublas::{Cublas, Layer};
+use super::cublaslt::CublasLt;
 use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use super::libraries::{Library, check_card, dotted};
@@ -15,7 +16,7 @@ use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
-use crate::config::Search;
+use crate::config::{Routines, Search};
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
@@ -50,6 +51,7 @@ impl CardOptions {
 pub(super) struct Lane {
     pub(super) cudnn: Cudnn,
     pub(super) cublas: Cublas,
+    pub(super) lt: Option<CublasLt>,
     pub(super) workspace: Memory,
     pub(super) stream: Stream,
 }
@@ -96,6 +98,9 @@ impl Card {
     fn begin(options: CardOptions) -> Result<Self> {
         let driver = Library::Driver.find()?;
         let (cublas, cudnn) = (Library::Cublas.find()?, Library::Cudnn.find()?);
+        if options.search.routines == Routines::CublasLt {
+            Library::CublasLt.find()?;
+        }
         let context = Context::open(options.ordinal)?;
         check_card(context.capability, cudnn.version)?;
         check_precision(&context, &options)?;
@@ -344,7 +349,9 @@ fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
     let workspace = Memory::new(context, "the workspace of convolutions", bytes)?;
     let at = workspace.at(0, bytes);
     let cublas = Cublas::new(&stream, at, bytes as usize, options.storage, options.tf32)?;
-    Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
+    let wanted = options.search.routines == Routines::CublasLt;
+    let lt = if wanted { Some(CublasLt::new(options.storage, options.tf32)?) } else { None };
+    Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, lt, workspace, stream })
 }
 
 impl Card {

@@ -101,7 +101,7 @@ impl Card {
 
     /// Seconds of every node within whole passes, median of `passes`, and of nothing at all between two marks. One node at a
     /// time in the plan's order, so that none shares the card with another; the cache holds what the nodes before left there.
-    pub fn time_nodes(&mut self, prepared: Prepared, passes: usize) -> Result<(Vec<f64>, f64)> {
+    pub fn time_nodes(&self, prepared: Prepared, passes: usize) -> Result<(Vec<f64>, f64)> {
         let ready = &self.ready[prepared.0];
         let nodes = &ready.plan.nodes;
         let event = || Event::timed(&self.context);

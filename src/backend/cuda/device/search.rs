@@ -2,7 +2,8 @@
 
 use super::algorithms::{self, Candidate, Rule, is_product};
 use super::card::{Card, Lane};
-use super::cublas::Layer;
+use super::cublas::{Layer, Product};
+use super::cublaslt::Workspace;
 use super::cudnn::{Convolution as Descriptors, Operands};
 use crate::backend::cuda::plan::node::{Convolution, Node};
 use crate::config::Routines;
@@ -19,6 +20,7 @@ impl Card {
             has_tf32: self.context.capability >= (8, 0),
             deterministic: self.options.deterministic,
             workspace: self.options.search.workspace_bytes(),
+            routines: self.options.search.routines,
         }
     }
 
@@ -39,8 +41,12 @@ impl Card {
         let lane = &self.lanes[node.stream];
         let found = descriptors.find(&lane.cudnn, conv.pass, &self.operands(lane, conv))?;
         let mut candidates: Vec<_> = rule.shortlist(&found).into_iter().map(Candidate::Cudnn).collect();
-        if is_product(conv) && self.options.search.routines != Routines::Cudnn {
+        if is_product(conv) && rule.routines != Routines::Cudnn {
             candidates.push(Candidate::Cublas);
+        }
+        if let Some(lt) = lane.lt.as_ref().filter(|_| is_product(conv)) {
+            let offers = lt.offers(&self.product(conv), rule.workspace as usize)?;
+            candidates.extend(offers.into_iter().map(Candidate::CublasLt));
         }
         let (mut timed, mut refused) = (vec![], None);
         for candidate in candidates {
@@ -83,13 +89,24 @@ impl Card {
             Candidate::Cudnn(algorithm) => {
                 descriptors.run(&lane.cudnn, conv.pass, algorithm, &operands, conv.accumulate)
             }
-            Candidate::Cublas => {
-                let Operands { x, w, y, .. } = operands;
-                let (rows, inputs, outputs) =
-                    (conv.n * conv.shape.h * conv.shape.w, conv.shape.c, conv.shape.k);
-                let layer = Layer { pass: conv.pass, rows, inputs, outputs, x, w, y };
-                lane.cublas.run(&layer.product(self.options.storage, conv.accumulate))
+            Candidate::Cublas => lane.cublas.run(&self.product(conv)),
+            Candidate::CublasLt(algorithm) => {
+                let lt = lane.lt.as_ref().ok_or_else(|| {
+                    Error::failed(
+                        "an algorithm of cuBLASLt's where it is not searched; this is a bug in engine",
+                    )
+                })?;
+                let workspace = Workspace { at: operands.workspace, bytes: operands.workspace_bytes };
+                lt.run(&self.product(conv), algorithm, workspace, &lane.stream)
             }
         }
+    }
+
+    /// A 1x1 convolution without stride as a matrix product.
+    fn product(&self, conv: &Convolution) -> Product {
+        let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
+        let (rows, inputs, outputs) = (conv.n * conv.shape.h * conv.shape.w, conv.shape.c, conv.shape.k);
+        let layer = Layer { pass: conv.pass, rows, inputs, outputs, x, w, y };
+        layer.product(self.options.storage, conv.accumulate)
     }
 }
