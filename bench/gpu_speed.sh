@@ -55,8 +55,14 @@ do_profile() {
     has_torch || { verdict -- profile-pytorch 0 "python3 has no PyTorch with CUDA"; return; }
     local beside=()
     [ ! -s "$out/profile.json" ] || beside=(--beside "$out/profile.json")
-    part profile-pytorch 60 "$python" bench/peers/step_profile.py --device cuda --amp fp16 --batch "$batch" --resolution 224 \
-        --steps 5 --warmup 5 ${beside[@]+"${beside[@]}"}
+    begin=$SECONDS status=0
+    run profile-pytorch 60 "$python" bench/peers/step_profile.py --device cuda --amp fp16 --batch "$batch" --resolution 224 \
+        --steps 5 --warmup 5 ${beside[@]+"${beside[@]}"} || status=$?
+    if [ "$status" -eq 0 ]; then
+        verdict PASS profile-pytorch $((SECONDS - begin)) "its kernels one after another $(first profile-pytorch sum_milliseconds) ms a step; by kind beside ours in $out/profile-pytorch.txt"
+    else
+        verdict FAIL profile-pytorch $((SECONDS - begin)) "exit $status: $(last_line profile-pytorch)"
+    fi
 }
 
 # rows PART: verdict, name and the keys of a configuration of each variant that was measured; "failed" or "not run" of others.

@@ -45,7 +45,8 @@ impl Card {
             candidates.push(Candidate::Cublas);
         }
         if let Some(lt) = lane.lt.as_ref().filter(|_| is_product(conv)) {
-            let offers = lt.offers(&self.product(conv), rule.workspace as usize)?;
+            // A product that its heuristic knows nothing of is one that it is not tried for.
+            let offers = lt.offers(&self.product(conv), rule.workspace as usize).unwrap_or_default();
             candidates.extend(offers.into_iter().map(Candidate::CublasLt));
         }
         let (mut timed, mut refused) = (vec![], None);
