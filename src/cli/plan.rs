@@ -343,7 +343,8 @@ fn sources(args: &PlanArgs, shares: &Shares, image: f64) -> String {
         ),
         Some(card) => format!(
             "what the bytes and operations of this training's own launch list take at the vendor's bandwidth and rate (the\n\
-             H200's as measured), by the share of it that each kind of launch reached on {card};\n\
+             H200's as measured), by the share of it that each kind of launch reached on\n\
+             {card};\n\
              convolutions, which are other code on other cards, from {:.0} % or that to {:.0} % or that.",
             100.0 * SHARE[0],
             100.0 * SHARE[1]

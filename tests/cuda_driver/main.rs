@@ -217,7 +217,8 @@ fn every_launch_of_a_step_is_timed_between_two_events() {
 fn every_variant_runs_in_turn_and_none_follows_other_rules() {
     let args = [&STEP[..], &["--variants", "--predict", "v100", "--json"]].concat();
     let all: Value = serde_json::from_str(&finish(&mut engine(&args)).expect(0).out).unwrap();
-    let names: Vec<&str> = all["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        all["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
     let held: Vec<&str> = names.iter().copied().filter(|&name| name != "free").collect();
     let race = |names: &str, machine: &[(&str, &str)]| {
         let args = [&STEP[..], &["--variants", "--steps", "3", "--json", "--only", names]].concat();
