@@ -24,7 +24,7 @@ struct Part {
 /// A part that has just been made.
 struct Made {
     kind: &'static str,
-    node: String,
+    nodes: Vec<String>,
     values: Vec<f64>,
     /// How far each element may be, its rounding to the storage type not counted.
     allowed: Vec<f64>,
@@ -59,11 +59,10 @@ impl<M: Machine> Layers<'_, M> {
 
     /// Takes a part of `tensor`'s gradient; compares the sum once it is whole.
     fn join(&mut self, joins: &mut Joins, tensor: TensorId, made: Made) -> Result<()> {
-        let Made { kind, node, mut values, mut allowed } = made;
+        let Made { kind, mut nodes, mut values, mut allowed } = made;
         let storage = self.seen.storage();
         let left = joins.left.get_mut(&tensor).expect("every reader of an activation gives it a gradient");
         *left -= 1;
-        let mut nodes = vec![node];
         if let Some(earlier) = joins.parts.remove(&tensor) {
             nodes.splice(0..0, earlier.nodes);
             values.iter_mut().zip(&earlier.values).for_each(|(sum, part)| *sum += part);
@@ -89,14 +88,13 @@ impl<M: Machine> Layers<'_, M> {
         kind: &'static str,
         node: String,
         param: ParamId,
+        got: &[f32],
         dw: &[f32],
         error: f64,
-    ) -> Result<()> {
-        let got = to_f64(&self.seen.param_gradient(param)?);
+    ) {
         let allowed = Allowed::Same(rounding(self.seen.storage(), largest(dw)) + error);
         let what = format!("grad.{}", self.seen.plan.graph.params[param].name);
-        self.note(kind, &[node], &what, &got, &Want { values: to_f64(dw), allowed });
-        Ok(())
+        self.note(kind, &[node], &what, &to_f64(got), &Want { values: to_f64(dw), allowed });
     }
 
     fn backward_conv(&mut self, unit: &ConvUnit, joins: &mut Joins) -> Result<()> {
@@ -108,7 +106,8 @@ impl<M: Machine> Layers<'_, M> {
         let seen = longest_column(&x, shape.c) * shape.stride as f64;
         let error = dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
         let node = self.seen.node(unit.raw, "wgrad");
-        self.matrix("convolution wgrad", node, unit.weight, &dw, error)?;
+        let got = self.filter_gradient(unit, unit.weight)?;
+        self.matrix("convolution wgrad", node, unit.weight, &got, &dw, error);
         if unit.x == self.seen.plan.graph.input {
             return Ok(());
         }
@@ -116,12 +115,19 @@ impl<M: Machine> Layers<'_, M> {
         let dx = self.oracle.dgrad(&shape, n, &dy, &w);
         let terms = shape.r * shape.s * shape.k;
         let error = dot_error(terms, longest_row(&dy, shape.k), longest_column(&w, shape.c));
-        let made = Made {
+        let mut made = Made {
             kind: "convolution dgrad",
-            node: self.seen.node(unit.raw, "dgrad"),
+            nodes: vec![self.seen.node(unit.raw, "dgrad")],
             allowed: vec![error; dx.len()],
             values: to_f64(&dx),
         };
+        // Where another kernel adds it, the part itself is rounded as well.
+        let add = self.seen.node(unit.raw, "gradient_add");
+        if self.seen.plan.nodes.iter().any(|node| node.name == add) {
+            let rounded = rounding(self.seen.storage(), largest(&dx));
+            made.allowed.iter_mut().for_each(|allowed| *allowed += rounded);
+            made.nodes.push(add);
+        }
         self.join(joins, unit.x, made)
     }
 
@@ -172,7 +178,8 @@ impl<M: Machine> Layers<'_, M> {
         match unit.residual.filter(|&residual| self.shortcut(residual).is_none()) {
             Some(residual) => {
                 let allowed = gated.doubt;
-                let made = Made { kind: "batch norm backward apply", node, values: gated.d, allowed };
+                let made =
+                    Made { kind: "batch norm backward apply", nodes: vec![node], values: gated.d, allowed };
                 self.join(joins, residual, made)
             }
             None => Ok(()),
@@ -231,7 +238,11 @@ impl<M: Machine> Layers<'_, M> {
         // At most four windows hold a pixel.
         let allowed = size.iter().map(|&size| 8.0 * UNIT * f64::from(size)).collect();
         let node = self.seen.node(y, "backward");
-        self.join(joins, x, Made { kind: "max pool backward", node, values: to_f64(&dx), allowed })
+        self.join(
+            joins,
+            x,
+            Made { kind: "max pool backward", nodes: vec![node], values: to_f64(&dx), allowed },
+        )
     }
 
     fn average_pool_backward(&mut self, x: TensorId, y: TensorId, joins: &mut Joins) -> Result<()> {
@@ -245,7 +256,7 @@ impl<M: Machine> Layers<'_, M> {
             .collect();
         let allowed = values.iter().map(|value| 4.0 * UNIT * value.abs()).collect();
         let node = self.seen.node(y, "backward");
-        self.join(joins, x, Made { kind: "average pool backward", node, values, allowed })
+        self.join(joins, x, Made { kind: "average pool backward", nodes: vec![node], values, allowed })
     }
 
     fn classifier_backward(
@@ -261,7 +272,8 @@ impl<M: Machine> Layers<'_, M> {
         let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight)?);
         let dw = self.oracle.wgrad(&shape, 1, &from, &dy);
         let error = dot_error(n, longest_column(&from, features), longest_column(&dy, classes));
-        self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &dw, error)?;
+        let got = self.seen.param_gradient(weight)?;
+        self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &got, &dw, error);
         let sums = |class: usize| dy[class..].iter().step_by(classes).map(|&dy| f64::from(dy));
         let values = (0..classes).map(|class| sums(class).sum()).collect();
         let size = |class: usize| sums(class).map(f64::abs).sum::<f64>();
@@ -274,8 +286,12 @@ impl<M: Machine> Layers<'_, M> {
         let dx = self.oracle.dgrad(&shape, 1, &dy, &w);
         let error = dot_error(classes, longest_row(&dy, classes), longest_column(&w, features));
         let allowed = vec![error; dx.len()];
-        let made =
-            Made { kind: "classifier dgrad", node: "fc.dgrad".to_owned(), values: to_f64(&dx), allowed };
+        let made = Made {
+            kind: "classifier dgrad",
+            nodes: vec!["fc.dgrad".to_owned()],
+            values: to_f64(&dx),
+            allowed,
+        };
         self.join(joins, x, made)
     }
 }

@@ -141,7 +141,7 @@ fn gpu() -> (Vec<Finding>, String) {
     let found: Vec<(Library, Result<Found>)> = Library::ALL.map(|library| (library, library.find())).into();
     let version = |library: Library, found: &Found| match library {
         Library::Driver => format!("CUDA {}.{}", found.version / 1000, found.version % 1000 / 10),
-        Library::Nccl | Library::Cublas | Library::Cudnn => dotted(found.version),
+        Library::Nccl | Library::Cublas | Library::CublasLt | Library::Cudnn => dotted(found.version),
     };
     let mut findings: Vec<Finding> = found
         .iter()

@@ -5,6 +5,10 @@ mod begin;
 mod bench;
 mod bench_infer;
 #[cfg(feature = "cuda")]
+mod bench_race;
+#[cfg(feature = "cuda")]
+mod bench_step;
+#[cfg(feature = "cuda")]
 mod check;
 mod data;
 mod device;

@@ -1,10 +1,12 @@
 //! A training run's configuration: TOML, environment and `--set`, merged into one validated struct.
 
+mod form;
 mod merge;
 mod recipe;
 mod training;
 mod validate;
 
+pub use form::{Form, Residual, Routines, Search, Stem, Wgrad};
 pub use merge::{Overrides, load};
 pub use recipe::{changes, differing_keys, recipe_keys};
 pub use training::{
@@ -203,8 +205,10 @@ pub struct Device {
     /// `"find"`: each shape's routine is found by timing, once a run; `"file:PATH"`: taken from there, or found and
     /// written there.
     pub algorithms: String,
-    /// What the image's three channels are padded to on a GPU: 4 or 8.
-    pub input_channels: usize,
+    /// How a step is laid out on a GPU.
+    pub form: Form,
+    /// What the search for routines may look at.
+    pub search: Search,
     /// fp16 only. The first factor on the loss, a power of two.
     pub loss_scale: f64,
     /// Clean steps after which it doubles.
@@ -316,7 +320,8 @@ impl Default for Device {
             precision: Precision::Auto,
             deterministic: true,
             algorithms: "find".into(),
-            input_channels: 4,
+            form: Form::BASE,
+            search: Search::BASE,
             loss_scale: 65536.0,
             loss_scale_interval: 2000,
             loss_scale_floor: 1.0,

@@ -174,10 +174,10 @@ impl Config {
                 "\"find\" or \"file:PATH\"",
             ),
             require(
-                "device.input_channels",
-                device.input_channels,
-                [4, 8].contains(&device.input_channels),
-                "4 or 8",
+                "device.search.workspace",
+                device.search.workspace,
+                (1..=65536).contains(&device.search.workspace),
+                "1 to 65536 MiB",
             ),
             require("device.loss_scale", scale, power_of_two(scale), "a power of two from 1 to 16777216"),
             require(

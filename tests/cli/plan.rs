@@ -1,6 +1,6 @@
 //! `engine plan`: what a training is expected to take.
 
-use crate::common::run;
+use crate::common::{run, temporary};
 
 #[test]
 fn the_default_recipe_on_every_card_with_what_it_is_predicted_from() {
@@ -25,6 +25,47 @@ fn one_object_a_card_and_dollars_follow_the_price() {
     assert!((number("/budget_covers/low") - 25.0 / number("/dollars/high")).abs() < 1e-9, "{object}");
     // NVIDIA's PyTorch example takes 29 hours at 1,200 images/s (reference: gpu.md); the floor of fused kernels is lower.
     assert!((15.0..30.0).contains(&number("/hours/low")), "{object}");
+}
+
+/// Every kind of launch at its floor, and the step as its launches: what is predicted of our own kernels is the ceiling, and
+/// of convolutions what is assumed beside what was measured.
+#[test]
+fn measured_shares_take_the_place_of_the_assumption() {
+    let kinds: Vec<serde_json::Value> = [
+        "input",
+        "conv-forward",
+        "conv-dgrad",
+        "conv-wgrad",
+        "norm-forward",
+        "norm-backward",
+        "pool",
+        "loss",
+        "update",
+    ]
+    .map(|kind| {
+        serde_json::json!({
+            "kind": kind, "launches": 1, "milliseconds": 1.0, "floor_milliseconds": 1.0, "megabytes": 1.0,
+        })
+    })
+    .to_vec();
+    let profile = serde_json::json!({
+        "what": "resnet50 at 224 px", "device": "Some Card", "mark_microseconds": 0.0, "step_milliseconds": 9.0, "kinds": kinds,
+    });
+    let folder = temporary();
+    let path = folder.path().join("profile.json");
+    std::fs::write(&path, format!("a line before\n{profile}\n")).unwrap();
+    let args = ["plan", "--gpu", "v100", "--shares", path.to_str().unwrap()];
+    let text = run(&args).expect(0).out;
+    assert!(text.contains("A prediction") && text.contains("Some Card, resnet50 at 224 px"), "{text}");
+    let object: serde_json::Value =
+        serde_json::from_str(run(&[&args[..], &["--json"]].concat()).expect(0).out.trim()).unwrap();
+    let number = |path: &str| object.pointer(path).and_then(serde_json::Value::as_f64).unwrap();
+    let ceiling = number("/ceiling_images_per_second");
+    assert!((number("/images_per_second/high") / ceiling - 1.0).abs() < 1e-9, "{object}");
+    let low = number("/images_per_second/low") / ceiling;
+    assert!((0.64..0.95).contains(&low), "{object}");
+    assert!(number("/activation_mebibytes_an_image") > 30.0, "{object}");
+    run(&["plan", "--shares", "/nowhere"]).fails(3, &["/nowhere"]);
 }
 
 #[test]

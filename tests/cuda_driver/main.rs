@@ -1,4 +1,4 @@
-//! The device layer against a driver, cuDNN and cuBLAS that hold it to the rules of NVIDIA's manuals and compute nothing
+//! The device layer against a driver, cuDNN, cuBLAS and cuBLASLt that hold it to the rules of NVIDIA's manuals and compute nothing
 //! (mock.cpp says which): what can be known of it on a machine without a GPU. Skipped without a C++ compiler.
 
 #[path = "../common/mod.rs"]
@@ -12,7 +12,7 @@ use std::process::Command;
 use std::ptr::{null_mut, without_provenance_mut};
 use std::sync::OnceLock;
 
-/// The folder of the three libraries; none where there is no compiler.
+/// The folder of the libraries; none where there is no compiler.
 fn libraries() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
@@ -31,9 +31,9 @@ fn libraries() -> Option<&'static Path> {
             return None;
         };
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        // One file under one name and two links, so that the loader maps it once.
+        // One file under one name and links, so that the loader maps it once.
         fs::rename(&library, folder.join("libcuda.so")).unwrap();
-        for name in ["libcublas.so", "libcudnn.so"] {
+        for name in ["libcublas.so", "libcublasLt.so", "libcudnn.so"] {
             let _ = fs::remove_file(folder.join(name));
             fs::hard_link(folder.join("libcuda.so"), folder.join(name)).unwrap();
         }
@@ -170,6 +170,117 @@ fn the_doctor_names_the_card_and_the_copy_is_measured() {
     );
     let copied = run(&["bench", "copy"], &[]).unwrap().expect(0);
     assert!(copied.out.contains("1000.0 GB/s") && copied.out.contains("Mock GPU"), "{}", copied.out);
+}
+
+// ---- engine bench step ----------------------------------------------------------------------------------------------
+
+const STEP: [&str; 8] = ["bench", "step", "--arch", "resnet-tiny", "--resolution", "32", "--batch", "4"];
+
+fn step(more: &[&str]) -> Option<Done> {
+    run(&[&STEP[..], more].concat(), &[])
+}
+
+fn report(more: &[&str]) -> Option<Value> {
+    Some(serde_json::from_str(&step(&[more, &["--json"]].concat())?.expect(0).out).unwrap())
+}
+
+#[test]
+fn every_launch_of_a_step_is_timed_between_two_events() {
+    let Some(report) = report(&["--profile"]) else { return };
+    let launches = report["launches"].as_array().unwrap();
+    let find =
+        |node: &str| launches.iter().find(|line| line["node"] == node).unwrap_or_else(|| panic!("no {node}"));
+    let microseconds = |node: &str| find(node)["microseconds"].as_f64().unwrap();
+    // The mock's prices: a kernel of ours, a convolution, a product.
+    assert!((microseconds("conv1.bn_apply") - 20.0).abs() < 0.1, "{report}");
+    assert!((microseconds("layer1.0.conv2.dgrad") - 1000.0).abs() < 1.0, "{report}");
+    assert!((microseconds("layer1.0.conv1.forward") - 400.0).abs() < 1.0, "{report}");
+    assert_eq!(find("layer1.0.conv2.dgrad")["kind"], "conv-dgrad");
+    assert!(report["mark_microseconds"].as_f64().unwrap().abs() < 0.1);
+    let sums = |key: &str| {
+        let kinds = report["kinds"].as_array().unwrap().iter();
+        kinds.map(|kind| kind[key].as_f64().unwrap()).sum::<f64>()
+    };
+    assert_eq!(sums("launches") as usize, launches.len());
+    let all: f64 = launches.iter().map(|line| line["microseconds"].as_f64().unwrap()).sum();
+    assert!((sums("milliseconds") - all / 1e3).abs() < 1e-6 && all > 0.0, "{report}");
+    // Nothing runs beside anything on the mock, so that the graph takes what its launches take.
+    assert!((report["step_milliseconds"].as_f64().unwrap() - all / 1e3).abs() < 0.1, "{report}");
+    let above =
+        |line: &Value| line["microseconds"].as_f64().unwrap() - line["floor_microseconds"].as_f64().unwrap();
+    assert!(launches.windows(2).all(|pair| above(&pair[0]) >= above(&pair[1])));
+    let text = step(&["--profile"]).unwrap().expect(0).out;
+    assert!(text.contains("conv-wgrad") && text.contains("launches one after another"), "{text}");
+}
+
+#[test]
+fn every_variant_runs_in_turn_and_none_follows_other_rules() {
+    let args = [&STEP[..], &["--variants", "--predict", "v100", "--json"]].concat();
+    let all: Value = serde_json::from_str(&finish(&mut engine(&args)).expect(0).out).unwrap();
+    let names: Vec<&str> =
+        all["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    let held: Vec<&str> = names.iter().copied().filter(|&name| name != "free").collect();
+    let race = |names: &str, machine: &[(&str, &str)]| {
+        let args = [&STEP[..], &["--variants", "--steps", "3", "--json", "--only", names]].concat();
+        let rows: Value = serde_json::from_str(&run(&args, machine)?.expect(0).out).unwrap();
+        Some(rows["rows"].as_array().unwrap().clone())
+    };
+    let Some(mut rows) = race(&held.join(","), &[]) else { return };
+    // Only this one may use what does not give the same bits every time.
+    rows.extend(race("free", &[("MOCK_FREE", "1")]).unwrap());
+    assert_eq!(rows.len(), names.len());
+    for row in &rows {
+        let measured = &row["measured"];
+        assert!(measured["step_milliseconds"].as_f64() > Some(0.0), "{row}");
+        assert!(["faster", "same", "slower"].contains(&measured["verdict"].as_str().unwrap()), "{row}");
+        assert!(row["predicted"]["floor_microseconds"].is_f64(), "{row}");
+    }
+    let verdict =
+        |name: &str| rows.iter().find(|row| row["name"] == name).unwrap()["measured"]["verdict"].clone();
+    // By the mock's prices: cuBLASLt has an algorithm cheaper than cuBLAS's, cuDNN none; more launches cost more.
+    assert_eq!(verdict("cublaslt"), "faster");
+    assert_eq!(verdict("cudnn-alone"), "slower");
+    assert_eq!(verdict("residual-added"), "slower");
+    assert_eq!(verdict("wgrad-behind"), "same");
+}
+
+#[test]
+fn variants_that_do_not_fit_the_time_are_left_out_and_said_to_be() {
+    let args = ["--variants", "--only", "stem-padded-8,free", "--seconds", "0.001"];
+    let Some(report) = report(&args) else { return };
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert!(
+            row["measured"].is_null() && row["skipped"].as_str().unwrap().starts_with("not run"),
+            "{row}"
+        );
+    }
+    let text = step(&args).unwrap().expect(0).out;
+    assert!(text.contains("not run: no time left of 0.001 s"), "{text}");
+}
+
+#[test]
+fn what_is_expected_of_the_variants_needs_no_card() {
+    let args = [&STEP[..], &["--variants", "--predict", "v100"]].concat();
+    let done = finish(&mut engine(&args)).expect(0);
+    assert!(done.out.contains("stem-space-to-depth") && done.out.contains("data sheet"), "{}", done.out);
+    finish(&mut engine(&[&STEP[..], &["--variants", "--predict", "k80"]].concat()))
+        .fails(2, &["k80", "v100"]);
+    finish(&mut engine(&[&STEP[..], &["--variants", "--only", "x"]].concat()))
+        .fails(2, &["--only x", "wgrad-behind"]);
+    finish(&mut engine(&[&STEP[..], &["--device", "cpu"]].concat())).fails(2, &["measures a GPU"]);
+}
+
+#[test]
+fn a_form_is_set_as_in_a_configuration() {
+    let Some(done) = step(&["--set", "device.form.stem=space-to-depth", "--set", "device.form.wgrad=inline"])
+    else {
+        return;
+    };
+    let done = done.expect(0);
+    assert!(done.out.contains("device.form.stem=space-to-depth device.form.wgrad=inline"), "{}", done.out);
+    step(&["--set", "device.form.stem=padded-3"]).unwrap().fails(2, &["padded-3", "padded-4"]);
 }
 
 // ---- planted mistakes: the mock catches what it says it does --------------------------------------------------------

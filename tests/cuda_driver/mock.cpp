@@ -1,5 +1,5 @@
-// A driver, cuDNN and cuBLAS that hold the caller to the rules of NVIDIA's manuals and compute nothing. One file under the
-// names of all three libraries; the tests put it before the loader. A broken rule ends the process with a sentence.
+// A driver, cuDNN, cuBLAS and cuBLASLt that hold the caller to the rules of NVIDIA's manuals and compute nothing. One file under the
+// names of all four libraries; the tests put it before the loader. A broken rule ends the process with a sentence.
 //
 // What it enforces: sizes and types of every kernel's arguments by its PTX; every pointer inside live memory; no work in
 // our streams while the legacy stream still has a copy or fill; nothing read before its streams were waited for; captures
@@ -7,7 +7,7 @@
 // workspaces of products and convolutions; nothing destroyed before what uses it, twice, or left behind.
 //
 // Time is made up: each kind of work has a price, and events tell it. MOCK_CAPABILITY, MOCK_MEMORY (bytes), MOCK_HIDDEN
-// (bytes that are said to be free and are not) and MOCK_CUDNN change the machine.
+// (bytes that are said to be free and are not) and MOCK_CUDNN change the machine; MOCK_FREE lets a run use algorithms that are not deterministic.
 
 #include <cstdarg>
 #include <cstdint>
@@ -56,7 +56,7 @@ static bool current = false, legacy_busy = false;
 static std::map<u64, u64> memory;                 // address -> bytes
 static std::set<u64> untouched;                   // large pieces that nobody has written: the system's zero pages
 static std::map<void*, size_t> pinned;
-static std::set<void*> streams, events, graphs, execs, modules, cublas_handles, cudnn_handles, descriptors;
+static std::set<void*> streams, events, graphs, execs, modules, cublas_handles, cudnn_handles, descriptors, lt_handles, lt_operations, lt_layouts, lt_preferences;
 static u64 taken = 0;
 
 static void need_context(const char* call) { if (!current) broken("%s without a current context", call); }
@@ -130,9 +130,10 @@ Status cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 Status cuDevicePrimaryCtxRetain(void** context, int) { *context = &current; return 0; }
 Status cuDevicePrimaryCtxRelease_v2(int) {
-    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size())
+    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size() + lt_handles.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size())
         broken("left behind: %zu pieces of memory, %zu pinned, %zu streams, %zu events, %zu graphs, %zu modules, %zu handles, %zu descriptors", memory.size(),
-               pinned.size(), streams.size(), events.size(), execs.size() + graphs.size(), modules.size(), cublas_handles.size() + cudnn_handles.size(), descriptors.size());
+               pinned.size(), streams.size(), events.size(), execs.size() + graphs.size(), modules.size(), cublas_handles.size() + cudnn_handles.size() + lt_handles.size(),
+               descriptors.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size());
     return 0;
 }
 Status cuCtxSetCurrent(void*) { current = true; return 0; }
@@ -379,6 +380,73 @@ Status cublasGemmEx(void* handle, int ta, int tb, int m, int n, int k, const flo
     return 0;
 }
 
+// ---- cuBLASLt -------------------------------------------------------------------------------------------------------
+
+struct Layout { int type; u64 rows, columns; long long leading; };
+struct Operation { int compute, ta = 0, tb = 0; };
+struct Preference { u64 workspace = 0; unsigned mask = ~0u; };
+struct LtOffer { u64 data[8]; size_t workspace; int state; float waves; int reserved[4]; };
+
+Status cublasLtGetProperty(int property, int* value) { return cublasGetProperty(property, value); }
+Status cublasLtCreate(void** handle) { not_in_capture("cublasLtCreate"); lt_handles.insert(*handle = new int); return 0; }
+Status cublasLtDestroy(void* handle) { idle("cublasLtDestroy"); delete known<int>(lt_handles, handle, "cuBLASLt"); lt_handles.erase(handle); return 0; }
+Status cublasLtMatmulDescCreate(void** to, int compute, int scale) { if (scale != 0) broken("cuBLASLt: factors that are not f32"); lt_operations.insert(*to = new Operation{compute}); return 0; }
+Status cublasLtMatmulDescDestroy(void* one) { delete known<Operation>(lt_operations, one, "operation"); lt_operations.erase(one); return 0; }
+Status cublasLtMatmulDescSetAttribute(void* one, int attribute, const void* value, size_t bytes) {
+    Operation* o = known<Operation>(lt_operations, one, "operation");
+    if (bytes != 4 || (attribute != 3 && attribute != 4)) broken("cublasLtMatmulDescSetAttribute: attribute %d of %zu bytes", attribute, bytes);
+    (attribute == 3 ? o->ta : o->tb) = *(const int*)value;
+    return 0;
+}
+Status cublasLtMatrixLayoutCreate(void** to, int type, u64 rows, u64 columns, long long leading) {
+    if (leading < (long long)rows) broken("cublasLtMatrixLayoutCreate: leading dimension");
+    lt_layouts.insert(*to = new Layout{type, rows, columns, leading});
+    return 0;
+}
+Status cublasLtMatrixLayoutDestroy(void* one) { delete known<Layout>(lt_layouts, one, "layout"); lt_layouts.erase(one); return 0; }
+Status cublasLtMatmulPreferenceCreate(void** to) { lt_preferences.insert(*to = new Preference); return 0; }
+Status cublasLtMatmulPreferenceDestroy(void* one) { delete known<Preference>(lt_preferences, one, "preference"); lt_preferences.erase(one); return 0; }
+Status cublasLtMatmulPreferenceSetAttribute(void* one, int attribute, const void* value, size_t bytes) {
+    Preference* p = known<Preference>(lt_preferences, one, "preference");
+    if (attribute == 1 && bytes == 8) p->workspace = *(const u64*)value;
+    else if (attribute == 3 && bytes == 4) p->mask = *(const unsigned*)value;
+    else broken("cublasLtMatmulPreferenceSetAttribute: attribute %d of %zu bytes", attribute, bytes);
+    return 0;
+}
+// Sides, types and arithmetic that fit each other; the product's work, whose parts are its three operands.
+static Work lt_product(void* operation, void* ad, const void* a, void* bd, const void* b, void* cd, const void* c) {
+    Operation& o = *known<Operation>(lt_operations, operation, "operation");
+    Layout &A = *known<Layout>(lt_layouts, ad, "layout"), &B = *known<Layout>(lt_layouts, bd, "layout"), &C = *known<Layout>(lt_layouts, cd, "layout");
+    const u64 m = o.ta ? A.columns : A.rows, k = o.ta ? A.rows : A.columns, n = o.tb ? B.rows : B.columns;
+    if (m != C.rows || n != C.columns || k != (o.tb ? B.columns : B.rows)) broken("cuBLASLt: sides that do not fit each other");
+    if (A.type != B.type || (A.type == 0 ? o.compute != 69 && o.compute != 77 : o.compute != 68)) broken("cuBLASLt: type %d computes as %d", A.type, o.compute);
+    auto range = [](Layout& l, const void* at, const char* what) { return Range{(u64)at, type_bytes(l.type) * (u64)l.leading * l.columns, what}; };
+    return {0, {range(A, a, "cublasLtMatmul a"), range(B, b, "cublasLtMatmul b"), range(C, c, "cublasLtMatmul c")}};
+}
+// Three algorithms: the first too large for any workspace, and yet offered; the second dear, the third cheaper than anything.
+Status cublasLtMatmulAlgoGetHeuristic(void* handle, void* operation, void* ad, void* bd, void* cd, void* dd, void* preference, int most, LtOffer* to, int* count) {
+    known<int>(lt_handles, handle, "cuBLASLt");
+    known<Operation>(lt_operations, operation, "operation");
+    for (void* layout : {ad, bd, cd, dd}) known<Layout>(lt_layouts, layout, "layout");
+    Preference& p = *known<Preference>(lt_preferences, preference, "preference");
+    if (p.mask != 2) broken("cuBLASLt may split a sum by scheme %u: not the same bits, or rounded to half on the way", p.mask);
+    *count = 0;
+    for (u64 number : {1, 2, 3})
+        if (*count < most) to[(*count)++] = LtOffer{{number}, number == 1 ? (size_t)p.workspace + 1 : 4096, 0, 1.0f, {}};
+    return 0;
+}
+Status cublasLtMatmul(void* handle, void* operation, const float* alpha, const void* a, void* ad, const void* b, void* bd, const float* beta, const void* c, void* cd, void* d,
+                      void* dd, const u64* algorithm, void* workspace, size_t bytes, void* stream) {
+    known<int>(lt_handles, handle, "cuBLASLt");
+    if (*alpha != 1.0f || (*beta != 0.0f && *beta != 1.0f) || c != d || cd != dd) broken("cublasLtMatmul: factors, or a result elsewhere");
+    if (algorithm[0] != 2 && algorithm[0] != 3) broken("cublasLtMatmul: an algorithm that was not offered, or is too large");
+    Work work = lt_product(operation, ad, a, bd, b, cd, c);
+    work.ranges.push_back({(u64)workspace, bytes, "cublasLtMatmul workspace"});
+    work.cost = algorithm[0] == 2 ? 5e-3 : 3e-4;
+    enqueue(stream_of(stream, "cublasLtMatmul"), work, "cublasLtMatmul");
+    return 0;
+}
+
 // ---- cuDNN ----------------------------------------------------------------------------------------------------------
 
 struct Dnn { Stream* stream = nullptr; };
@@ -442,7 +510,7 @@ static Status find(void* handle, Work work, void* cd, int most, int* count, Perf
 }
 static Status run(void* handle, Work work, void* cd, int algorithm, size_t bytes, const float* alpha, const float* beta) {
     if (*alpha != 1.0f || (*beta != 0.0f && *beta != 1.0f)) broken("cudnnConvolution: factors");
-    if (algorithm == 0) broken("a deterministic run uses an algorithm that is not");
+    if (algorithm == 0 && !getenv("MOCK_FREE")) broken("a deterministic run uses an algorithm that is not");
     for (const Performance& offer : OFFERS)
         if (offer.algorithm == algorithm && offer.math == ((Descriptor*)cd)->v[2] && offer.memory <= bytes && !offer.status) {
             // Timed again, the fourth is faster than the third.

@@ -11,7 +11,8 @@ use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, Scal
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
-use engine::check::{Case, EXTRAS, step};
+use engine::check::{Case, EXTRAS, FORMS, step};
+use engine::config::Form;
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
@@ -24,6 +25,7 @@ const TINY: Case = Case {
     steps: 2,
     of: 1,
     recipe: Recipe::PLAIN,
+    form: Form::BASE,
 };
 
 fn host_backend(case: &Case, host: &'static Host, seed: u64) -> CudaBackend<HostMachine> {
@@ -75,6 +77,31 @@ fn tiny_of_other_recipes_is_the_cpu_backend() {
     }
 }
 
+#[test]
+fn tiny_in_other_forms_is_the_cpu_backend() {
+    for form in FORMS {
+        compare_steps(Case { form, ..TINY }, 1);
+        compare_steps(Case { form, of: 2, resolution: 37, batch: 3, ..TINY }, 2);
+        compare_steps(Case { form, storage: Storage::F16, batch: 16, steps: 1, ..TINY }, 3);
+    }
+}
+
+/// No form has a race, and none leaves anything in a checkpoint that another could not go on from.
+#[test]
+fn forms_have_no_races_and_share_their_checkpoints() {
+    let Some(host) = Host::kernels() else { return };
+    let mut base = host_backend(&TINY, host, 1);
+    pass(&mut base, &TINY.images(1));
+    let state = base.state().unwrap();
+    for form in FORMS {
+        let case = Case { form, ..TINY };
+        assert_eq!(races(&plan_of(case).nodes), [], "{form}");
+        let mut other = host_backend(&case, host, 2);
+        other.load_state(&state).unwrap();
+        assert_eq!(other.state().unwrap(), state, "{form}");
+    }
+}
+
 /// Odd sides: windows and tails that do not fill.
 #[test]
 fn tiny_at_odd_sizes() {
@@ -93,6 +120,7 @@ fn resnet50_takes_steps() {
                 steps: 1,
                 of: 1,
                 recipe: Recipe::PLAIN,
+                form: Form::BASE,
             },
             5,
         );
@@ -241,8 +269,7 @@ fn missing_edges_between_streams_are_caught() {
 }
 
 fn plan_of(case: Case) -> Plan {
-    let CudaOptions { spec, resolution, storage, scale, input_channels, decay, recipe, keep, .. } =
-        case.cuda_options();
+    let CudaOptions { spec, resolution, storage, scale, form, decay, recipe, keep, .. } = case.cuda_options();
     let purpose = Purpose::Finish { sum: false };
     Plan::new(&PlanOptions {
         spec,
@@ -250,7 +277,7 @@ fn plan_of(case: Case) -> Plan {
         batch: case.batch,
         storage,
         purpose,
-        input_channels,
+        form,
         decay,
         recipe,
         scale,

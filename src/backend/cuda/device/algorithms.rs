@@ -1,9 +1,11 @@
 //! Which routine each convolution runs with: found by timing once, then kept in the run's state and, where asked, in a
 //! file.
 
+use super::cublaslt;
 use super::cudnn::{Algorithm, DEFAULT_MATH, FMA_MATH, TENSOR_OP_MATH};
 use crate::backend::cuda::plan::node::Convolution;
 use crate::backend::cuda::storage::Storage;
+use crate::config::Routines;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ pub enum Candidate {
     Cudnn(Algorithm),
     /// As a matrix product: for what [`is_product`] says.
     Cublas,
+    /// The same by one of cuBLASLt's algorithms.
+    CublasLt(cublaslt::Algorithm),
 }
 
 /// Whether a convolution multiplies every pixel by the same matrix: in NHWC one row-major product in each direction.
@@ -33,6 +37,7 @@ impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cublas => f.write_str("cublas"),
+            Self::CublasLt(algorithm) => algorithm.fmt(f),
             Self::Cudnn(Algorithm { number, math, memory, deterministic }) => {
                 write!(f, "cudnn algorithm {number} math {math} workspace {memory}")?;
                 if *deterministic { Ok(()) } else { write!(f, " {NONDETERMINISTIC}") }
@@ -56,6 +61,7 @@ impl FromStr for Candidate {
         };
         match *words {
             ["cublas"] => Ok(Self::Cublas),
+            ["cublaslt", ..] if deterministic => text.parse().map(Self::CublasLt),
             ["cudnn", "algorithm", algorithm, "math", math, "workspace", memory] => {
                 let (number, math, memory) = (number(algorithm)?, number(math)?, number(memory)?);
                 Ok(Self::Cudnn(Algorithm { number, math, memory, deterministic }))
@@ -96,6 +102,8 @@ pub struct Rule {
     pub deterministic: bool,
     /// Bytes of workspace that there are.
     pub workspace: u64,
+    /// Whose are tried.
+    pub routines: Routines,
 }
 
 /// Candidates of cuDNN's that are timed again, as the run will call them.
@@ -122,7 +130,11 @@ impl Rule {
     /// Whether a choice of an earlier run may be made again.
     pub fn allows(&self, candidate: &Candidate, conv: &Convolution) -> bool {
         match candidate {
-            Candidate::Cublas => is_product(conv),
+            Candidate::Cublas => is_product(conv) && self.routines != Routines::Cudnn,
+            Candidate::CublasLt(algorithm) => {
+                let fits = algorithm.workspace as u64 <= self.workspace;
+                is_product(conv) && self.routines == Routines::CublasLt && fits
+            }
             Candidate::Cudnn(algorithm) => self.allows_algorithm(algorithm),
         }
     }
@@ -188,8 +200,14 @@ mod tests {
     use crate::backend::cuda::plan::region::{Arena, Region};
     use crate::model::graph::ConvShape;
 
-    const FP16: Rule =
-        Rule { storage: Storage::F16, tf32: false, has_tf32: true, deterministic: true, workspace: 8192 };
+    const FP16: Rule = Rule {
+        storage: Storage::F16,
+        tf32: false,
+        has_tf32: true,
+        deterministic: true,
+        workspace: 8192,
+        routines: Routines::Cublas,
+    };
     const FP32: Rule = Rule { storage: Storage::F32, ..FP16 };
 
     fn algorithm(number: i32, math: i32) -> Algorithm {
@@ -249,6 +267,11 @@ mod tests {
         let random = Candidate::Cudnn(Algorithm { deterministic: false, ..algorithm(1, TENSOR_OP_MATH) });
         let read_back: Candidate = random.to_string().parse().unwrap();
         assert!(!FP16.allows(&read_back, &plain));
+        let lt = Candidate::CublasLt(cublaslt::Algorithm { data: [1; 8], workspace: 8192 });
+        let all = Rule { routines: Routines::CublasLt, ..FP16 };
+        assert!(all.allows(&lt, &plain) && !all.allows(&lt, &strided) && !FP16.allows(&lt, &plain));
+        assert!(!Rule { workspace: 8191, ..all }.allows(&lt, &plain));
+        assert!(!Rule { routines: Routines::Cudnn, ..FP16 }.allows(&Candidate::Cublas, &plain));
         assert!(key(&plain, &Rule { tf32: true, ..FP32 }).ends_with("s1 p0 n2 tf32"));
     }
 
@@ -258,6 +281,7 @@ mod tests {
         for candidate in [
             Candidate::Cublas,
             Candidate::Cudnn(one),
+            Candidate::CublasLt(cublaslt::Algorithm { data: [7; 8], workspace: 1 }),
             Candidate::Cudnn(Algorithm { deterministic: false, ..one }),
         ] {
             assert_eq!(candidate.to_string().parse(), Ok(candidate));

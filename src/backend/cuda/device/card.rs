@@ -2,6 +2,7 @@
 
 use super::algorithms::{Candidate, File};
 use super::cublas::{Cublas, Layer};
+use super::cublaslt::CublasLt;
 use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use super::libraries::{Library, check_card, dotted};
@@ -15,13 +16,12 @@ use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
+use crate::config::{Routines, Search};
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
 use std::rc::Rc;
 
-/// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
-pub const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
 
@@ -33,13 +33,25 @@ pub struct CardOptions {
     /// f32 products may round their operands to 10 bits.
     pub tf32: bool,
     pub deterministic: bool,
+    pub search: Search,
     pub algorithms: Option<File>,
+    /// Routines by shape, as an earlier run chose them; a file's stand above them.
+    pub known: BTreeMap<String, String>,
+}
+
+impl CardOptions {
+    /// Deterministic, with the usual search.
+    pub fn new(ordinal: usize, storage: Storage, tf32: bool) -> Self {
+        let known = BTreeMap::new();
+        Self { ordinal, storage, tf32, deterministic: true, search: Search::BASE, algorithms: None, known }
+    }
 }
 
 /// One stream with its library handles and workspace.
 pub(super) struct Lane {
     pub(super) cudnn: Cudnn,
     pub(super) cublas: Cublas,
+    pub(super) lt: Option<CublasLt>,
     pub(super) workspace: Memory,
     pub(super) stream: Stream,
 }
@@ -86,6 +98,9 @@ impl Card {
     fn begin(options: CardOptions) -> Result<Self> {
         let driver = Library::Driver.find()?;
         let (cublas, cudnn) = (Library::Cublas.find()?, Library::Cudnn.find()?);
+        if options.search.routines == Routines::CublasLt {
+            Library::CublasLt.find()?;
+        }
         let context = Context::open(options.ordinal)?;
         check_card(context.capability, cudnn.version)?;
         check_precision(&context, &options)?;
@@ -99,7 +114,10 @@ impl Card {
             dotted(cudnn.version),
             dotted(cublas.version)
         );
-        let choices = options.algorithms.as_ref().map_or(Ok(BTreeMap::new()), |file| file.read(&identity))?;
+        let mut choices = options.known.clone();
+        if let Some(file) = &options.algorithms {
+            choices.extend(file.read(&identity)?);
+        }
         let load = |(name, text): &(&str, &str)| Module::load(&context, name, text);
         let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
         let lanes = (0..STREAMS).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
@@ -327,10 +345,13 @@ fn check_precision(context: &Context, options: &CardOptions) -> Result<()> {
 
 fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
     let stream = Stream::new(context)?;
-    let workspace = Memory::new(context, "the workspace of convolutions", WORKSPACE)?;
-    let bytes = WORKSPACE as usize;
-    let cublas = Cublas::new(&stream, workspace.at(0, WORKSPACE), bytes, options.storage, options.tf32)?;
-    Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
+    let bytes = options.search.workspace_bytes();
+    let workspace = Memory::new(context, "the workspace of convolutions", bytes)?;
+    let at = workspace.at(0, bytes);
+    let cublas = Cublas::new(&stream, at, bytes as usize, options.storage, options.tf32)?;
+    let wanted = options.search.routines == Routines::CublasLt;
+    let lt = if wanted { Some(CublasLt::new(options.storage, options.tf32)?) } else { None };
+    Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, lt, workspace, stream })
 }
 
 impl Card {

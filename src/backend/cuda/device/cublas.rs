@@ -34,7 +34,7 @@ const FULL_PRECISION_SUMS: c_int = 16;
 /// `CUBLAS_GEMM_DEFAULT`: the heuristic, which depends on the shapes alone.
 const GEMM_DEFAULT: c_int = -1;
 const NO_TRANSPOSE: c_int = 0;
-const TRANSPOSE: c_int = 1;
+pub(super) const TRANSPOSE: c_int = 1;
 
 /// c [m][n] = a [m][k] b [k][n], row-major; a transposed operand lies as [k][m] or [n][k].
 #[derive(Debug, Clone, Copy)]
@@ -88,27 +88,45 @@ impl Layer {
 
 /// A product as cuBLAS takes it, column-major: what is row-major [m][n] is its [n][m], so the operands change places.
 #[derive(Debug, Clone, Copy)]
-struct ColumnMajor {
+pub(super) struct ColumnMajor {
     /// Of a and b.
-    operations: [c_int; 2],
-    m: c_int,
-    n: c_int,
-    k: c_int,
-    a: Address,
-    lda: c_int,
-    b: Address,
-    ldb: c_int,
-    ldc: c_int,
+    pub operations: [c_int; 2],
+    pub m: c_int,
+    pub n: c_int,
+    pub k: c_int,
+    pub a: Address,
+    pub lda: c_int,
+    pub b: Address,
+    pub ldb: c_int,
+    pub ldc: c_int,
 }
 
 impl ColumnMajor {
-    fn of(product: &Product) -> Self {
+    pub fn of(product: &Product) -> Self {
         let Product { m, n, k, a, b, .. } = *product;
         let operation = |operand: Operand| if operand.transposed { TRANSPOSE } else { NO_TRANSPOSE };
         let (ld_a, ld_b) = (if a.transposed { m } else { k }, if b.transposed { k } else { n });
         let [m, n, k, ld_a, ld_b] = [m, n, k, ld_a, ld_b].map(|size| size as c_int);
         let operations = [operation(b), operation(a)];
         Self { operations, m: n, n: m, k, a: b.at, lda: ld_b, b: a.at, ldb: ld_a, ldc: n }
+    }
+}
+
+/// `cudaDataType` of a storage type.
+pub(super) fn data_type(storage: Storage) -> c_int {
+    match storage {
+        Storage::F16 => R_16F,
+        Storage::Bf16 => R_16BF,
+        Storage::F32 => R_32F,
+    }
+}
+
+/// What sums are computed in.
+pub(super) fn compute_type(storage: Storage, tf32: bool) -> c_int {
+    match (storage, tf32) {
+        (Storage::F32, true) => COMPUTE_32F_FAST_TF32,
+        (Storage::F32, false) => COMPUTE_32F_PEDANTIC,
+        _ => COMPUTE_32F,
     }
 }
 
@@ -150,11 +168,7 @@ impl Cublas {
         storage: Storage,
         tf32: bool,
     ) -> Result<Self> {
-        let compute = match (storage, tf32) {
-            (Storage::F32, true) => COMPUTE_32F_FAST_TF32,
-            (Storage::F32, false) => COMPUTE_32F_PEDANTIC,
-            _ => COMPUTE_32F,
-        };
+        let compute = compute_type(storage, tf32);
         let mut handle = std::ptr::null_mut();
         call!("cublasCreate_v2", (*mut Handle), &raw mut handle)?;
         let cublas = Self { handle, storage, compute };
@@ -176,12 +190,7 @@ impl Cublas {
         let Product { c, result, accumulate, .. } = *product;
         let ColumnMajor { operations, m, n, k, a, lda, b, ldb, ldc } = ColumnMajor::of(product);
         let (one, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
-        let kind = |storage: Storage| match storage {
-            Storage::F16 => R_16F,
-            Storage::Bf16 => R_16BF,
-            Storage::F32 => R_32F,
-        };
-        let (from, to) = (kind(self.storage), kind(result));
+        let (from, to) = (data_type(self.storage), data_type(result));
         call!(
             "cublasGemmEx",
             (

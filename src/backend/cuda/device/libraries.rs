@@ -1,7 +1,7 @@
 //! Which of NVIDIA's libraries are here, and what to do about those that are not. Nothing here needs one of them.
 
 use crate::error::{Error, Result};
-use cudarc::{cublas, cudnn, driver, nccl};
+use cudarc::{cublas, cublaslt, cudnn, driver, nccl};
 use std::ffi::{c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ pub enum Library {
     /// `libcuda.so.1`, part of the driver.
     Driver,
     Cublas,
+    /// For `device.search.routines = "cublas-lt"` only.
+    CublasLt,
     Cudnn,
     /// For several GPUs only.
     Nccl,
@@ -37,7 +39,7 @@ pub const OLDEST_CUDNN: usize = 90000;
 pub const CUDNN_WITHOUT_VOLTA: usize = 91100;
 
 /// Every symbol that the backend calls: one that is missing is an error here, and would be a panic later.
-const SYMBOLS: [(Library, &[&str]); 3] = [
+const SYMBOLS: [(Library, &[&str]); 4] = [
     (
         Library::Driver,
         &[
@@ -86,6 +88,7 @@ const SYMBOLS: [(Library, &[&str]); 3] = [
         ],
     ),
     (Library::Cublas, super::cublas::SYMBOLS),
+    (Library::CublasLt, super::cublaslt::SYMBOLS),
     (Library::Cudnn, super::cudnn::SYMBOLS),
 ];
 
@@ -96,6 +99,7 @@ impl Library {
         match self {
             Self::Driver => "NVIDIA driver",
             Self::Cublas => "cuBLAS",
+            Self::CublasLt => "cuBLASLt",
             Self::Cudnn => "cuDNN",
             Self::Nccl => "NCCL",
         }
@@ -106,6 +110,7 @@ impl Library {
         match self {
             Self::Driver => "libcuda.so",
             Self::Cublas => "libcublas.so",
+            Self::CublasLt => "libcublasLt.so",
             Self::Cudnn => "libcudnn.so",
             Self::Nccl => "libnccl.so",
         }
@@ -117,6 +122,7 @@ impl Library {
             match self {
                 Self::Driver => driver::sys::is_culib_present(),
                 Self::Cublas => cublas::sys::is_culib_present(),
+                Self::CublasLt => cublaslt::sys::is_culib_present(),
                 Self::Cudnn => cudnn::sys::is_culib_present(),
                 Self::Nccl => nccl::sys::is_culib_present(),
             }
@@ -138,6 +144,7 @@ impl Library {
         match self {
             Self::Driver => address!(driver),
             Self::Cublas => address!(cublas),
+            Self::CublasLt => address!(cublaslt),
             Self::Cudnn => address!(cudnn),
             Self::Nccl => address!(nccl),
         }
@@ -167,8 +174,9 @@ impl Library {
                         return get();
                     }
                 }
-                Self::Cublas => {
-                    if let Some(get) = by_pointer("cublasGetProperty") {
+                Self::Cublas | Self::CublasLt => {
+                    let name = if self == Self::Cublas { "cublasGetProperty" } else { "cublasLtGetProperty" };
+                    if let Some(get) = by_pointer(name) {
                         let get: unsafe extern "C" fn(c_int, *mut c_int) -> c_int = std::mem::transmute(get);
                         // MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h.
                         let mut parts = [0; 3];
@@ -234,7 +242,7 @@ impl Library {
             Self::Driver => {
                 "this machine has no NVIDIA driver, or the container was started without GPUs (docker run --gpus all)"
             }
-            Self::Cublas => {
+            Self::Cublas | Self::CublasLt => {
                 "install CUDA 12 or 13 (libcublas), or pip install nvidia-cublas-cu12, and put its folder into LD_LIBRARY_PATH"
             }
             Self::Cudnn => {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`libraries`] | what is here, what is missing, what to do about it |
 //! | [`driver`] | memory, streams, events, graphs |
-//! | [`cudnn`], [`cublas`] | convolutions, matrix products |
+//! | [`cudnn`], [`cublas`], [`cublaslt`] | convolutions, matrix products |
 //! | [`algorithms`], `search` | which routine for which convolution |
 //! | [`card`] | the machine |
 //! | [`measure`] | how long things take on it |
@@ -16,6 +16,7 @@
 pub mod algorithms;
 pub mod card;
 pub mod cublas;
+pub mod cublaslt;
 pub mod cudnn;
 pub mod driver;
 pub mod libraries;

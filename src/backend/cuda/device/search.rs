@@ -1,10 +1,12 @@
 //! The search for each convolution's routine: cuDNN's algorithms, and cuBLAS where the convolution is a matrix product.
 
 use super::algorithms::{self, Candidate, Rule, is_product};
-use super::card::{Card, Lane, WORKSPACE};
-use super::cublas::Layer;
+use super::card::{Card, Lane};
+use super::cublas::{Layer, Product};
+use super::cublaslt::Workspace;
 use super::cudnn::{Convolution as Descriptors, Operands};
 use crate::backend::cuda::plan::node::{Convolution, Node};
+use crate::config::Routines;
 use crate::error::{Error, Result};
 
 /// Samples of a candidate's time, of which the median counts.
@@ -17,7 +19,8 @@ impl Card {
             tf32: self.options.tf32,
             has_tf32: self.context.capability >= (8, 0),
             deterministic: self.options.deterministic,
-            workspace: WORKSPACE,
+            workspace: self.options.search.workspace_bytes(),
+            routines: self.options.search.routines,
         }
     }
 
@@ -38,8 +41,13 @@ impl Card {
         let lane = &self.lanes[node.stream];
         let found = descriptors.find(&lane.cudnn, conv.pass, &self.operands(lane, conv))?;
         let mut candidates: Vec<_> = rule.shortlist(&found).into_iter().map(Candidate::Cudnn).collect();
-        if is_product(conv) {
+        if is_product(conv) && rule.routines != Routines::Cudnn {
             candidates.push(Candidate::Cublas);
+        }
+        if let Some(lt) = lane.lt.as_ref().filter(|_| is_product(conv)) {
+            // A product that its heuristic knows nothing of is one that it is not tried for.
+            let offers = lt.offers(&self.product(conv), rule.workspace as usize).unwrap_or_default();
+            candidates.extend(offers.into_iter().map(Candidate::CublasLt));
         }
         let (mut timed, mut refused) = (vec![], None);
         for candidate in candidates {
@@ -55,7 +63,7 @@ impl Card {
                 let kind = if rule.deterministic { "deterministic " } else { "" };
                 Error::device(format!(
                     "cuDNN offers no {kind}algorithm for {key} within {} MiB; device.deterministic = false may help",
-                    WORKSPACE >> 20
+                    self.options.search.workspace
                 ))
             })
         })?;
@@ -65,7 +73,8 @@ impl Card {
 
     fn operands(&self, lane: &Lane, conv: &Convolution) -> Operands {
         let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
-        Operands { x, w, y, workspace: lane.workspace.at(0, WORKSPACE), workspace_bytes: WORKSPACE as usize }
+        let bytes = self.options.search.workspace_bytes();
+        Operands { x, w, y, workspace: lane.workspace.at(0, bytes), workspace_bytes: bytes as usize }
     }
 
     /// Sends a convolution to a lane's stream.
@@ -81,13 +90,24 @@ impl Card {
             Candidate::Cudnn(algorithm) => {
                 descriptors.run(&lane.cudnn, conv.pass, algorithm, &operands, conv.accumulate)
             }
-            Candidate::Cublas => {
-                let Operands { x, w, y, .. } = operands;
-                let (rows, inputs, outputs) =
-                    (conv.n * conv.shape.h * conv.shape.w, conv.shape.c, conv.shape.k);
-                let layer = Layer { pass: conv.pass, rows, inputs, outputs, x, w, y };
-                lane.cublas.run(&layer.product(self.options.storage, conv.accumulate))
+            Candidate::Cublas => lane.cublas.run(&self.product(conv)),
+            Candidate::CublasLt(algorithm) => {
+                let lt = lane.lt.as_ref().ok_or_else(|| {
+                    Error::failed(
+                        "an algorithm of cuBLASLt's where it is not searched; this is a bug in engine",
+                    )
+                })?;
+                let workspace = Workspace { at: operands.workspace, bytes: operands.workspace_bytes };
+                lt.run(&self.product(conv), algorithm, workspace, &lane.stream)
             }
         }
+    }
+
+    /// A 1x1 convolution without stride as a matrix product.
+    fn product(&self, conv: &Convolution) -> Product {
+        let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
+        let (rows, inputs, outputs) = (conv.n * conv.shape.h * conv.shape.w, conv.shape.c, conv.shape.k);
+        let layer = Layer { pass: conv.pass, rows, inputs, outputs, x, w, y };
+        layer.product(self.options.storage, conv.accumulate)
     }
 }
