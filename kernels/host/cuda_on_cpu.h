@@ -311,6 +311,15 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float cospif(float a) { return (float)cos(3.14159265358979323846 * a); }
 
+// A block runs whole before the next begins: what it has written is there.
+inline void __threadfence() {}
+
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at = before + value;
+    return before;
+}
+
 inline unsigned atomicMax(unsigned* at, unsigned value) {
     const unsigned before = *at;
     if (value > before) *at = value;

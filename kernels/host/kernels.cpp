@@ -4,6 +4,7 @@
 #include "../input.cu"
 #include "../batch_norm.cu"
 #include "../batch_norm_backward.cu"
+#include "../batch_norm_slab.cu"
 #include "../pool.cu"
 #include "../loss.cu"
 #include "../drop_path.cu"

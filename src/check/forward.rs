@@ -96,7 +96,7 @@ impl<M: Machine> Layers<'_, M> {
             })
             .collect();
         let kinds = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
-        let nodes = ["bn_stats", "bn_finalize"].map(|what| self.seen.node(unit.raw, what));
+        let nodes = self.seen.norm_nodes(unit.raw, &["bn_stats", "bn_finalize"], "bn_slab");
         for (at, kind) in kinds.into_iter().enumerate() {
             let got = to_f64(&self.seen.statistic(unit, kind)?);
             let values = columns.iter().map(|column| column[at].0).collect();
@@ -162,7 +162,7 @@ impl<M: Machine> Layers<'_, M> {
                 sums.iter_mut().zip(&z).for_each(|(sum, z)| add(sum, exact(z)));
             }
         }
-        let nodes = [self.seen.node(unit.raw, "bn_apply")];
+        let nodes = self.seen.norm_nodes(unit.raw, &["bn_apply"], "bn_slab");
         let what = self.seen.name(unit.y).to_owned();
         if unit.residual.is_some() && !self.evaluates() {
             let mask = self.seen.bytes(self.seen.buffer(&format!("{what}.mask"))?)?;

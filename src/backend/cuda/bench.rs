@@ -45,9 +45,9 @@ pub struct Work {
 
 impl Work {
     pub fn of(node: &Node, staging: &StagingLayout) -> Self {
-        let times = |access| if access == Access::Update { 2 } else { 1 };
-        let of = |(region, access)| times(access) * touched(node, region, staging);
-        let bytes = node.call.accesses().into_iter().map(of).sum();
+        let times = |access| if matches!(access, Access::Update | Access::Scratch) { 2 } else { 1 };
+        let of = |(region, access, bytes)| times(access) * touched(node, region, bytes, staging);
+        let bytes = node.call.traffic().into_iter().map(of).sum();
         let operations = match &node.call {
             Call::Kernel(_) => 0,
             Call::Convolution(conv) => 2 * (conv.shape.macs() * conv.n) as u64,
@@ -64,13 +64,13 @@ impl Work {
 
 /// What a call touches of a region. Kernels get all staging slots and the whole ring of outcomes, and use one: of a slot,
 /// `input` alone reads the images.
-fn touched(node: &Node, region: Region, staging: &StagingLayout) -> u64 {
+fn touched(node: &Node, region: Region, bytes: u64, staging: &StagingLayout) -> u64 {
     let reads_images = matches!(&node.call, Call::Kernel(launch) if launch.kernel.starts_with("input_"));
     match region.arena {
         Arena::Staging if reads_images => staging.images_bytes,
         Arena::Staging => staging.slot_bytes - staging.items_offset,
         Arena::Outcomes => size_of::<Outcome>() as u64,
-        _ => region.bytes,
+        _ => bytes,
     }
 }
 
@@ -232,7 +232,7 @@ fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) -> String {
     match call {
         Call::Kernel(launch) => {
             let largest = launch.args.iter().filter_map(|arg| match arg {
-                Arg::Region(region, _) => Some(region.bytes),
+                Arg::Region(region, _) | Arg::Part(region, ..) => Some(region.bytes),
                 _ => None,
             });
             format!("{} {:.1} MB", launch.kernel, largest.max().unwrap_or(0) as f64 / 1e6)

@@ -48,7 +48,7 @@ mod tests {
         let check = |launch: &Launch| {
             let entry = declared.get(&launch.kernel).unwrap_or_else(|| panic!("no kernel {}", launch.kernel));
             let given = launch.args.iter().map(|arg| match arg {
-                Arg::Region(..) | Arg::Null | Arg::U64(_) => "u64",
+                Arg::Region(..) | Arg::Part(..) | Arg::Null | Arg::U64(_) => "u64",
                 Arg::U32(_) => "u32",
                 Arg::F32(_) => "f32",
             });

@@ -13,7 +13,7 @@ use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
 /// What an affine map by channel is made of: y = (x - mean) scale + beta.
-struct Affine {
+pub struct Affine {
     mean: Region,
     scale: Region,
     beta: Region,
@@ -21,7 +21,12 @@ struct Affine {
 
 impl Affine {
     fn args(&self) -> [Arg; 3] {
-        [read(self.mean), read(self.scale), read(self.beta)]
+        self.map(read)
+    }
+
+    /// Mean, scale, beta.
+    pub fn map<T>(&self, arg: impl FnMut(Region) -> T) -> [T; 3] {
+        [self.mean, self.scale, self.beta].map(arg)
     }
 }
 
@@ -170,13 +175,28 @@ impl Builder<'_> {
         let (shape, n) = (self.shape(unit), self.options.batch);
         let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
+        let applies = unit.relu || unit.residual.is_some();
+        if applies {
+            self.make_mask(unit);
+        }
+        if applies && !self.evaluates() && let Some(slabs) = self.slabs(unit, 1) {
+            return self.norm_in_slabs(unit, &slabs);
+        }
         if !self.evaluates() {
             self.statistics(unit);
         }
-        if unit.relu || unit.residual.is_some() {
+        if applies {
             self.apply(unit);
         } else {
             self.folded[unit.y] = Some(unit.clone());
+        }
+    }
+
+    /// A bit an element of a block's sum, for the way back.
+    fn make_mask(&mut self, unit: &ConvUnit) {
+        if unit.residual.is_some() && self.trains() {
+            let bytes = self.elements(unit.y).div_ceil(8) as u64;
+            self.mask[unit.y] = Some(self.buffer(self.name(unit.y, "mask"), bytes));
         }
     }
 
@@ -207,7 +227,7 @@ impl Builder<'_> {
         self.launch(self.name(unit.raw, "bn_finalize"), launch);
     }
 
-    fn affine(&self, unit: &ConvUnit) -> Affine {
+    pub fn affine(&self, unit: &ConvUnit) -> Affine {
         let mean = if self.evaluates() {
             let running = self.layout.running(unit.mean, unit.shape.k, false);
             Region { arena: self.running_arena(), ..running }
@@ -235,10 +255,6 @@ impl Builder<'_> {
             }
         }
         let y = self.make_activation(unit.y);
-        if unit.residual.is_some() && self.trains() {
-            let mask = self.buffer(self.name(unit.y, "mask"), elements.div_ceil(8) as u64);
-            self.mask[unit.y] = Some(mask);
-        }
         args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
         args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
         let dropped = self.dropped(unit.y, elements / self.options.batch);

@@ -19,6 +19,15 @@ const LANES: usize = 32;
 /// Channels of a block that adds partials up.
 const FINALIZE_CHANNELS: usize = 16;
 
+/// Channels of a column of `bn_slab` and `bn_backward_slab`.
+pub const SLAB_COLUMN: usize = 32;
+/// Rows of a block that applies, and the fewest of one that sums: eight of each thread.
+const SLAB_ROWS: usize = 512;
+/// Partials of a channel, at most: the last block of a column adds them up by itself.
+const SLAB_PARTIALS: usize = 256;
+/// `bn_stats`, `bn_finalize`, `bn_apply`, and as many on the way back.
+pub const PLAIN_NORM_LAUNCHES: u64 = 3;
+
 /// Blocks of a reduction, about: eight for each multiprocessor of a large card.
 const REDUCE_BLOCKS: usize = 1024;
 /// Rows that a thread of a reduction takes at least: fewer would not hide the combining.
@@ -78,6 +87,17 @@ pub fn bn_apply(elements: usize, channels: usize) -> Geometry {
     let groups = if channels.is_multiple_of(PACK) { channels / PACK } else { 1 };
     let threads = if groups <= BLOCK { BLOCK / groups * groups } else { BLOCK };
     line(elements.div_ceil(PACK * APPLY_PACKS * threads), BLOCK)
+}
+
+/// Rows of one block of the half of `bn_slab` or `bn_backward_slab` that sums `columns` columns.
+pub fn slab_rows_per_block(rows: usize, columns: usize) -> usize {
+    let blocks = (REDUCE_BLOCKS / columns.max(1)).clamp(1, SLAB_PARTIALS);
+    rows.div_ceil(blocks).max(SLAB_ROWS)
+}
+
+/// `bn_slab` and `bn_backward_slab`: blocks that sum, then blocks that apply.
+pub fn bn_slab(rows: usize, per_block: usize, sums: usize, applies: usize) -> Geometry {
+    line(sums * rows.div_ceil(per_block) + applies * rows.div_ceil(SLAB_ROWS), BLOCK)
 }
 
 /// `bn_running` and `bn_fold`: a thread a channel.

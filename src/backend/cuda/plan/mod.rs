@@ -6,6 +6,7 @@
 //! | [`params`] | where everything that outlives a pass lies |
 //! | [`chunks`] | that space in pieces of one parameter each |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
+//! | [`slab`] | batch norms that read once, through the cache |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -26,6 +27,7 @@ pub mod order;
 pub mod params;
 pub mod place;
 pub mod region;
+pub mod slab;
 
 use super::abi;
 use super::storage::Storage;
@@ -256,7 +258,7 @@ impl Plan {
         let Builder { mut nodes, mut buffers, staging, .. } = builder;
         order::connect(&mut nodes);
         let activations = place::place(&mut nodes, &mut buffers, options.keep);
-        let arenas = arenas(&layout, options, &staging, activations);
+        let arenas = arenas(&graph, &layout, options, &staging, activations);
         Ok(Self { options: options.clone(), graph, layout, staging, nodes, buffers, arenas })
     }
 
@@ -298,6 +300,7 @@ fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
 }
 
 fn arenas(
+    graph: &Graph,
     layout: &ParamLayout,
     options: &PlanOptions,
     staging: &StagingLayout,
@@ -305,12 +308,14 @@ fn arenas(
 ) -> BTreeMap<Arena, u64> {
     let flat = 4 * layout.total as u64;
     let (matrices, vectors) = layout.all_gradients(options.storage);
+    let widest = graph.tensors.iter().map(|tensor| tensor.c).max().unwrap_or(0);
     let mut arenas = BTreeMap::from([
         (Arena::Activations, activations),
         (Arena::Master, flat),
         (Arena::Weights, layout.all_weights(options.storage).bytes),
         (Arena::Channels, 4 * (STATISTICS * layout.channels) as u64),
         (Arena::Running, 4 * (2 * layout.channels) as u64),
+        (Arena::Counters, slab::counters(widest)),
         (Arena::State, size_of::<abi::State>() as u64),
     ]);
     if options.recipe.averages {
