@@ -2,6 +2,10 @@
 //               image's Item says; the padding channels (from the fourth on) are zero. `channels` is 4 or 8.
 // input_erased  the same where rectangles of images are painted over before they are mixed: in a colour, or with standard
 //               normal noise, which is made of draws by place
+// input_blocked, input_blocked_erased
+//               the same as [n][height][width][2][2][4]: 2x2 pixels of 4 channels as one of 16, with a margin of `before` of
+//               these at the top and the left and zeros wherever there is no pixel, so that a convolution with stride 2 is
+//               one without stride and padding (plan/stem.rs)
 // A thread makes 4 packs of 8 elements, which are two pixels of 4 channels or one of 8: one 16-byte store for 2-byte types,
 // two for f32. Neighbouring threads make neighbouring packs, so that a warp reads a contiguous piece of a row. What a byte
 // becomes is computed once a block, for all 256 of them, and looked up: two divisions a value would cost as much as the
@@ -88,9 +92,34 @@ __device__ inline void make_packs(const Images<ERASE>& from, S* y) {
     }
 }
 
+// Where 2x2 pixels lie as one.
+struct Blocked { u32 before, height, width; };
+
+// A pack is two neighbours of one row: one row of a block.
+template <class S, bool ERASE>
+__device__ inline void make_blocks(const Images<ERASE>& from, S* y, Blocked to) {
+    const u32 packs = from.n * to.height * to.width * 2;
+    for (u32 i = 0; i < INPUT_PACKS; i++) {
+        const u32 at = (blockIdx.x * INPUT_PACKS + i) * BLOCK + threadIdx.x;
+        if (at >= packs) return;
+        const u32 block = at / 2, image = block / (to.width * to.height);
+        // Before the first row or column these wrap around and are beyond the last.
+        const u32 row = 2 * (block / to.width % to.height - to.before) + at % 2;
+        const u32 column = 2 * (block % to.width - to.before);
+        Pack<S> pack;
+#pragma unroll
+        for (u32 e = 0; e < PACK; e++) pack.v[e] = 0.0f;
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            if (row < from.h && column + p < from.w) from.pixel(pack.v + p * 4, (image * from.h + row) * from.w + column + p);
+        }
+        pack.store(y + (u64)at * PACK);
+    }
+}
+
 template <class S, bool ERASE>
 __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 items_offset, const State* state, S* y, u32 n,
-                             u32 h, u32 w, u32 channels, Normalise by) {
+                             u32 h, u32 w, u32 channels, Blocked blocked, Normalise by) {
     __shared__ f32 table[3][256];
     static_assert(BLOCK == 256, "a thread for every value of a byte");
     for (u32 c = 0; c < 3; c++) {
@@ -100,26 +129,47 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
     __syncthreads();
     const Images<ERASE> images = {staged<u8>(staging, slots, slot_bytes, 0, state),
                            staged<Item>(staging, slots, slot_bytes, items_offset, state), n, h, w, table};
-    if (channels == 4) make_packs<S, 4, ERASE>(images, y);
+    if (blocked.height) make_blocks<S, ERASE>(images, y, blocked);
+    else if (channels == 4) make_packs<S, 4, ERASE>(images, y);
     else make_packs<S, 8, ERASE>(images, y);
 }
 
-#define INPUT(S, suffix)                                                                                               \
-    KERNEL __launch_bounds__(BLOCK)                                                                                    \
-    input_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                        \
-                   const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,   \
-                   f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                               \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                              \
-        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, by);                    \
-    }                                                                                                                  \
-    EXPORT(input_##suffix)                                                                                             \
-    KERNEL __launch_bounds__(BLOCK)                                                                                    \
-    input_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                 \
-                          const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels,       \
-                          f32 mean0, f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                             \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                              \
-        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, by);                     \
-    }                                                                                                                  \
-    EXPORT(input_erased_##suffix)
+#define INPUT(S, suffix)                                                                                                      \
+    KERNEL __launch_bounds__(BLOCK)                                                                                           \
+    input_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                               \
+        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,                     \
+        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
+        const Blocked blocked = {0, 0, 0};                                                                                    \
+        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, blocked, by);                  \
+    }                                                                                                                         \
+    EXPORT(input_##suffix)                                                                                                    \
+    KERNEL __launch_bounds__(BLOCK)                                                                                           \
+    input_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                        \
+        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,                     \
+        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
+        const Blocked blocked = {0, 0, 0};                                                                                    \
+        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, blocked, by);                   \
+    }                                                                                                                         \
+    EXPORT(input_erased_##suffix)                                                                                             \
+    KERNEL __launch_bounds__(BLOCK)                                                                                           \
+    input_blocked_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                       \
+        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 before, u32 height, u32 width, f32 mean0,\
+        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
+        const Blocked blocked = {before, height, width};                                                                      \
+        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, 4, blocked, by);                         \
+    }                                                                                                                         \
+    EXPORT(input_blocked_##suffix)                                                                                            \
+    KERNEL __launch_bounds__(BLOCK)                                                                                           \
+    input_blocked_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                \
+        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 before, u32 height, u32 width, f32 mean0,\
+        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
+        const Blocked blocked = {before, height, width};                                                                      \
+        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, 4, blocked, by);                          \
+    }                                                                                                                         \
+    EXPORT(input_blocked_erased_##suffix)
 FOR_EACH_STORAGE(INPUT)
 #undef INPUT

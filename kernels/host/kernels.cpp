@@ -14,5 +14,7 @@
 #include "../lamb.cu"
 #include "../lars.cu"
 #include "../ema.cu"
+#include "../stem.cu"
+#include "../residual.cu"
 
 #include "launch.h"

@@ -88,14 +88,13 @@ impl<M: Machine> Layers<'_, M> {
         kind: &'static str,
         node: String,
         param: ParamId,
+        got: &[f32],
         dw: &[f32],
         error: f64,
-    ) -> Result<()> {
-        let got = to_f64(&self.seen.param_gradient(param)?);
+    ) {
         let allowed = Allowed::Same(rounding(self.seen.storage(), largest(dw)) + error);
         let what = format!("grad.{}", self.seen.plan.graph.params[param].name);
-        self.note(kind, &[node], &what, &got, &Want { values: to_f64(dw), allowed });
-        Ok(())
+        self.note(kind, &[node], &what, &to_f64(got), &Want { values: to_f64(dw), allowed });
     }
 
     fn backward_conv(&mut self, unit: &ConvUnit, joins: &mut Joins) -> Result<()> {
@@ -107,7 +106,8 @@ impl<M: Machine> Layers<'_, M> {
         let seen = longest_column(&x, shape.c) * shape.stride as f64;
         let error = dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
         let node = self.seen.node(unit.raw, "wgrad");
-        self.matrix("convolution wgrad", node, unit.weight, &dw, error)?;
+        let got = self.filter_gradient(unit, unit.weight)?;
+        self.matrix("convolution wgrad", node, unit.weight, &got, &dw, error);
         if unit.x == self.seen.plan.graph.input {
             return Ok(());
         }
@@ -115,12 +115,19 @@ impl<M: Machine> Layers<'_, M> {
         let dx = self.oracle.dgrad(&shape, n, &dy, &w);
         let terms = shape.r * shape.s * shape.k;
         let error = dot_error(terms, longest_row(&dy, shape.k), longest_column(&w, shape.c));
-        let made = Made {
+        let mut made = Made {
             kind: "convolution dgrad",
             nodes: vec![self.seen.node(unit.raw, "dgrad")],
             allowed: vec![error; dx.len()],
             values: to_f64(&dx),
         };
+        // Where another kernel adds it, the part itself is rounded as well.
+        let add = self.seen.node(unit.raw, "gradient_add");
+        if self.seen.plan.nodes.iter().any(|node| node.name == add) {
+            let rounded = rounding(self.seen.storage(), largest(&dx));
+            made.allowed.iter_mut().for_each(|allowed| *allowed += rounded);
+            made.nodes.push(add);
+        }
         self.join(joins, unit.x, made)
     }
 
@@ -262,7 +269,8 @@ impl<M: Machine> Layers<'_, M> {
         let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight)?);
         let dw = self.oracle.wgrad(&shape, 1, &from, &dy);
         let error = dot_error(n, longest_column(&from, features), longest_column(&dy, classes));
-        self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &dw, error)?;
+        let got = self.seen.param_gradient(weight)?;
+        self.matrix("classifier wgrad", "fc.wgrad".to_owned(), weight, &got, &dw, error);
         let sums = |class: usize| dy[class..].iter().step_by(classes).map(|&dy| f64::from(dy));
         let values = (0..classes).map(|class| sums(class).sum()).collect();
         let size = |class: usize| sums(class).map(f64::abs).sum::<f64>();
@@ -275,8 +283,12 @@ impl<M: Machine> Layers<'_, M> {
         let dx = self.oracle.dgrad(&shape, 1, &dy, &w);
         let error = dot_error(classes, longest_row(&dy, classes), longest_column(&w, features));
         let allowed = vec![error; dx.len()];
-        let made =
-            Made { kind: "classifier dgrad", nodes: vec!["fc.dgrad".to_owned()], values: to_f64(&dx), allowed };
+        let made = Made {
+            kind: "classifier dgrad",
+            nodes: vec!["fc.dgrad".to_owned()],
+            values: to_f64(&dx),
+            allowed,
+        };
         self.join(joins, x, made)
     }
 }

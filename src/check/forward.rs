@@ -11,6 +11,7 @@ use crate::backend::cuda::plan::Purpose;
 use crate::backend::cuda::plan::geometry::reduce_rows_per_block;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
+use crate::backend::cuda::plan::stem::stem_shape;
 use crate::backend::cuda::storage::Storage;
 use crate::error::Result;
 use crate::model::graph::{ConvShape, ParamId, TensorId};
@@ -44,16 +45,17 @@ impl<M: Machine> Layers<'_, M> {
         Ok(())
     }
 
-    /// The convolution as the card does it, with the image's padding channels.
+    /// The convolution as the card does it.
     pub fn shape(&self, unit: &ConvUnit) -> ConvShape {
-        let padded = self.seen.plan.options.input_channels;
-        let c = if unit.x == self.seen.plan.graph.input { padded } else { unit.shape.c };
-        ConvShape { c, ..unit.shape }
+        match unit.x == self.seen.plan.graph.input {
+            true => stem_shape(self.seen.plan.options.form.stem, &unit.shape),
+            false => unit.shape,
+        }
     }
 
     fn forward_conv(&mut self, unit: &ConvUnit) -> Result<()> {
         let (shape, n) = (self.shape(unit), self.seen.n());
-        let (x, w) = (self.seen.activation(unit.x)?, self.seen.weight(unit.weight)?);
+        let (x, w) = (self.seen.activation(unit.x)?, self.filters(unit)?);
         let raw = self.seen.activation(unit.raw)?;
         let y = self.oracle.forward(&shape, n, &x, &w);
         let terms = shape.r * shape.s * shape.c;

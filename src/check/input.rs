@@ -29,6 +29,24 @@ fn own(batch: &Batch, normalised: &[f32], image: usize, at: usize) -> Bounded {
     }
 }
 
+/// A value of an image of the batch: its own and its partner's.
+fn mixed(batch: &Batch, normalised: &[f32], image: usize, at: usize) -> Bounded {
+    let (mix, pixel, side) = (batch.mix(image), at / 3, batch.resolution);
+    let of_partner = mix.region.is_some_and(|rect| {
+        (rect.top..rect.top + rect.height).contains(&(pixel / side))
+            && (rect.left..rect.left + rect.width).contains(&(pixel % side))
+    });
+    let share = match mix.region {
+        None => f64::from(mix.lambda),
+        Some(_) => f64::from(u8::from(!of_partner)),
+    };
+    let a = own(batch, normalised, image, at);
+    let b = own(batch, normalised, mix.partner as usize, at);
+    let (a_part, b_part) = (share * a.value, (1.0 - share) * b.value);
+    let roundings = 4.0 * UNIT * (a_part.abs() + b_part.abs());
+    Bounded { value: a_part + b_part, bound: share * a.bound + (1.0 - share) * b.bound + roundings }
+}
+
 /// Box-Muller in f64, from the 48 bits that the rule takes. In f32 root and logarithm are a few units off, and the angle is
 /// rounded twice, in units of a full turn.
 fn noise(bits: u64) -> Bounded {
@@ -39,42 +57,46 @@ fn noise(bits: u64) -> Bounded {
 }
 
 impl<M: Machine> Layers<'_, M> {
-    /// u8 pixels to normalised values, erased and mixed, with padding channels of zero.
+    /// u8 pixels to normalised values, erased and mixed, with zeros where the stem reads what is no pixel's.
     pub fn input(&mut self, batch: &Batch) -> Result<()> {
         let tensor = self.seen.plan.graph.input;
-        let padded = self.seen.plan.options.input_channels;
         let mut normalised = vec![0.0f32; batch.images.len()];
         normalise(self.oracle.cpu(), &batch.images, &mut normalised);
-        let (side, storage) = (batch.resolution, self.seen.storage());
+        let storage = self.seen.storage();
         let (mut values, mut allowed) = (vec![], vec![]);
-        for (image, pixel) in (0..batch.labels.len()).flat_map(|i| (0..side * side).map(move |p| (i, p))) {
-            let mix = batch.mix(image);
-            let of_partner = mix.region.is_some_and(|rect| {
-                (rect.top..rect.top + rect.height).contains(&(pixel / side))
-                    && (rect.left..rect.left + rect.width).contains(&(pixel % side))
-            });
-            let share = match mix.region {
-                None => f64::from(mix.lambda),
-                Some(_) => f64::from(u8::from(!of_partner)),
-            };
-            for c in 0..padded {
-                let mut value = Bounded { value: 0.0, bound: 0.0 };
-                if c < 3 {
-                    let a = own(batch, &normalised, image, 3 * pixel + c);
-                    let b = own(batch, &normalised, mix.partner as usize, 3 * pixel + c);
-                    let (a_part, b_part) = (share * a.value, (1.0 - share) * b.value);
-                    value.value = a_part + b_part;
-                    value.bound = share * a.bound + (1.0 - share) * b.bound;
-                    value.bound += 4.0 * UNIT * (a_part.abs() + b_part.abs());
-                }
-                values.push(value.value);
-                allowed.push(rounding(storage, value.value) + value.bound);
-            }
+        for (image, place) in (0..batch.labels.len()).flat_map(|i| self.places(batch).map(move |p| (i, p))) {
+            let value =
+                place.map_or(Bounded { value: 0.0, bound: 0.0 }, |at| mixed(batch, &normalised, image, at));
+            values.push(value.value);
+            allowed.push(rounding(storage, value.value) + value.bound);
         }
         let got = to_f64(&self.seen.activation(tensor)?);
         let want = Want { values, allowed: Allowed::Each(allowed) };
         self.note("input", &["input".to_owned()], "images", &got, &want);
         Ok(())
+    }
+
+    /// What each element of an image in memory is: an element of [side][side][3], or none.
+    fn places(&self, batch: &Batch) -> impl Iterator<Item = Option<usize>> + use<M> {
+        let side = batch.resolution;
+        let at = move |row: usize, column: usize, c: usize| {
+            (row < side && column < side && c < 3).then_some(3 * (row * side + column) + c)
+        };
+        let blocking = self.units.iter().find_map(|unit| match unit {
+            Unit::Conv(unit) => self.blocking(unit),
+            _ => None,
+        });
+        let pixel = self.seen.plan.options.form.stem.pixel();
+        // Rows and columns of pixels in memory, those of the margin before the image, and how many lie in one block.
+        let (height, width, before, block) =
+            blocking.map_or((side, side, 0, 1), |by| (by.height, by.width, 2 * by.before, 2));
+        (0..height * width * block * block * pixel).map(move |element| {
+            let (place, c) = (element / pixel, element % pixel);
+            let (at_block, inner) = (place / (block * block), place % (block * block));
+            let row = block * (at_block / width) + inner / block;
+            let column = block * (at_block % width) + inner % block;
+            at(row.checked_sub(before)?, column.checked_sub(before)?, c)
+        })
     }
 
     /// What the branches of blocks are multiplied by.

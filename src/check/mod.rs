@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this one | whole steps from the same weights and batches |
 //! | [`layers`] | every node of a pass with CPU code on the node's own inputs |
-//! | `input`, `forward`, `loss`, `backward`, `update`, `norms`, `lamb`, `lars` | what each of them should give |
+//! | `input`, `stem`, `forward`, `loss`, `backward`, `update`, `norms`, `lamb`, `lars` | what each of them should give |
 //! | `oracle` | the CPU's operations behind that |
 //! | `seen` | a card's memory by the names of the graph |
 //! | [`compare`] | two results, under a derived tolerance |
@@ -20,6 +20,7 @@ mod loss;
 mod norms;
 mod oracle;
 mod seen;
+mod stem;
 mod update;
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -29,7 +30,7 @@ use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
-use crate::config::{Decay, Reduction};
+use crate::config::{Decay, Form, Reduction, Residual, Slabs, Stem, Wgrad};
 use crate::data::{Batch, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::graph::lower;
@@ -54,6 +55,7 @@ pub struct Case {
     /// Passes of an optimiser step.
     pub of: usize,
     pub recipe: Recipe,
+    pub form: Form,
 }
 
 /// What has, between them, every node that a step of plain SGD lacks.
@@ -75,6 +77,14 @@ pub const EXTRAS: [Recipe; 3] = [
         erase: true,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
+];
+
+/// What has, between them, every node and order that the base form lacks.
+pub const FORMS: [Form; 3] = [
+    Form { stem: Stem::SpaceToDepth, wgrad: Wgrad::Behind, residual: Residual::Added, ..Form::BASE },
+    Form { stem: Stem::Padded8, wgrad: Wgrad::Inline, ..Form::BASE },
+    // So small that the tiny network's batch norms have a slab or two.
+    Form { slabs: Slabs { cache_kb: 140, launch_kb: 0 }, ..Form::BASE },
 ];
 
 /// Constants of the rules of a check.
@@ -123,7 +133,7 @@ impl Case {
             recipe: self.recipe,
             storage: self.storage,
             scale: if self.storage == Storage::F16 { CAUTIOUS } else { ScalePolicy::NONE },
-            input_channels: 4,
+            form: self.form,
             keep: false,
         }
     }

@@ -11,7 +11,8 @@ use crate::backend::cuda::plan::{Loss, Recipe, Rule};
 use crate::backend::cuda::storage::Storage;
 use crate::check::compare::{Finding, by_kind};
 use crate::check::layers::examine;
-use crate::check::{Case, EXTRAS, pass};
+use crate::check::{Case, EXTRAS, FORMS, pass};
+use crate::config::Form;
 use crate::error::{Error, Kind, Result};
 use crate::model::spec::{RESNET_TINY, RESNET50};
 use crate::terminal::{answer, message};
@@ -25,6 +26,7 @@ const TINY: Case = Case {
     steps: 1,
     of: 1,
     recipe: Recipe::PLAIN,
+    form: Form::BASE,
 };
 const REAL: Case = Case { spec: RESNET50, resolution: 64, batch: 8, ..TINY };
 
@@ -32,7 +34,8 @@ const REAL: Case = Case { spec: RESNET50, resolution: 64, batch: 8, ..TINY };
 fn layer_cases(quick: bool) -> Vec<Case> {
     let extras = EXTRAS.map(|recipe| Case { recipe, ..TINY });
     let all = || [TINY].into_iter().chain(extras);
-    let mut tiny: Vec<Case> = all().chain(all().map(|case| Case { of: 2, ..case })).collect();
+    let forms = FORMS.map(|form| Case { form, ..TINY });
+    let mut tiny: Vec<Case> = all().chain(all().map(|case| Case { of: 2, ..case })).chain(forms).collect();
     if !quick {
         tiny.push(REAL);
     }

@@ -193,7 +193,7 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         recipe: recipe(config),
         storage,
         scale,
-        input_channels: device.input_channels,
+        form: device.form,
         keep: false,
     };
     let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;

@@ -134,7 +134,7 @@ fn training(config: &Config, classes: usize, resolution: usize) -> Training {
             batch: config.micro_batch(),
             storage,
             purpose: Purpose::Finish { sum: false },
-            input_channels: config.device.input_channels,
+            form: config.device.form,
             decay: config.optim.decay,
             recipe: device::recipe(config),
             scale: ScalePolicy::FP16,

@@ -1,12 +1,16 @@
 //! A training run's configuration: TOML, environment and `--set`, merged into one validated struct.
 
+mod form;
 mod merge;
 mod recipe;
+mod slabs;
 mod training;
 mod validate;
 
+pub use form::{Form, Residual, Stem, Wgrad};
 pub use merge::{Overrides, load};
 pub use recipe::{changes, differing_keys, recipe_keys};
+pub use slabs::Slabs;
 pub use training::{
     Decay, Ema, EmaForm, Loss, LossKind, Mixing, Optim, Per, Reduction, RuleKind, Schedule, ScheduleKind,
 };
@@ -203,8 +207,8 @@ pub struct Device {
     /// `"find"`: each shape's routine is found by timing, once a run; `"file:PATH"`: taken from there, or found and
     /// written there.
     pub algorithms: String,
-    /// What the image's three channels are padded to on a GPU: 4 or 8.
-    pub input_channels: usize,
+    /// How a step is laid out on a GPU.
+    pub form: Form,
     /// fp16 only. The first factor on the loss, a power of two.
     pub loss_scale: f64,
     /// Clean steps after which it doubles.
@@ -316,7 +320,7 @@ impl Default for Device {
             precision: Precision::Auto,
             deterministic: true,
             algorithms: "find".into(),
-            input_channels: 4,
+            form: Form::BASE,
             loss_scale: 65536.0,
             loss_scale_interval: 2000,
             loss_scale_floor: 1.0,

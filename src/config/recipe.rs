@@ -7,13 +7,14 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that do not change a run's result, and may differ between a run and its resumption.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "name",
     "data.path",
     "data.workers",
     "data.bad_share",
     "device.threads",
     "device.algorithms",
+    "device.form.wgrad",
     "eval.batch",
 ];
 

@@ -173,12 +173,6 @@ impl Config {
                 algorithms == "find" || named,
                 "\"find\" or \"file:PATH\"",
             ),
-            require(
-                "device.input_channels",
-                device.input_channels,
-                [4, 8].contains(&device.input_channels),
-                "4 or 8",
-            ),
             require("device.loss_scale", scale, power_of_two(scale), "a power of two from 1 to 16777216"),
             require(
                 "device.loss_scale_floor",

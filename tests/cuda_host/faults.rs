@@ -11,6 +11,7 @@ use engine::backend::cuda::replay;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::{Backend, NamedTensors, Outcome};
 use engine::check::{Case, SGD, step};
+use engine::config::Form;
 use engine::data::Batch;
 use engine::error::Error;
 use engine::model::spec::{RESNET_TINY, RESNET50};
@@ -25,6 +26,7 @@ const TINY: Case = Case {
     steps: 1,
     of: 1,
     recipe: Recipe::PLAIN,
+    form: Form::BASE,
 };
 
 /// The layer whose weights are made large: behind two blocks, before one.
@@ -207,7 +209,7 @@ fn the_second_run_takes_no_more_memory_than_training() {
             batch,
             storage: Storage::F16,
             purpose: Purpose::Finish { sum: false },
-            input_channels: 4,
+            form: Form::BASE,
             decay: TINY.cuda_options().decay,
             recipe: Recipe::default(),
             scale: TINY.cuda_options().scale,

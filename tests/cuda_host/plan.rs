@@ -11,7 +11,8 @@ use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, Scal
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
-use engine::check::{Case, EXTRAS, step};
+use engine::check::{Case, EXTRAS, FORMS, step};
+use engine::config::{Form, Slabs};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
@@ -24,6 +25,7 @@ const TINY: Case = Case {
     steps: 2,
     of: 1,
     recipe: Recipe::PLAIN,
+    form: Form::BASE,
 };
 
 fn host_backend(case: &Case, host: &'static Host, seed: u64) -> CudaBackend<HostMachine> {
@@ -75,6 +77,31 @@ fn tiny_of_other_recipes_is_the_cpu_backend() {
     }
 }
 
+#[test]
+fn tiny_in_other_forms_is_the_cpu_backend() {
+    for form in FORMS {
+        compare_steps(Case { form, ..TINY }, 1);
+        compare_steps(Case { form, of: 2, resolution: 37, batch: 3, ..TINY }, 2);
+        compare_steps(Case { form, storage: Storage::F16, batch: 16, steps: 1, ..TINY }, 3);
+    }
+}
+
+/// No form has a race, and none leaves anything in a checkpoint that another could not go on from.
+#[test]
+fn forms_have_no_races_and_share_their_checkpoints() {
+    let Some(host) = Host::kernels() else { return };
+    let mut base = host_backend(&TINY, host, 1);
+    pass(&mut base, &TINY.images(1));
+    let state = base.state().unwrap();
+    for form in FORMS {
+        let case = Case { form, ..TINY };
+        assert_eq!(races(&plan_of(case).nodes), [], "{form}");
+        let mut other = host_backend(&case, host, 2);
+        other.load_state(&state).unwrap();
+        assert_eq!(other.state().unwrap(), state, "{form}");
+    }
+}
+
 /// Odd sides: windows and tails that do not fill.
 #[test]
 fn tiny_at_odd_sizes() {
@@ -93,10 +120,22 @@ fn resnet50_takes_steps() {
                 steps: 1,
                 of: 1,
                 recipe: Recipe::PLAIN,
+                form: Form::BASE,
             },
             5,
         );
     }
+}
+
+/// Several slabs in the widest batch norms, one in the narrow ones.
+#[test]
+fn resnet50_takes_a_step_in_slabs() {
+    let form = Form { slabs: Slabs { cache_kb: 1000, launch_kb: 0 }, ..Form::BASE };
+    let case = Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, steps: 1, form, ..TINY };
+    let slabs = |name: &str| plan_of(case).nodes.iter().filter(|node| node.name.starts_with(name)).count();
+    assert_eq!(slabs("layer1.0.conv3.bn_slab"), 4, "three slabs");
+    assert_eq!(slabs("layer4.0.conv1.bn_slab"), 2, "one slab");
+    compare_steps(case, 5);
 }
 
 #[test]
@@ -185,14 +224,19 @@ fn too_large_a_batch_is_answered_with_one_that_fits() {
 
 /// Runs a step of a tampered plan in several orders; true when any of them is not the CPU backend's.
 fn is_caught(tamper: fn(&mut Plan)) -> bool {
+    is_caught_in(Form::BASE, tamper)
+}
+
+fn is_caught_in(form: Form, tamper: fn(&mut Plan)) -> bool {
     let Some(host) = Host::kernels() else { return true };
+    let case = Case { form, ..TINY };
     let mut cpu = TINY.cpu().unwrap();
     pass(&mut cpu, &TINY.images(1));
     let want = cpu.state().unwrap();
     (0..8).any(|seed| {
         let mut machine = HostMachine::new(host, seed);
         machine.tamper = Some(tamper);
-        let mut card = CudaBackend::new(TINY.cuda_options(), machine, TINY.batch, 1).unwrap();
+        let mut card = CudaBackend::new(case.cuda_options(), machine, case.batch, 1).unwrap();
         let outcome = pass(&mut card, &TINY.images(1));
         let got = card.state().unwrap();
         let differs = |name: &&String| {
@@ -240,9 +284,21 @@ fn missing_edges_between_streams_are_caught() {
     assert_ne!(races(&plan.nodes), [], "the static check sees it as well");
 }
 
+/// Each slab is applied in the launch before the one that sums it.
+#[test]
+fn a_slab_that_is_applied_before_it_is_summed_is_caught() {
+    fn tamper(plan: &mut Plan) {
+        let at = |name: &str| plan.nodes.iter().position(|node| node.name.ends_with(name));
+        let launches = [at("conv3.bn_slab0"), at("conv3.bn_slab1")].map(|id| id.expect("a block's sum has a slab"));
+        let [first, second] = launches.map(|id| plan.nodes[id].call.clone());
+        plan.nodes[launches[0]].call = second;
+        plan.nodes[launches[1]].call = first;
+    }
+    assert!(is_caught_in(FORMS[2], tamper));
+}
+
 fn plan_of(case: Case) -> Plan {
-    let CudaOptions { spec, resolution, storage, scale, input_channels, decay, recipe, keep, .. } =
-        case.cuda_options();
+    let CudaOptions { spec, resolution, storage, scale, form, decay, recipe, keep, .. } = case.cuda_options();
     let purpose = Purpose::Finish { sum: false };
     Plan::new(&PlanOptions {
         spec,
@@ -250,7 +306,7 @@ fn plan_of(case: Case) -> Plan {
         batch: case.batch,
         storage,
         purpose,
-        input_channels,
+        form,
         decay,
         recipe,
         scale,

@@ -10,7 +10,7 @@ use engine::backend::cuda::patience::{Patience, SystemClock};
 use engine::backend::cuda::plan::{Recipe, ScalePolicy};
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
-use engine::config::Config;
+use engine::config::{Config, Form};
 use engine::error::{Error, Kind, Result};
 use engine::model::spec::RESNET_TINY;
 use std::rc::Rc;
@@ -34,7 +34,7 @@ fn options(config: &Config, scale: ScalePolicy) -> CudaOptions {
         recipe: Recipe::default(),
         storage: Storage::F16,
         scale,
-        input_channels: 4,
+        form: Form::BASE,
         keep: false,
     }
 }

@@ -13,7 +13,7 @@ use super::plan::{Plan, Recipe, ScalePolicy, StagingLayout};
 use super::storage::Storage;
 use super::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, Step};
-use crate::config::Decay;
+use crate::config::{Decay, Form};
 use crate::data::Batch;
 use crate::error::Result;
 use crate::model::spec::ResNetSpec;
@@ -203,7 +203,7 @@ fn cuda_options(job: &Job) -> CudaOptions {
         storage: job.storage,
         // A scale would make the first passes of fresh weights overflow and skip their update.
         scale: ScalePolicy::NONE,
-        input_channels: 4,
+        form: Form::BASE,
         keep: false,
     }
 }
@@ -340,7 +340,7 @@ mod tests {
             batch,
             storage: Storage::F16,
             purpose: Aim::Finish { sum: false },
-            input_channels: 4,
+            form: Form::BASE,
             decay: Decay::Weights,
             recipe: Recipe::default(),
             scale: ScalePolicy::FP16,

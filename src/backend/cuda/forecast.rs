@@ -201,7 +201,7 @@ fn floor(plan: &Plan, bandwidth: f64, product_rate: f64) -> f64 {
 mod tests {
     use super::super::plan::{Recipe, ScalePolicy};
     use super::*;
-    use crate::config::Decay;
+    use crate::config::{Decay, Form};
     use crate::model::spec::RESNET50;
 
     fn training(batch: usize, micro_steps: usize) -> Training {
@@ -212,7 +212,7 @@ mod tests {
                 batch,
                 storage: Storage::F16,
                 purpose: Purpose::Evaluate,
-                input_channels: 4,
+                form: Form::BASE,
                 decay: Decay::Weights,
                 recipe: Recipe::default(),
                 scale: ScalePolicy::FP16,

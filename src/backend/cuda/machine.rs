@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::backend::cuda::plan::{Purpose, Recipe, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
-    use crate::config::Decay;
+    use crate::config::{Decay, Form};
     use crate::model::spec::RESNET_TINY;
 
     fn plan(purpose: Purpose, batch: usize) -> Plan {
@@ -101,7 +101,7 @@ mod tests {
             batch,
             storage: Storage::F16,
             purpose,
-            input_channels: 4,
+            form: Form::BASE,
             decay: Decay::Weights,
             recipe: Recipe::default(),
             scale: ScalePolicy::FP16,

@@ -16,7 +16,7 @@ use crate::backend::fault::BadOutput;
 use crate::backend::{
     Backend, DropPath, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
 };
-use crate::config::Decay;
+use crate::config::{Decay, Form};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
@@ -45,8 +45,7 @@ pub struct CudaOptions {
     pub recipe: Recipe,
     pub storage: Storage,
     pub scale: ScalePolicy,
-    /// What the image's three channels are padded to: 4 or 8.
-    pub input_channels: usize,
+    pub form: Form,
     /// Every activation and gradient of a pass can be read after it; costs memory.
     pub keep: bool,
 }
@@ -99,7 +98,7 @@ impl<M: Machine> CudaBackend<M> {
     /// fails before any data is read.
     pub fn new(options: CudaOptions, machine: M, batch: usize, micro_steps: usize) -> Result<Self> {
         let graph = lower(&options.spec, options.resolution)?;
-        let layout = ParamLayout::new(&graph, options.input_channels);
+        let layout = ParamLayout::new(&graph, options.form.stem.pixel());
         let mut backend = Self {
             options,
             graph,
@@ -139,10 +138,10 @@ impl<M: Machine> CudaBackend<M> {
 
     fn plan_options(&self, pass: Pass) -> PlanOptions {
         let Pass { resolution, batch, purpose, weights } = pass;
-        let CudaOptions { spec, storage, scale, input_channels, decay, mut recipe, keep, .. } = self.options;
+        let CudaOptions { spec, storage, scale, form, decay, mut recipe, keep, .. } = self.options;
         // Where averages are kept, a plan for evaluations is of them.
         recipe.averages &= purpose != Purpose::Evaluate || weights == Weights::Averaged;
-        PlanOptions { spec, resolution, batch, storage, purpose, input_channels, decay, recipe, scale, keep }
+        PlanOptions { spec, resolution, batch, storage, purpose, form, decay, recipe, scale, keep }
     }
 
     fn prepare(&mut self, pass: Pass) -> Result<Prepared> {

@@ -9,7 +9,7 @@ mod tests {
     use crate::backend::cuda::plan::node::{Arg, Call, Launch};
     use crate::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
-    use crate::config::Decay;
+    use crate::config::{Decay, Form};
     use crate::model::spec::RESNET_TINY;
     use std::collections::BTreeMap;
 
@@ -88,7 +88,7 @@ mod tests {
                     batch: 2,
                     storage,
                     purpose,
-                    input_channels: 4,
+                    form: Form::BASE,
                     decay: Decay::Weights,
                     recipe,
                     scale: ScalePolicy::FP16,

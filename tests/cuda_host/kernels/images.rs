@@ -131,7 +131,7 @@ fn made(
     let mut args = vec![Memory(0), U32(2), U64(bytes), U64(items), Memory(1), Memory(2)];
     args.extend([U32(n), U32(h), U32(w), U32(channels)]);
     args.extend(MEAN.iter().chain(&STD).map(|&value| F32(value)));
-    let result = run(&named(kernel, storage), geometry::input(n * h * w, channels), &memory, &args)?;
+    let result = run(&named(kernel, storage), geometry::input(n * h * w * channels), &memory, &args)?;
     Some(result[2].values(storage))
 }
 

@@ -1,10 +1,11 @@
 //! The backward pass. Weight gradients run beside the critical path, on a stream of their own.
 
-use super::builder::{Builder, MAIN, SIDE, optional, read, size, write};
+use super::builder::{Builder, MAIN, optional, read, size, update, write};
 use super::geometry;
-use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
+use super::node::{Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass};
 use super::params::Statistic;
 use super::region::{Access, Region};
+use crate::config::{Residual, Wgrad};
 use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
@@ -48,14 +49,15 @@ impl Builder<'_> {
         let dy = self.gradient(y);
         let (from, dw) = (self.activation(x), self.layout.gradient(storage, weight));
         let linear = Linear { pass: Pass::Wgrad, n, features, classes, x: from, w: dw, y: dy };
-        self.push("fc.wgrad".into(), SIDE, Call::Linear(linear));
+        let side = self.side();
+        self.push("fc.wgrad".into(), side, Call::Linear(linear));
         let (dx, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
         let linear = Linear { pass: Pass::Dgrad, x: dx, w, ..linear };
         self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
         let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
         let geometry = geometry::bias_gradient(classes);
         let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
-        self.push("fc.bias_gradient".into(), SIDE, Call::Kernel(launch));
+        self.push("fc.bias_gradient".into(), side, Call::Kernel(launch));
     }
 
     fn average_pool_backward(&mut self, x: TensorId, y: TensorId) {
@@ -84,17 +86,48 @@ impl Builder<'_> {
         let draw = self.batch_norm_backward(unit);
         let (shape, n, storage) = (self.shape(unit), self.options.batch, self.options.storage);
         let (x, dw) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
-        let conv = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
-        self.push(self.name(unit.raw, "wgrad"), SIDE, Call::Convolution(conv));
+        let wgrad = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
         if unit.x == self.graph.input {
+            self.stem_wgrad(unit, wgrad);
             return;
         }
-        // What the block's sum, or the other branch, has left there is added to.
-        let accumulate = self.gradient[unit.x].is_some();
-        let dx = self.gradient[unit.x].unwrap_or_else(|| self.make_gradient(unit.x));
-        let w = self.layout.weights(storage, unit.weight);
-        let conv = Convolution { pass: Pass::Dgrad, x: dx, w, accumulate, ..conv };
-        self.push(self.name(unit.raw, "dgrad"), MAIN, Call::Convolution(conv));
+        let dgrad = Convolution { pass: Pass::Dgrad, w: self.layout.weights(storage, unit.weight), ..wgrad };
+        let behind = self.options.form.wgrad == Wgrad::Behind;
+        let waits = if behind { vec![self.dgrad(unit, dgrad)] } else { vec![] };
+        let (name, stream, call) = (self.name(unit.raw, "wgrad"), self.side(), Call::Convolution(wgrad));
+        self.nodes.push(Node { name, stream, waits, call });
+        if !behind {
+            self.dgrad(unit, dgrad);
+        }
+    }
+
+    /// The image has no gradient.
+    fn stem_wgrad(&mut self, unit: &ConvUnit, wgrad: Convolution) {
+        let (side, dw) = (self.side(), wgrad.w);
+        let w = self.stem_gradient(&unit.shape, dw);
+        self.push(self.name(unit.raw, "wgrad"), side, Call::Convolution(Convolution { w, ..wgrad }));
+        self.unblock_gradient(&unit.shape, w, dw, side);
+    }
+
+    /// What the block's sum, or the other branch, has left in the input's gradient is added to. Returns the convolution's
+    /// node.
+    fn dgrad(&mut self, unit: &ConvUnit, conv: Convolution) -> NodeId {
+        let (id, name) = (self.nodes.len(), self.name(unit.raw, "dgrad"));
+        let (sum, added) = (self.gradient[unit.x], self.options.form.residual == Residual::Added);
+        let (x, accumulate) = match sum {
+            None => (self.make_gradient(unit.x), false),
+            Some(sum) if !added => (sum, true),
+            Some(_) => (self.tensor_buffer(self.name(unit.raw, "part"), unit.x), false),
+        };
+        self.push(name, MAIN, Call::Convolution(Convolution { x, accumulate, ..conv }));
+        if let Some(sum) = sum.filter(|_| added) {
+            let elements = self.elements(unit.x);
+            let args = vec![update(sum), read(x), size(elements)];
+            let geometry = geometry::gradient_add(elements);
+            let launch = Launch { kernel: self.storage_kernel("gradient_add"), geometry, args };
+            self.launch(self.name(unit.raw, "gradient_add"), launch);
+        }
+        id
     }
 
     /// Through ReLU, sum and batch norm: makes the gradient of the convolution's output, of gamma and beta, and, where

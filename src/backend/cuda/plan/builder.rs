@@ -4,8 +4,10 @@ use super::node::{Arg, Call, Launch, Node, Stream};
 use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
 use super::region::{Access, Arena, Region};
+use super::stem::stem_shape;
 use super::{PlanOptions, StagingLayout};
-use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
+use crate::config::Wgrad;
+use crate::model::graph::{ConvShape, Graph, Op, ParamId, TensorId};
 use crate::model::units::ConvUnit;
 
 /// The path that everything waits for.
@@ -62,7 +64,7 @@ impl<'a> Builder<'a> {
         region
     }
 
-    /// A buffer for all images' values of `tensor`; the image itself is padded to `input_channels`.
+    /// A buffer for all images' values of `tensor`; the image itself as the stem reads it.
     pub fn tensor_buffer(&mut self, name: impl Into<String>, tensor: TensorId) -> Region {
         let bytes = self.options.storage.bytes() * self.elements(tensor) as u64;
         self.buffer(name, bytes)
@@ -93,8 +95,11 @@ impl<'a> Builder<'a> {
     /// Elements of a tensor over the batch.
     pub fn elements(&self, tensor: TensorId) -> usize {
         let info = &self.graph.tensors[tensor];
-        let channels = if tensor == self.graph.input { self.options.input_channels } else { info.c };
-        self.options.batch * info.h * info.w * channels
+        if tensor == self.graph.input {
+            let shape = self.image_shape();
+            return self.options.batch * shape.h * shape.w * shape.c;
+        }
+        self.options.batch * info.h * info.w * info.c
     }
 
     /// Pixels of a tensor over the batch: the rows of a batch norm.
@@ -103,10 +108,28 @@ impl<'a> Builder<'a> {
         self.options.batch * info.h * info.w
     }
 
-    /// The convolution as the card does it, with the image's padding channels.
+    /// The convolution as the card does it.
     pub fn shape(&self, unit: &ConvUnit) -> ConvShape {
-        let c = if unit.x == self.graph.input { self.options.input_channels } else { unit.shape.c };
-        ConvShape { c, ..unit.shape }
+        if unit.x == self.graph.input { stem_shape(self.options.form.stem, &unit.shape) } else { unit.shape }
+    }
+
+    /// The stem's: its h, w and c are those of the image in memory.
+    pub fn image_shape(&self) -> ConvShape {
+        stem_shape(self.options.form.stem, &self.stem())
+    }
+
+    /// The network's first convolution.
+    pub fn stem(&self) -> ConvShape {
+        let first = self.graph.ops.iter().find_map(|op| match *op {
+            Op::Conv { x, shape, .. } if x == self.graph.input => Some(shape),
+            _ => None,
+        });
+        first.expect("a network begins with a convolution")
+    }
+
+    /// Where weight gradients run.
+    pub fn side(&self) -> Stream {
+        if self.options.form.wgrad == Wgrad::Inline { MAIN } else { SIDE }
     }
 
     pub fn name(&self, tensor: TensorId, what: &str) -> String {

@@ -6,9 +6,11 @@ use super::geometry;
 use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
 use super::params::Statistic;
 use super::region::{Access, Arena, Region};
+use super::stem::Blocking;
 use super::{Loss, OUTCOME_RING, Purpose, STAGING_SLOTS};
 use crate::backend::cuda::abi;
 use crate::backend::{EPS, MEAN, RUNNING_MOMENTUM, STD};
+use crate::config::Stem;
 use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
@@ -122,12 +124,17 @@ impl Builder<'_> {
         let y = self.make_activation(self.graph.input);
         let mut args = self.staged().to_vec();
         args.extend([Arg::U64(self.staging.items_offset), self.state(Access::Read), write(y)]);
-        args.extend([self.options.batch, resolution, resolution, self.options.input_channels].map(size));
+        args.extend([self.options.batch, resolution, resolution].map(size));
+        match Blocking::of(self.options.form.stem, &self.stem()) {
+            Some(Blocking { before, height, width, .. }) => args.extend([before, height, width].map(size)),
+            None => args.push(size(self.options.form.stem.pixel())),
+        }
         args.extend(MEAN.iter().chain(&STD).map(|&value| Arg::F32(value)));
-        let geometry = geometry::input(self.rows(self.graph.input), self.options.input_channels);
+        let geometry = geometry::input(self.elements(self.graph.input));
         // Evaluations are of images as they are.
         let erase = self.options.recipe.erase && !self.evaluates();
-        let kernel = self.storage_kernel(if erase { "input_erased" } else { "input" });
+        let blocked = if self.options.form.stem == Stem::SpaceToDepth { "_blocked" } else { "" };
+        let kernel = self.storage_kernel(&format!("input{blocked}{}", if erase { "_erased" } else { "" }));
         self.launch("input".into(), Launch { kernel, geometry, args });
     }
 
@@ -171,7 +178,10 @@ impl Builder<'_> {
     fn forward_conv(&mut self, unit: &ConvUnit) {
         let x = self.activation(unit.x);
         let y = self.make_activation(unit.raw);
-        let w = self.weights(unit.weight);
+        let mut w = self.weights(unit.weight);
+        if unit.x == self.graph.input {
+            w = self.stem_filters(&unit.shape, w);
+        }
         let (shape, n) = (self.shape(unit), self.options.batch);
         let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));

@@ -63,9 +63,9 @@ fn reduce(rows: usize, channels: usize) -> Geometry {
     Geometry { grid: [all.div_ceil(width) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
 }
 
-/// `channels`: what a pixel is padded to.
-pub fn input(pixels: usize, channels: usize) -> Geometry {
-    line((pixels * channels).div_ceil(PACK * INPUT_PACKS * BLOCK), BLOCK)
+/// `elements` of the image as the stem reads it.
+pub fn input(elements: usize) -> Geometry {
+    line(elements.div_ceil(PACK * INPUT_PACKS * BLOCK), BLOCK)
 }
 
 pub fn bn_stats(rows: usize, channels: usize) -> Geometry {
@@ -147,7 +147,17 @@ pub fn clip_gradients() -> Geometry {
 }
 
 pub fn drop_path_factors(count: usize) -> Geometry {
+    single_elements(count)
+}
+
+/// `stem_block_filters`, `stem_unblock_gradient`: a thread an element.
+pub fn single_elements(count: usize) -> Geometry {
     line(count.div_ceil(BLOCK), BLOCK)
+}
+
+/// Two gradients of a tensor.
+pub fn gradient_add(elements: usize) -> Geometry {
+    packs(elements)
 }
 
 /// `update_scale` and `end_pass`.

@@ -5,6 +5,7 @@
 //! | [`region`], [`node`] | pieces of memory; calls on them |
 //! | [`params`] | where everything that outlives a pass lies |
 //! | [`chunks`] | that space in pieces of one parameter each |
+//! | [`stem`] | the first convolution in its forms |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
 //! | [`slab`] | batch norms that read once, through the cache |
 //! | [`geometry`] | grid and block of every kernel |
@@ -28,10 +29,11 @@ pub mod params;
 pub mod place;
 pub mod region;
 pub mod slab;
+pub mod stem;
 
 use super::abi;
 use super::storage::Storage;
-use crate::config::Decay;
+use crate::config::{Decay, Form};
 use crate::error::{Error, Result};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
@@ -87,8 +89,7 @@ pub struct PlanOptions {
     pub batch: usize,
     pub storage: Storage,
     pub purpose: Purpose,
-    /// What the image's three channels are padded to: 4 or 8.
-    pub input_channels: usize,
+    pub form: Form,
     pub decay: Decay,
     pub recipe: Recipe,
     pub scale: ScalePolicy,
@@ -243,7 +244,7 @@ impl Plan {
     pub fn new(options: &PlanOptions) -> Result<Self> {
         let graph = lower(&options.spec, options.resolution)?;
         check_size(&graph, options)?;
-        let layout = ParamLayout::new(&graph, options.input_channels);
+        let layout = ParamLayout::new(&graph, options.form.stem.pixel());
         let mut builder = Builder::new(&graph, &layout, options);
         let units = units(&graph);
         match options.purpose {
@@ -276,10 +277,6 @@ impl Plan {
 /// Kernels count elements in 32 bits.
 fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
     let (batch, resolution) = (options.batch, options.resolution);
-    if ![4, 8].contains(&options.input_channels) {
-        let got = options.input_channels;
-        return Err(Error::usage(format!("device.input_channels is {got}; the input kernel makes 4 or 8")));
-    }
     if batch == 0 {
         return Err(Error::usage("data.batch is 0, a pass wants at least one image"));
     }

@@ -39,7 +39,8 @@ fn merge(clock: &mut [usize; STREAMS], other: &[usize; STREAMS]) {
     clock.iter_mut().zip(other).for_each(|(a, b)| *a = (*a).max(*b));
 }
 
-/// Gives every node the waits that its data need and that streams and other waits do not imply already.
+/// Gives every node, beside the waits that it has, those that its data need and that streams and other waits do not imply
+/// already.
 pub fn connect(nodes: &mut [Node]) {
     let accesses: Vec<_> = nodes.iter().map(|node| node.call.accesses()).collect();
     let mut clocks: Vec<[usize; STREAMS]> = vec![];
@@ -47,7 +48,8 @@ pub fn connect(nodes: &mut [Node]) {
     for id in 0..nodes.len() {
         let stream = nodes[id].stream;
         let mut clock = last[stream];
-        let mut waits = vec![];
+        let mut waits = std::mem::take(&mut nodes[id].waits);
+        waits.iter().for_each(|&wait| merge(&mut clock, &clocks[wait]));
         // The latest first: what it waited for need not be waited for again.
         for earlier in (0..id).rev() {
             let known = clock[nodes[earlier].stream] > earlier;

@@ -78,14 +78,14 @@ fn halves(slabs: &[Range<usize>]) -> impl Iterator<Item = Halves<'_>> {
 }
 
 /// What the launches of one layer share.
-struct Scratch {
+struct Shared {
     partials: Region,
     rows: usize,
     channels: usize,
     per_block: usize,
 }
 
-impl Scratch {
+impl Shared {
     /// The arguments that say what is summed.
     fn sums(&self, slab: Option<&Range<usize>>) -> Vec<Arg> {
         let Some(slab) = slab else { return vec![Arg::Null, Arg::Null, size(0), size(0), size(0)] };
@@ -136,12 +136,12 @@ impl Builder<'_> {
         layer.slabs(self.options.form.slabs)
     }
 
-    fn scratch(&mut self, unit: &ConvUnit, slabs: &[Range<usize>], name: &str) -> Scratch {
+    fn norm_shared(&mut self, unit: &ConvUnit, slabs: &[Range<usize>], name: &str) -> Shared {
         let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let columns = slabs.iter().map(|slab| slab.len() / SLAB_COLUMN).max().unwrap_or(0);
         let per_block = geometry::slab_rows_per_block(rows, columns);
         let bytes = 8 * (columns * SLAB_COLUMN * rows.div_ceil(per_block)) as u64;
-        Scratch { partials: self.buffer(self.name(unit.raw, name), bytes), rows, channels, per_block }
+        Shared { partials: self.buffer(self.name(unit.raw, name), bytes), rows, channels, per_block }
     }
 
     /// A slab's part of all rows of a tensor: its pointer is to the slab's first channel.
@@ -165,25 +165,25 @@ impl Builder<'_> {
 
     /// Statistics, and batch norm with what follows it.
     pub fn norm_in_slabs(&mut self, unit: &ConvUnit, slabs: &[Range<usize>]) {
-        let scratch = self.scratch(unit, slabs, "partials");
+        let shared = self.norm_shared(unit, slabs, "partials");
         let y = self.make_activation(unit.y);
         for (k, halves) in halves(slabs).enumerate() {
             let Halves { sums, applies } = halves;
-            let rows = scratch.rows;
+            let rows = shared.rows;
             let mut args = vec![self.strip(self.activation(unit.raw), sums, rows, Access::Read, true)];
             args.push(vector(self.layout.in_f32(self.vectors_arena(), unit.gamma), sums, Access::Read));
             let made = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
             args.extend(made.map(|kind| vector(self.statistic(unit, kind), sums, Access::Write)));
             args.push(Arg::F32(EPS as f32));
-            args.extend(scratch.sums(sums));
+            args.extend(shared.sums(sums));
             args.push(self.strip(self.activation(unit.raw), applies, rows, Access::Read, false));
             args.extend(self.affine(unit).map(|of| vector(of, applies, Access::Read)));
             args.extend(self.addend(unit, applies, rows));
             args.push(self.strip(y, applies, rows, Access::Write, true));
             args.push(self.bits(self.mask[unit.y], applies, rows, Access::Write, true));
             args.push(Arg::U32(u32::from(unit.relu)));
-            args.extend(scratch.applies(applies));
-            let geometry = scratch.geometry(&Halves { sums, applies });
+            args.extend(shared.applies(applies));
+            let geometry = shared.geometry(&Halves { sums, applies });
             let launch = Launch { kernel: self.storage_kernel("bn_slab"), geometry, args };
             self.launch(self.name(unit.raw, &format!("bn_slab{k}")), launch);
         }
@@ -201,25 +201,25 @@ impl Builder<'_> {
 
     /// The way back: `from` is the gradient that comes, `gate` what the kernels call so.
     pub fn norm_backward_in_slabs(&mut self, unit: &ConvUnit, slabs: &[Range<usize>], dy: Region, gate: Arg) -> Region {
-        let scratch = self.scratch(unit, slabs, "backward_partials");
+        let shared = self.norm_shared(unit, slabs, "backward_partials");
         let (dx, dz) = (self.make_gradient(unit.raw), self.residual_gradient(unit, dy));
         for (k, halves) in halves(slabs).enumerate() {
             let Halves { sums, applies } = halves;
-            let rows = scratch.rows;
+            let rows = shared.rows;
             let mut args = self.gate_of(unit, dy, sums, rows, true);
             args.push(vector(self.statistic(unit, Statistic::Rstd), sums, Access::Read));
             let gradient = |param| self.layout.gradient(self.options.storage, param);
             args.extend([unit.gamma, unit.beta].map(|param| vector(gradient(param), sums, Access::Write)));
             let made = [Statistic::B, Statistic::C];
             args.extend(made.map(|kind| vector(self.statistic(unit, kind), sums, Access::Write)));
-            args.extend(scratch.sums(sums));
+            args.extend(shared.sums(sums));
             args.extend(self.gate_of(unit, dy, applies, rows, false));
             args.extend(made.map(|kind| vector(self.statistic(unit, kind), applies, Access::Read)));
             args.push(self.strip(dx, applies, rows, Access::Write, true));
             args.push(dz.map_or(Arg::Null, |dz| self.strip(dz, applies, rows, Access::Write, true)));
             args.push(gate);
-            args.extend(scratch.applies(applies));
-            let geometry = scratch.geometry(&Halves { sums, applies });
+            args.extend(shared.applies(applies));
+            let geometry = shared.geometry(&Halves { sums, applies });
             let launch = Launch { kernel: self.storage_kernel("bn_backward_slab"), geometry, args };
             self.launch(self.name(unit.raw, &format!("bn_backward_slab{k}")), launch);
         }
@@ -244,8 +244,9 @@ mod tests {
 
     const LAYER: Layer = Layer { rows: 200_704, channels: 512, bytes: 2, operands: 1, mask: false };
 
-    fn slabs(cache_mb: u32, launch_mb: u32) -> Slabs {
-        Slabs { cache_mb, launch_mb }
+    /// In MB.
+    fn slabs(cache: u32, launch: u32) -> Slabs {
+        Slabs { cache_kb: 1000 * cache, launch_kb: 1000 * launch }
     }
 
     #[test]

@@ -1,0 +1,138 @@
+//! How a training step is laid out on a GPU. Every form computes the same step, up to the roundings of its sums; which one
+//! is fastest, a card tells: `engine bench step --variants` times them in turn.
+
+use super::Slabs;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// `[device.form]`. The default is what a card has not yet shown to be slower than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Form {
+    pub stem: Stem,
+    pub wgrad: Wgrad,
+    pub residual: Residual,
+    pub slabs: Slabs,
+}
+
+/// What the first convolution reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Stem {
+    /// Pixels of 4 channels, the last of them zero: 7x7, stride 2.
+    #[default]
+    #[serde(rename = "padded-4")]
+    Padded4,
+    /// Pixels of 8 channels, the last five zero.
+    #[serde(rename = "padded-8")]
+    Padded8,
+    /// 2x2 pixels of 4 channels as one of 16, with a margin: 4x4, stride 1 (Ying et al., arXiv:1811.06992). Filters and
+    /// their gradients are moved to this order and back within the pass.
+    #[serde(rename = "space-to-depth")]
+    SpaceToDepth,
+}
+
+/// When a convolution's weight gradient is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wgrad {
+    /// On a stream of its own, as soon as the gradient of the output is there: beside the same layer's dgrad.
+    #[default]
+    Beside,
+    /// On a stream of its own, after the same layer's dgrad: beside the batch norm of the layer below, which is bound by
+    /// bytes.
+    Behind,
+    /// On the stream of everything else, before the dgrad.
+    Inline,
+}
+
+/// How two gradients that meet at a block's input are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residual {
+    /// The dgrad adds to what is there.
+    #[default]
+    InDgrad,
+    /// The dgrad writes a buffer of its own, and a kernel adds it: more bytes, for routines that are slow at adding.
+    Added,
+}
+
+impl Form {
+    /// The default.
+    pub const BASE: Self = Self {
+        stem: Stem::Padded4,
+        wgrad: Wgrad::Beside,
+        residual: Residual::InDgrad,
+        slabs: Slabs::NONE,
+    };
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::BASE
+    }
+}
+
+impl Stem {
+    /// Channels of a pixel in memory.
+    pub fn pixel(self) -> usize {
+        match self {
+            Self::Padded4 | Self::SpaceToDepth => 4,
+            Self::Padded8 => 8,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Padded4 => "padded-4",
+            Self::Padded8 => "padded-8",
+            Self::SpaceToDepth => "space-to-depth",
+        }
+    }
+}
+
+/// What differs from the default, as `--set` takes it; empty for the default.
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wgrad = match self.wgrad {
+            Wgrad::Beside => None,
+            Wgrad::Behind => Some("behind"),
+            Wgrad::Inline => Some("inline"),
+        };
+        let parts = [
+            ("stem", (self.stem != Stem::default()).then(|| self.stem.name())),
+            ("wgrad", wgrad),
+            ("residual", (self.residual == Residual::Added).then_some("added")),
+        ];
+        let said: Vec<String> = parts
+            .iter()
+            .filter_map(|(key, value)| value.map(|value| format!("device.form.{key}={value}")))
+            .chain(self.slabs.said())
+            .collect();
+        f.write_str(&said.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed is what a configuration takes.
+    #[test]
+    fn forms_are_read_back() {
+        for stem in [Stem::Padded4, Stem::Padded8, Stem::SpaceToDepth] {
+            for wgrad in [Wgrad::Beside, Wgrad::Behind, Wgrad::Inline] {
+                for residual in [Residual::InDgrad, Residual::Added] {
+                    let slabs = match residual {
+                        Residual::InDgrad => Slabs::NONE,
+                        Residual::Added => Slabs { cache_kb: 20_000, launch_kb: 5000 },
+                    };
+                    let form = Form { stem, wgrad, residual, slabs };
+                    let set: Vec<String> = form.to_string().split_whitespace().map(str::to_owned).collect();
+                    let overrides = crate::config::Overrides { set, ..Default::default() };
+                    assert_eq!(crate::config::load(None, &overrides).unwrap().device.form, form);
+                }
+            }
+        }
+        assert_eq!(Form::default().to_string(), "");
+    }
+}
