@@ -20,12 +20,20 @@ fn main() {
 fn gpu() -> Result<(), engine::error::Error> {
     use engine::backend::cuda::bench::{Job, kernels};
     use engine::backend::cuda::storage::Storage;
+    use engine::config::Form;
     use engine::model::spec::RESNET50;
     let number =
         |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().expect(name));
     let (batch, resolution) = (number("KERNELS_BATCH", 256), number("KERNELS_RESOLUTION", 224));
-    let report =
-        kernels(&Job { spec: RESNET50, ordinal: 0, storage: Storage::F16, tf32: false, batch, resolution })?;
+    let report = kernels(&Job {
+        spec: RESNET50,
+        ordinal: 0,
+        storage: Storage::F16,
+        tf32: false,
+        batch,
+        resolution,
+        form: Form::BASE,
+    })?;
     println!("{report}");
     Ok(())
 }

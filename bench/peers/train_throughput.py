@@ -24,8 +24,8 @@ def peak_memory_mb():
     return int(line.split()[1]) / 1024
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser):
+    """What a step is; step_profile.py and step_memory.py take the same."""
     parser.add_argument("--resolution", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
@@ -36,6 +36,11 @@ def arguments():
     parser.add_argument("--optimiser", default="fused", choices=["fused", "foreach"], help="SGD's form, on a GPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--nchw", action="store_true", help="default layout in place of channels_last")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
     args = parser.parse_args()
     if args.steps < 1 or args.warmup < 0:
         parser.error("--steps wants at least 1 and --warmup at least 0")

@@ -6,6 +6,7 @@
 //! | [`layers`] | every node of a pass with CPU code on the node's own inputs |
 //! | `input`, `stem`, `forward`, `loss`, `backward`, `update`, `norms`, `lamb`, `lars` | what each of them should give |
 //! | `oracle` | the CPU's operations behind that |
+//! | [`trajectory`] | some steps in two forms |
 //! | `seen` | a card's memory by the names of the graph |
 //! | [`compare`] | two results, under a derived tolerance |
 
@@ -21,6 +22,7 @@ mod norms;
 mod oracle;
 mod seen;
 mod stem;
+pub mod trajectory;
 mod update;
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};

@@ -157,6 +157,11 @@ pub struct PlanArgs {
     #[arg(long, value_name = "IMAGES", value_parser = positive)]
     pub loader_rate: Option<f64>,
 
+    /// What engine bench step --profile --json has written: the share of its floor that each kind of launch reached there, in
+    /// place of an assumption
+    #[arg(long, value_name = "FILE")]
+    pub shares: Option<PathBuf>,
+
     /// One JSON object a card instead of a table
     #[arg(long)]
     pub json: bool,
@@ -423,6 +428,8 @@ pub enum BenchCommand {
         #[arg(long)]
         json: bool,
     },
+    #[cfg(feature = "cuda")]
+    Step(super::bench_step::StepArgs),
     /// Every call of a training step on a GPU, each against its floor: its bytes at the rate of a large copy, or its
     /// operations at the rate of a large matrix product
     Kernels {

@@ -38,6 +38,8 @@ pub fn run(command: &BenchCommand) -> Result<()> {
             let trace = trace.clone();
             print(&TrainJob { spec, batch, resolution, steps, device, config, trace }.run()?, *json)?;
         }
+        #[cfg(feature = "cuda")]
+        BenchCommand::Step(args) => super::bench_step::run(args)?,
         BenchCommand::Kernels { batch, resolution, device, precision, json } => {
             bench_kernels(*batch, *resolution, *device, *precision, *json)?;
         }
@@ -74,7 +76,15 @@ fn bench_kernels(
         }
     };
     let (storage, tf32) = device::storage(precision);
-    let report = kernels(&Job { spec: RESNET50, ordinal, storage, tf32, batch, resolution })?;
+    let report = kernels(&Job {
+        spec: RESNET50,
+        ordinal,
+        storage,
+        tf32,
+        batch,
+        resolution,
+        form: config::Form::BASE,
+    })?;
     if json { answer(serde_json::to_string(&report).expect("plain fields")) } else { answer(report) }
 }
 

@@ -86,7 +86,7 @@ pub fn run(args: &CheckArgs) -> Result<()> {
 }
 
 fn open(ordinal: usize, storage: Storage) -> Result<Card> {
-    Card::open(CardOptions { ordinal, storage, tf32: false, deterministic: true, algorithms: None })
+    Card::open(CardOptions::new(ordinal, storage, false))
 }
 
 /// How many comparisons failed.

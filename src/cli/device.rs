@@ -180,8 +180,12 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         Storage::Bf16 | Storage::F32 => ScalePolicy::NONE,
     };
     let algorithms = device.algorithms.strip_prefix("file:").map(|path| File(path.into()));
-    let card =
-        Card::open(CardOptions { ordinal, storage, tf32, deterministic: device.deterministic, algorithms })?;
+    let card = Card::open(CardOptions {
+        deterministic: device.deterministic,
+        search: device.search,
+        algorithms,
+        ..CardOptions::new(ordinal, storage, tf32)
+    })?;
     let identity = card.identity().to_owned();
     message(format!("training on {identity}"));
     let options = CudaOptions {

@@ -5,6 +5,8 @@ mod begin;
 mod bench;
 mod bench_infer;
 #[cfg(feature = "cuda")]
+mod bench_step;
+#[cfg(feature = "cuda")]
 mod check;
 mod data;
 mod device;

@@ -2,8 +2,9 @@
 
 use super::args::PlanArgs;
 use super::device;
-use crate::backend::cuda::forecast::{CARDS, CardModel, Forecast, SHARE, Training};
+use crate::backend::cuda::forecast::{CARDS, CardModel, Forecast, Seconds, Training};
 use crate::backend::cuda::plan::{PlanOptions, Purpose, ScalePolicy};
+use crate::backend::cuda::shares::{SHARE, Shares};
 use crate::config::Config;
 use crate::data::{JPEG_DECODER, Splits};
 use crate::error::{Error, Result};
@@ -18,9 +19,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let config = args.config.load()?;
     let cards = chosen(&args.gpu)?;
     let images = Images::of(&config)?;
+    let shares = args.shares.as_deref().map_or(Ok(Shares::assumed()), Shares::read)?;
+    let course = |card| Course::new(&config, images.classes, card, &shares);
     let estimates = cards
         .iter()
-        .map(|card| Estimate::new(card, &Course::new(&config, images.classes, card)?, &config, &images, args))
+        .map(|card| Estimate::new(card, &course(card)?, &config, &images, args))
         .collect::<Result<Vec<_>>>()?;
     if args.json {
         return estimates
@@ -30,7 +33,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     answer(head(&config, &images, args))?;
     answer(Row(["card", "images/s", "hours", "dollars", "GiB of batch; largest", "disk MB/s", "CPU cores"]))?;
     estimates.iter().try_for_each(answer)?;
-    answer(sources(args))
+    let image = estimates.first().map_or(0.0, |one| one.activation_mebibytes_an_image);
+    answer(sources(args, &shares, image))
 }
 
 fn chosen(names: &[String]) -> Result<Vec<CardModel>> {
@@ -96,19 +100,22 @@ struct Course {
     /// Epochs at each resolution, and what is done there; the last one is the largest, and sizes the memory.
     parts: Vec<(usize, Forecast)>,
     largest_micro_batch: Option<usize>,
+    /// Of an image.
+    activation_bytes: f64,
 }
 
 impl Course {
-    fn new(config: &Config, classes: usize, card: &CardModel) -> Result<Self> {
+    fn new(config: &Config, classes: usize, card: &CardModel, shares: &Shares) -> Result<Self> {
         let mut epochs: BTreeMap<usize, usize> = BTreeMap::from([(config.data.resolution, 0)]);
         for epoch in 0..config.epochs {
             *epochs.entry(config.resolution_at(epoch)).or_default() += 1;
         }
         let at = |resolution| training(config, classes, resolution);
-        let parts = epochs.into_iter().map(|(side, count)| Ok((count, at(side).forecast(card)?)));
+        let parts = epochs.into_iter().map(|(side, count)| Ok((count, at(side).forecast(card, shares)?)));
         Ok(Self {
             parts: parts.collect::<Result<_>>()?,
             largest_micro_batch: at(config.data.resolution).largest(card),
+            activation_bytes: at(config.data.resolution).activation_bytes()?,
         })
     }
 
@@ -116,11 +123,11 @@ impl Course {
         &self.parts.last().expect("there is one for data.resolution").1
     }
 
-    /// Mean over all epochs, in seconds.
-    fn step_seconds(&self) -> f64 {
-        let epochs: usize = self.parts.iter().map(|(epochs, _)| epochs).sum();
-        self.parts.iter().map(|(epochs, at)| *epochs as f64 * at.step_seconds).sum::<f64>()
-            / epochs.max(1) as f64
+    /// Mean over all epochs.
+    fn step(&self) -> Seconds {
+        let all: usize = self.parts.iter().map(|(epochs, _)| epochs).sum();
+        let share = |epochs: usize| epochs as f64 / all.max(1) as f64;
+        self.parts.iter().fold(Seconds::default(), |sum, (epochs, at)| sum.plus(share(*epochs), at.step))
     }
 }
 
@@ -178,6 +185,8 @@ struct Estimate {
     micro_batch: usize,
     micro_batch_gibibytes: f64,
     largest_micro_batch: Option<usize>,
+    /// Activations, gradients, masks and partial sums of a training pass.
+    activation_mebibytes_an_image: f64,
     disk_megabytes_per_second: Range,
     cpu_cores: Range,
 }
@@ -190,7 +199,6 @@ impl Estimate {
         images: &Images,
         args: &PlanArgs,
     ) -> Result<Self> {
-        let share = Range { low: SHARE[0], high: SHARE[1] };
         let batches = config.repeat().epoch_len(images.train) / config.data.batch;
         if batches == 0 {
             return Err(Error::usage(format!(
@@ -198,12 +206,13 @@ impl Estimate {
                 config.data.batch, images.train, images.what
             )));
         }
-        let step = course.step_seconds();
-        let ceiling = config.data.batch as f64 / step;
-        let validation = images.val.div_ceil(config.eval_batch()) as f64 * course.last().eval_seconds;
-        let epoch = batches as f64 * step + validation;
-        let hours = share.map(|share| config.epochs as f64 * epoch / share / 3600.0);
-        let images_per_second = share.map(|share| ceiling * share);
+        let step = course.step();
+        let rate = |step: f64| config.data.batch as f64 / step;
+        let ceiling = rate(step.floor);
+        let evaluations = images.val.div_ceil(config.eval_batch()) as f64;
+        let epoch = Seconds::default().plus(batches as f64, step).plus(evaluations, course.last().evaluation);
+        let hours = Range { low: epoch.fast, high: epoch.slow }.map(|epoch| config.epochs as f64 * epoch / 3600.0);
+        let images_per_second = Range { low: step.slow, high: step.fast }.map(rate);
         let dollars_per_hour = args.price.or(known_price(card));
         let dollars = dollars_per_hour.map(|price| hours.map(|hours| hours * price));
         let loader = args.loader_rate.unwrap_or(loader_rate());
@@ -219,6 +228,7 @@ impl Estimate {
             micro_batch: config.micro_batch(),
             micro_batch_gibibytes: course.last().bytes as f64 / 2f64.powi(30),
             largest_micro_batch: course.largest_micro_batch,
+            activation_mebibytes_an_image: course.activation_bytes / 2f64.powi(20),
             disk_megabytes_per_second: images_per_second.map(|rate| rate * images.mean_bytes / 1e6),
             cpu_cores: images_per_second.map(|rate| rate / loader),
         })
@@ -312,7 +322,7 @@ fn head(config: &Config, images: &Images, args: &PlanArgs) -> String {
     )
 }
 
-fn sources(args: &PlanArgs) -> String {
+fn sources(args: &PlanArgs, shares: &Shares, image: f64) -> String {
     let loader = match args.loader_rate {
         Some(rate) => format!("{rate} images a core and second, as given."),
         None => format!(
@@ -321,18 +331,32 @@ fn sources(args: &PlanArgs) -> String {
             loader_rate()
         ),
     };
+    let rate = match &shares.measured_on {
+        None => format!(
+            "{:.0} to {:.0} % of what the bytes and operations of this training's own launch list allow at the vendor's\n\
+             bandwidth and rate (the H200's as measured): an assumption, the share of their floors that the fastest published\n\
+             trainings reach. engine bench step --profile --json measures the shares, --shares takes them. Images of 64 px are\n\
+             slower: launches cost more than bytes then.",
+            100.0 * SHARE[0],
+            100.0 * SHARE[1]
+        ),
+        Some(card) => format!(
+            "what the bytes and operations of this training's own launch list take at the vendor's bandwidth and rate (the\n\
+             H200's as measured), by the share of it that each kind of launch reached on {card};\n\
+             convolutions, which are other code on other cards, from {:.0} % or that to {:.0} % or that.",
+            100.0 * SHARE[0],
+            100.0 * SHARE[1]
+        ),
+    };
     format!(
         "\nA prediction: engine has not been measured on these cards.\n\
-         images/s  {:.0} to {:.0} % of what the bytes and operations of this training's own launch list allow at the vendor's\n\
-         bandwidth and rate (the H200's as measured): the share of their floors that the fastest published trainings\n\
-         reach. engine bench kernels measures it on a card. Images of 64 px are slower: launches cost more than bytes then.\n\
+         images/s  {rate}\n\
          hours     with a validation after each epoch.\n\
          dollars   p3.2xlarge (V100): 0.918 an hour on the spot market, 3.06 on demand; figures of a catalogue without a\n\
          date, and spot prices move.\n\
-         GiB       arenas and workspaces of training and validation; the driver and its libraries take more.\n\
+         GiB       arenas and workspaces of training and validation; the driver and its libraries take more; {image:.1} MiB an\n\
+         image in activations, gradients, masks and partial sums (engine bench step says what the card gives).\n\
          disk      every image read from it once an epoch. What the page cache holds is read once.\n\
-         CPU       {loader}",
-        100.0 * SHARE[0],
-        100.0 * SHARE[1]
+         CPU       {loader}"
     )
 }

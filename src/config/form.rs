@@ -56,6 +56,42 @@ pub enum Residual {
     Added,
 }
 
+/// `[device.search]`: which routines of NVIDIA's libraries are timed for each convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Search {
+    pub routines: Routines,
+    /// MiB of each stream, for cuDNN and cuBLAS; routines that want more are not considered.
+    pub workspace: usize,
+}
+
+/// Whose routines are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routines {
+    /// cuDNN's convolutions alone.
+    Cudnn,
+    /// And, where a convolution is a matrix product, cuBLAS's own choice.
+    #[default]
+    Cublas,
+    /// And what cuBLASLt offers for that product, each timed; sums are split in fixed order only.
+    CublasLt,
+}
+
+impl Search {
+    pub const BASE: Self = Self { routines: Routines::Cublas, workspace: 256 };
+
+    pub fn workspace_bytes(&self) -> u64 {
+        (self.workspace as u64) << 20
+    }
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Self::BASE
+    }
+}
+
 impl Form {
     /// The default.
     pub const BASE: Self = Self {

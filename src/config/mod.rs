@@ -7,7 +7,7 @@ mod slabs;
 mod training;
 mod validate;
 
-pub use form::{Form, Residual, Stem, Wgrad};
+pub use form::{Form, Residual, Routines, Search, Stem, Wgrad};
 pub use merge::{Overrides, load};
 pub use recipe::{changes, differing_keys, recipe_keys};
 pub use slabs::Slabs;
@@ -209,6 +209,8 @@ pub struct Device {
     pub algorithms: String,
     /// How a step is laid out on a GPU.
     pub form: Form,
+    /// What the search for routines may look at.
+    pub search: Search,
     /// fp16 only. The first factor on the loss, a power of two.
     pub loss_scale: f64,
     /// Clean steps after which it doubles.
@@ -321,6 +323,7 @@ impl Default for Device {
             deterministic: true,
             algorithms: "find".into(),
             form: Form::BASE,
+            search: Search::BASE,
             loss_scale: 65536.0,
             loss_scale_interval: 2000,
             loss_scale_floor: 1.0,

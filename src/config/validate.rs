@@ -173,6 +173,12 @@ impl Config {
                 algorithms == "find" || named,
                 "\"find\" or \"file:PATH\"",
             ),
+            require(
+                "device.search.workspace",
+                device.search.workspace,
+                (1..=65536).contains(&device.search.workspace),
+                "1 to 65536 MiB",
+            ),
             require("device.loss_scale", scale, power_of_two(scale), "a power of two from 1 to 16777216"),
             require(
                 "device.loss_scale_floor",

@@ -32,6 +32,16 @@ pub struct Job {
     pub tf32: bool,
     pub batch: usize,
     pub resolution: usize,
+    pub form: Form,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spec, storage, tf32, batch, resolution, form, .. } = self;
+        let precision = if *tf32 { "tf32" } else { storage.suffix() };
+        write!(f, "{} at {resolution} px, batch {batch}, {precision}", spec.name)?;
+        if *form == Form::BASE { Ok(()) } else { write!(f, ", {form}") }
+    }
 }
 
 /// What a call has to do at least.
@@ -135,9 +145,8 @@ pub struct Report {
 
 /// Measures a step of the training plan, call by call.
 pub fn kernels(job: &Job) -> Result<Report> {
-    let Job { spec, ordinal, storage, tf32, batch, resolution } = *job;
-    let options = CardOptions { ordinal, storage, tf32, deterministic: true, algorithms: None };
-    let card = Card::open(options)?;
+    let Job { ordinal, storage, tf32, batch, .. } = *job;
+    let card = Card::open(CardOptions::new(ordinal, storage, tf32))?;
     let device = card.identity().to_owned();
     let (copied, multiplied, cache) = (card.copy_rate()?, card.product_rate()?, card.cache()?);
     let mut backend = CudaBackend::new(cuda_options(job), card, batch, 1)?;
@@ -162,24 +171,19 @@ pub fn kernels(job: &Job) -> Result<Report> {
             cached: work.bytes < cache,
         });
     }
-    let what = format!(
-        "{} at {resolution} px, batch {batch}, {}",
-        spec.name,
-        if tf32 { "tf32" } else { storage.suffix() }
-    );
     Ok(Report {
         copy_gigabytes_per_second: copied / 1e9,
         product_teraflop_per_second: multiplied / 1e12,
         cache_megabytes: cache as f64 / 1e6,
         step_milliseconds: 1e3 * step,
         images_per_second: batch as f64 / step,
-        ..Report::new(what, device, rows)
+        ..Report::new(job.to_string(), device, rows)
     })
 }
 
 /// Makes operands what they are in a training. A call that is repeated alone leaves numbers that are none, and a state that
 /// makes later calls do nothing.
-fn renew(card: &mut Card, plan: Prepared) -> Result<()> {
+pub(super) fn renew(card: &mut Card, plan: Prepared) -> Result<()> {
     let state = State { scale: 1.0, unscale: 1.0, ..State::default() };
     card.write(Region::new(Arena::State, 0, size_of::<State>() as u64), bytemuck::bytes_of(&state))?;
     card.run_pass(plan)
@@ -192,7 +196,7 @@ pub fn copy(ordinal: usize) -> Result<(String, f64)> {
     Ok((context.name.clone(), copy_rate(&context)?))
 }
 
-fn cuda_options(job: &Job) -> CudaOptions {
+pub(super) fn cuda_options(job: &Job) -> CudaOptions {
     CudaOptions {
         spec: job.spec,
         resolution: job.resolution,
@@ -203,14 +207,14 @@ fn cuda_options(job: &Job) -> CudaOptions {
         storage: job.storage,
         // A scale would make the first passes of fresh weights overflow and skip their update.
         scale: ScalePolicy::NONE,
-        form: Form::BASE,
+        form: job.form,
         keep: false,
     }
 }
 
 /// A pass for each staging slot, so that what is measured works on values like those of a training: power, and with it
 /// the clock, depends on them. The weights stay as they are.
-fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
+pub(super) fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
     let mut rng = Rng::new(0, 0, 0, Purpose::Synth);
     let batch = Batch {
         images: (0..job.batch * job.resolution * job.resolution * 3).map(|_| rng.next_u64() as u8).collect(),
@@ -228,7 +232,7 @@ fn fill(backend: &mut CudaBackend<Card>, job: &Job) -> Result<()> {
 }
 
 /// `bn_apply_f16 102.8 MB` (its largest operand), `forward 56x56x64 k64 3x3 s1: cudnn algorithm 1 math 1 workspace 0`.
-fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) -> String {
+pub(super) fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) -> String {
     match call {
         Call::Kernel(launch) => {
             let largest = launch.args.iter().filter_map(|arg| match arg {

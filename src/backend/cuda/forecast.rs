@@ -1,13 +1,14 @@
-//! What a training takes on a card that is not at hand: the floors of its own launch lists, times the share of their floors
-//! that the best published trainings reach. `engine plan` prints it. A prediction, until `engine bench kernels` has measured
-//! that share.
+//! What a training takes on a card that is not at hand: the floors of its own launch lists, by what share of them each kind
+//! of launch reaches ([`Shares`]). `engine plan` prints it, and says that it is a prediction.
 
 use super::bench::Work;
-use super::device::card::WORKSPACE;
 use super::plan::node::STREAMS;
 use super::plan::region::Arena;
 use super::plan::{Plan, PlanOptions, Purpose};
+use super::profile::Kind;
+use super::shares::Shares;
 use super::storage::Storage;
+use crate::config::Search;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -79,10 +80,6 @@ pub const CARDS: [CardModel; 5] = [
     },
 ];
 
-/// Of the floor of their own level of fusion: what the fastest published trainings reach, from the least to the best
-/// (MXNet on V100 and A100, MLPerf v4.0 on H100 and H200; PyTorch on V100 reaches the upper end of a higher floor).
-pub const SHARE: [f64; 2] = [0.64, 0.75];
-
 /// What is computed, where it does not depend on the card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
@@ -94,13 +91,34 @@ pub struct Training {
     pub eval_batch: usize,
 }
 
-/// Of one card, at its floor.
+/// Seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Seconds {
+    /// What bytes and operations take at the card's own rates.
+    pub floor: f64,
+    /// What is expected at the shares of the floor that are expected.
+    pub slow: f64,
+    pub fast: f64,
+}
+
+impl Seconds {
+    /// `factor` times as long, and `other`.
+    pub fn plus(self, factor: f64, other: Self) -> Self {
+        Self {
+            floor: self.floor + factor * other.floor,
+            slow: self.slow + factor * other.slow,
+            fast: self.fast + factor * other.fast,
+        }
+    }
+}
+
+/// Of one card.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Forecast {
     /// Of an optimiser step.
-    pub step_seconds: f64,
+    pub step: Seconds,
     /// Of a pass over one batch of validation images.
-    pub eval_seconds: f64,
+    pub evaluation: Seconds,
     /// Arenas and workspaces of the plans that a training holds; what the driver and the libraries take comes on top.
     pub bytes: u64,
 }
@@ -108,16 +126,26 @@ pub struct Forecast {
 impl Training {
     /// Fails where the card cannot compute in this precision, or where no plan exists (a resolution too small, a batch too
     /// large for 32-bit counts).
-    pub fn forecast(&self, card: &CardModel) -> Result<Forecast> {
+    pub fn forecast(&self, card: &CardModel, shares: &Shares) -> Result<Forecast> {
         let rate = self.product_rate(card)?;
         let plans = self.plans(self.options.batch)?;
-        let seconds = |plan: &Plan| floor(plan, card.bandwidth, rate);
-        let accumulate = plans.accumulate.as_ref().map_or(0.0, seconds);
+        let of = |plan: &Plan| seconds(plan, card.bandwidth, rate, shares);
+        let accumulate = plans.accumulate.as_ref().map_or(Seconds::default(), of);
         Ok(Forecast {
-            step_seconds: seconds(&plans.finish) + (self.micro_steps - 1) as f64 * accumulate,
-            eval_seconds: seconds(&plans.evaluate),
+            step: of(&plans.finish).plus((self.micro_steps - 1) as f64, accumulate),
+            evaluation: of(&plans.evaluate),
             bytes: plans.bytes(),
         })
+    }
+
+    /// Bytes that one image more takes in activations, gradients, masks and partial sums of a training pass: the slope
+    /// between two batches that are multiples of each other, since buffers begin at multiples of 256 bytes.
+    pub fn activation_bytes(&self) -> Result<f64> {
+        let activations = |batch| -> Result<u64> {
+            Ok(self.plans(batch)?.finish.arenas.get(&Arena::Activations).copied().unwrap_or(0))
+        };
+        let few = self.options.batch.max(8);
+        Ok((activations(2 * few)? - activations(few)?) as f64 / few as f64)
     }
 
     /// The largest micro-batch that fits on the card; `None` where not even one image does. By halving: memory grows with
@@ -188,13 +216,17 @@ impl Plans {
                 *largest = bytes.max(*largest);
             }
         }
-        arenas.values().sum::<u64>() + STREAMS as u64 * WORKSPACE
+        arenas.values().sum::<u64>() + STREAMS as u64 * Search::BASE.workspace_bytes()
     }
 }
 
-/// Seconds of all calls one after another, each bound by its bytes or by its operations.
-fn floor(plan: &Plan, bandwidth: f64, product_rate: f64) -> f64 {
-    plan.nodes.iter().map(|node| Work::of(node, &plan.staging).floor(bandwidth, product_rate)).sum()
+/// Of all calls one after another, each bound by its bytes or by its operations.
+fn seconds(plan: &Plan, bandwidth: f64, product_rate: f64, shares: &Shares) -> Seconds {
+    plan.nodes.iter().fold(Seconds::default(), |sum, node| {
+        let floor = Work::of(node, &plan.staging).floor(bandwidth, product_rate);
+        let [slow, fast] = shares.get(Kind::of(node)).map(|share| floor / share);
+        sum.plus(1.0, Seconds { floor, slow, fast })
+    })
 }
 
 #[cfg(test)]
@@ -237,7 +269,7 @@ mod tests {
         for (name, batch, want) in
             [("v100", 208, 2092.0), ("a100", 408, 4891.0), ("h100", 400, 9075.0), ("h200", 400, 10806.0)]
         {
-            let got = batch as f64 / training(batch, 1).forecast(card(name)).unwrap().step_seconds;
+            let got = batch as f64 / training(batch, 1).forecast(card(name), &Shares::assumed()).unwrap().step.floor;
             assert!((got / want - 1.0).abs() < 0.08, "{name}: {got:.0} images/s, the floor model has {want}");
         }
     }
@@ -245,8 +277,8 @@ mod tests {
     #[test]
     fn more_micro_steps_cost_time_and_an_arena_of_sums() {
         let v100 = card("v100");
-        let [one, four] = [training(64, 1), training(64, 4)].map(|training| training.forecast(v100).unwrap());
-        assert!(four.step_seconds > 3.9 * one.step_seconds && four.step_seconds < 4.1 * one.step_seconds);
+        let [one, four] = [training(64, 1), training(64, 4)].map(|training| training.forecast(v100, &Shares::assumed()).unwrap());
+        assert!(four.step.floor > 3.9 * one.step.floor && four.step.floor < 4.1 * one.step.floor);
         assert!(four.bytes >= one.bytes + 4 * 25_557_032);
         assert!(training(64, 4).largest(v100).unwrap() <= training(64, 1).largest(v100).unwrap());
     }
@@ -260,12 +292,21 @@ mod tests {
         assert!(bytes(largest) <= memory && bytes(largest + 1) > memory, "{largest}");
     }
 
+    /// 53 outputs of convolutions, 11.11 million elements of 2 bytes (reference: the design's floor model), and as many of
+    /// batch norms, but for the last of each block where sum and input share; no less, and not twice as much.
+    #[test]
+    fn an_image_takes_what_the_backward_pass_reads() {
+        let image = training(64, 1).activation_bytes().unwrap();
+        println!("{:.2} MiB an image", image / 2f64.powi(20));
+        assert!(image > 2.0 * 11.11e6 * 1.7 && image < 4.0 * 11.11e6 * 1.3, "{image}");
+    }
+
     #[test]
     fn old_cards_refuse_bf16_and_tf32() {
         let mut wants = training(8, 1);
         wants.options.storage = Storage::Bf16;
-        let message = wants.forecast(card("t4")).unwrap_err().message;
+        let message = wants.forecast(card("t4"), &Shares::assumed()).unwrap_err().message;
         assert!(message.contains("bf16") && message.contains("T4"), "{message}");
-        assert!(wants.forecast(card("a100")).is_ok());
+        assert!(wants.forecast(card("a100"), &Shares::assumed()).is_ok());
     }
 }

@@ -11,6 +11,9 @@
 //! | [`abi`] | structs that host and card exchange |
 //! | [`ptx`] | the compiled kernels |
 //! | [`bench`] | every call of a step against its floor |
+//! | [`profile`] | every launch of the real step, by kind |
+//! | [`variants`] | what a card should try, and what each is expected to gain |
+//! | [`shares`] | what share of its floor each kind reaches |
 //! | [`forecast`] | what a training takes on a card that is not at hand |
 //! | [`patience`] | waiting, but not for ever |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
@@ -24,8 +27,11 @@ pub mod machine;
 pub mod network;
 pub mod patience;
 pub mod plan;
+pub mod profile;
 pub mod ptx;
 pub mod replay;
+pub mod shares;
 pub mod storage;
+pub mod variants;
 
 pub use network::{CudaBackend, CudaOptions};

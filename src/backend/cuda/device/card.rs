@@ -15,13 +15,12 @@ use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
+use crate::config::Search;
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
 use std::rc::Rc;
 
-/// Workspace of each stream, for cuDNN and cuBLAS. Algorithms that want more are not considered.
-pub const WORKSPACE: u64 = 256 << 20;
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
 
@@ -33,7 +32,18 @@ pub struct CardOptions {
     /// f32 products may round their operands to 10 bits.
     pub tf32: bool,
     pub deterministic: bool,
+    pub search: Search,
     pub algorithms: Option<File>,
+    /// Routines by shape, as an earlier run chose them; a file's stand above them.
+    pub known: BTreeMap<String, String>,
+}
+
+impl CardOptions {
+    /// Deterministic, with the usual search.
+    pub fn new(ordinal: usize, storage: Storage, tf32: bool) -> Self {
+        let known = BTreeMap::new();
+        Self { ordinal, storage, tf32, deterministic: true, search: Search::BASE, algorithms: None, known }
+    }
 }
 
 /// One stream with its library handles and workspace.
@@ -99,7 +109,10 @@ impl Card {
             dotted(cudnn.version),
             dotted(cublas.version)
         );
-        let choices = options.algorithms.as_ref().map_or(Ok(BTreeMap::new()), |file| file.read(&identity))?;
+        let mut choices = options.known.clone();
+        if let Some(file) = &options.algorithms {
+            choices.extend(file.read(&identity)?);
+        }
         let load = |(name, text): &(&str, &str)| Module::load(&context, name, text);
         let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
         let lanes = (0..STREAMS).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
@@ -327,9 +340,10 @@ fn check_precision(context: &Context, options: &CardOptions) -> Result<()> {
 
 fn lane(context: &Rc<Context>, options: &CardOptions) -> Result<Lane> {
     let stream = Stream::new(context)?;
-    let workspace = Memory::new(context, "the workspace of convolutions", WORKSPACE)?;
-    let bytes = WORKSPACE as usize;
-    let cublas = Cublas::new(&stream, workspace.at(0, WORKSPACE), bytes, options.storage, options.tf32)?;
+    let bytes = options.search.workspace_bytes();
+    let workspace = Memory::new(context, "the workspace of convolutions", bytes)?;
+    let at = workspace.at(0, bytes);
+    let cublas = Cublas::new(&stream, at, bytes as usize, options.storage, options.tf32)?;
     Ok(Lane { cudnn: Cudnn::new(&stream)?, cublas, workspace, stream })
 }
 

@@ -39,9 +39,38 @@ pub(super) fn time(
     }
     stream.synchronize()?;
     let seconds = marks.iter().map(|(begin, end)| end.seconds_since(begin));
-    let mut seconds = seconds.collect::<Result<Vec<_>>>()?;
+    Ok(median(seconds.collect::<Result<Vec<_>>>()?))
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    seconds[seconds.len() / 2]
+}
+
+/// Work for the card while the host queues what is to be timed: else a mark would wait for the host.
+struct Ahead {
+    from: Memory,
+    to: Memory,
+    copies: usize,
+}
+
+impl Ahead {
+    /// Seconds that it keeps the card: longer than a host takes to queue a step of some hundred nodes.
+    const SECONDS: f64 = 30e-3;
+    const BYTES: u64 = 64 << 20;
+
+    fn new(context: &Rc<Context>, stream: &Stream) -> Result<Self> {
+        let memory =
+            || Memory::new(context, "the copies that keep the card while a step is queued", Self::BYTES);
+        let (from, to) = (memory()?, memory()?);
+        let seconds = time(context, stream, 3, &|| to.copy(&from, Self::BYTES, stream))?;
+        let copies = (Self::SECONDS / seconds.max(1e-6)).ceil().clamp(1.0, 2000.0) as usize;
+        Ok(Self { from, to, copies })
+    }
+
+    fn send(&self, stream: &Stream) -> Result<()> {
+        (0..self.copies).try_for_each(|_| self.to.copy(&self.from, Self::BYTES, stream))
+    }
 }
 
 /// Bytes a second, read and written together, of a copy on the card that is larger than its caches.
@@ -68,6 +97,42 @@ impl Card {
         let count = (SAMPLE / once.max(1e-6)).ceil().clamp(2.0, 100.0) as usize;
         let repeated = stream.capture(|| (0..count).try_for_each(|_| self.send(ready, id)))?;
         Ok(self.time(stream, SAMPLES, &|| stream.run(&repeated))? / count as f64)
+    }
+
+    /// Seconds of every node within whole passes, median of `passes`, and of nothing at all between two marks. One node at a
+    /// time in the plan's order, so that none shares the card with another; the cache holds what the nodes before left there.
+    pub fn time_nodes(&mut self, prepared: Prepared, passes: usize) -> Result<(Vec<f64>, f64)> {
+        let ready = &self.ready[prepared.0];
+        let nodes = &ready.plan.nodes;
+        let event = || Event::timed(&self.context);
+        // The last pair has nothing between.
+        let marks = (0..=nodes.len()).map(|_| Ok((event()?, event()?))).collect::<Result<Vec<_>>>()?;
+        let ahead = Ahead::new(&self.context, &self.lanes[nodes[0].stream].stream)?;
+        let mut samples = vec![vec![]; marks.len()];
+        for pass in 0..=passes {
+            ahead.send(&self.lanes[nodes[0].stream].stream)?;
+            for (id, node) in nodes.iter().enumerate() {
+                let stream = &self.lanes[node.stream].stream;
+                if id > 0 && nodes[id - 1].stream != node.stream {
+                    stream.wait(&marks[id - 1].1)?;
+                }
+                marks[id].0.record(stream)?;
+                self.send(ready, id)?;
+                marks[id].1.record(stream)?;
+            }
+            let (stream, (begin, end)) =
+                (&self.lanes[nodes[nodes.len() - 1].stream].stream, &marks[nodes.len()]);
+            begin.record(stream)?;
+            end.record(stream)?;
+            self.context.synchronize()?;
+            // The first pass does not count.
+            for (samples, (begin, end)) in samples.iter_mut().zip(&marks).filter(|_| pass > 0) {
+                samples.push(end.seconds_since(begin)?);
+            }
+        }
+        let mut medians: Vec<f64> = samples.into_iter().map(median).collect();
+        let nothing = medians.pop().expect("there is one pair more than nodes");
+        Ok((medians, nothing))
     }
 
     /// Runs a training pass on what is staged and waits for it, so that operands hold what they hold in a training.

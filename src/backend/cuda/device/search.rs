@@ -1,10 +1,11 @@
 //! The search for each convolution's routine: cuDNN's algorithms, and cuBLAS where the convolution is a matrix product.
 
 use super::algorithms::{self, Candidate, Rule, is_product};
-use super::card::{Card, Lane, WORKSPACE};
+use super::card::{Card, Lane};
 use super::cublas::Layer;
 use super::cudnn::{Convolution as Descriptors, Operands};
 use crate::backend::cuda::plan::node::{Convolution, Node};
+use crate::config::Routines;
 use crate::error::{Error, Result};
 
 /// Samples of a candidate's time, of which the median counts.
@@ -17,7 +18,7 @@ impl Card {
             tf32: self.options.tf32,
             has_tf32: self.context.capability >= (8, 0),
             deterministic: self.options.deterministic,
-            workspace: WORKSPACE,
+            workspace: self.options.search.workspace_bytes(),
         }
     }
 
@@ -38,7 +39,7 @@ impl Card {
         let lane = &self.lanes[node.stream];
         let found = descriptors.find(&lane.cudnn, conv.pass, &self.operands(lane, conv))?;
         let mut candidates: Vec<_> = rule.shortlist(&found).into_iter().map(Candidate::Cudnn).collect();
-        if is_product(conv) {
+        if is_product(conv) && self.options.search.routines != Routines::Cudnn {
             candidates.push(Candidate::Cublas);
         }
         let (mut timed, mut refused) = (vec![], None);
@@ -55,7 +56,7 @@ impl Card {
                 let kind = if rule.deterministic { "deterministic " } else { "" };
                 Error::device(format!(
                     "cuDNN offers no {kind}algorithm for {key} within {} MiB; device.deterministic = false may help",
-                    WORKSPACE >> 20
+                    self.options.search.workspace
                 ))
             })
         })?;
@@ -65,7 +66,8 @@ impl Card {
 
     fn operands(&self, lane: &Lane, conv: &Convolution) -> Operands {
         let [x, w, y] = [conv.x, conv.w, conv.y].map(|region| self.at(region));
-        Operands { x, w, y, workspace: lane.workspace.at(0, WORKSPACE), workspace_bytes: WORKSPACE as usize }
+        let bytes = self.options.search.workspace_bytes();
+        Operands { x, w, y, workspace: lane.workspace.at(0, bytes), workspace_bytes: bytes as usize }
     }
 
     /// Sends a convolution to a lane's stream.

@@ -1,0 +1,257 @@
+//! The ways to lay out and to search a step that a card should try, and what each is expected to gain before one has.
+//! `engine bench step --variants` times them in turn; `--predict CARD` prints what is expected and needs no card.
+//!
+//! Two figures are predicted. How the floor moves: bytes and operations of the two launch lists, at the card's rates. And what
+//! a variant could win back at most: what the base loses above its floor in the launches that the variant replaces, which
+//! only a profile of the base says.
+
+use super::bench::Work;
+use super::plan::node::{Call, Pass};
+use super::plan::{Plan, PlanOptions};
+use super::profile::{Kind, Line, Profile, Rates};
+use crate::config::{Form, Residual, Routines, Search, Stem, Wgrad};
+use crate::error::Result;
+use serde::Serialize;
+
+/// One way.
+#[derive(Debug, Clone, Copy)]
+pub struct Variant {
+    pub name: &'static str,
+    /// Why it may pay.
+    pub why: &'static str,
+    pub form: Form,
+    pub search: Search,
+    pub deterministic: bool,
+    /// Which launches of the base it replaces.
+    replaces: fn(&Line) -> bool,
+}
+
+/// The default.
+pub const BASE: Variant = Variant {
+    name: "base",
+    why: "the default",
+    form: Form::BASE,
+    search: Search::BASE,
+    deterministic: true,
+    replaces: |_| false,
+};
+
+/// In the order in which a card with little time should try them.
+pub const VARIANTS: [Variant; 10] = [
+    Variant {
+        name: "wgrad-behind",
+        why: "weight gradients, bound by operations, beside batch norm, bound by bytes",
+        form: Form { wgrad: Wgrad::Behind, ..Form::BASE },
+        replaces: |line| line.kind == Kind::ConvWgrad,
+        ..BASE
+    },
+    Variant {
+        name: "wgrad-inline",
+        why: "two large kernels at a time share caches and bandwidth: is one at a time better?",
+        form: Form { wgrad: Wgrad::Inline, ..Form::BASE },
+        replaces: |line| line.kind == Kind::ConvWgrad,
+        ..BASE
+    },
+    Variant {
+        name: "cublaslt",
+        why: "every algorithm that cuBLASLt offers for a 1x1, not its first choice alone",
+        search: Search { routines: Routines::CublasLt, ..Search::BASE },
+        replaces: |line| is_convolution(line) && line.call.contains(" 1x1 s1"),
+        ..BASE
+    },
+    Variant {
+        name: "stem-space-to-depth",
+        why: "16 channels fill a tensor core's operand where 4 leave most of it empty",
+        form: Form { stem: Stem::SpaceToDepth, ..Form::BASE },
+        replaces: is_stem,
+        ..BASE
+    },
+    Variant {
+        name: "stem-padded-8",
+        why: "8 channels are one 16-byte access, at twice the operations",
+        form: Form { stem: Stem::Padded8, ..Form::BASE },
+        replaces: is_stem,
+        ..BASE
+    },
+    Variant {
+        name: "residual-added",
+        why: "routines that cannot add to their result may be faster than those that can",
+        form: Form { residual: Residual::Added, ..Form::BASE },
+        replaces: |line| line.kind == Kind::ConvDgrad && line.call.contains(" +="),
+        ..BASE
+    },
+    Variant {
+        name: "workspace-1024",
+        why: "routines that want more workspace than 256 MiB",
+        search: Search { workspace: 1024, ..Search::BASE },
+        replaces: is_convolution,
+        ..BASE
+    },
+    Variant {
+        name: "workspace-32",
+        why: "what a card loses whose memory the batch fills",
+        search: Search { workspace: 32, ..Search::BASE },
+        replaces: |_| false,
+        ..BASE
+    },
+    Variant {
+        name: "cudnn-alone",
+        why: "what cuBLAS has won for the 1x1",
+        search: Search { routines: Routines::Cudnn, ..Search::BASE },
+        replaces: |_| false,
+        ..BASE
+    },
+    Variant {
+        name: "free",
+        why: "device.deterministic = false: what the same bits cost",
+        deterministic: false,
+        replaces: is_convolution,
+        ..BASE
+    },
+];
+
+fn is_convolution(line: &Line) -> bool {
+    matches!(line.kind, Kind::ConvForward | Kind::ConvDgrad | Kind::ConvWgrad)
+}
+
+/// `input`, the first convolution, and its gradient.
+fn is_stem(line: &Line) -> bool {
+    line.node == "input" || line.node.starts_with("conv1.") && is_convolution(line)
+}
+
+/// Of a whole step; less than zero is a gain.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Prediction {
+    /// What the floors of all launches, one after another, change by.
+    pub floor_microseconds: f64,
+    pub megabytes_an_image: f64,
+    pub gigaflop_an_image: f64,
+    pub launches: i64,
+    /// What could be won at most: `None` where no profile of the base says it.
+    pub at_most_microseconds: Option<f64>,
+}
+
+/// Bytes, operations and floors of all launches.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    bytes: f64,
+    operations: f64,
+    floor: f64,
+    /// Of the floors, what the launches' two limits, each kept busy all the time, would not take.
+    slack: f64,
+    launches: usize,
+}
+
+impl Totals {
+    fn of(plan: &Plan, rates: Rates) -> Self {
+        let mut totals = Self { launches: plan.nodes.len(), ..Self::default() };
+        for node in &plan.nodes {
+            let work = Work::of(node, &plan.staging);
+            totals.bytes += work.bytes as f64;
+            totals.operations += work.operations as f64;
+            totals.floor += work.floor(rates.copy, rates.product);
+        }
+        // Weight gradients alone run beside others.
+        let wgrad = plan
+            .nodes
+            .iter()
+            .filter(|node| matches!(&node.call, Call::Convolution(conv) if conv.pass == Pass::Wgrad));
+        let beside: f64 =
+            wgrad.map(|node| Work::of(node, &plan.staging).floor(rates.copy, rates.product)).sum();
+        let least = (totals.bytes / rates.copy).max(totals.operations / rates.product);
+        totals.slack = (totals.floor - least).clamp(0.0, beside);
+        totals
+    }
+}
+
+/// What `variant` changes of the step of `options`, whose form is the base's.
+pub fn predict(
+    variant: &Variant,
+    options: &PlanOptions,
+    rates: Rates,
+    base: Option<&Profile>,
+) -> Result<Prediction> {
+    let plan = |form| Plan::new(&PlanOptions { form, ..options.clone() });
+    let totals = |form| Ok::<_, crate::error::Error>(Totals::of(&plan(form)?, rates));
+    let (before, after) = (totals(Form::BASE)?, totals(variant.form)?);
+    let images = options.batch as f64;
+    // Where streams differ the floors are the same, and what overlap could hide is the most that there is to win.
+    let overlap = (variant.form.wgrad != Form::BASE.wgrad).then_some(1e6 * before.slack);
+    let above = base.map(|base| 1e3 * base.above(variant.replaces)).filter(|&above| above > 0.0);
+    Ok(Prediction {
+        floor_microseconds: 1e6 * (after.floor - before.floor),
+        megabytes_an_image: (after.bytes - before.bytes) / images / 1e6,
+        gigaflop_an_image: (after.operations - before.operations) / images / 1e9,
+        launches: after.launches as i64 - before.launches as i64,
+        at_most_microseconds: overlap.or(above).map(|most| -most),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::forecast::CARDS;
+    use super::super::plan::{Purpose, Recipe, ScalePolicy};
+    use super::super::storage::Storage;
+    use super::*;
+    use crate::config::Decay;
+    use crate::model::spec::RESNET50;
+
+    fn predicted(name: &str) -> Prediction {
+        let options = PlanOptions {
+            spec: RESNET50,
+            resolution: 224,
+            batch: 32,
+            storage: Storage::F16,
+            purpose: Purpose::Finish { sum: false },
+            form: Form::BASE,
+            decay: Decay::Weights,
+            recipe: Recipe::PLAIN,
+            scale: ScalePolicy::FP16,
+            keep: false,
+        };
+        let card = CARDS.iter().find(|card| card.name == "v100").unwrap();
+        let rates = Rates { copy: card.bandwidth, product: card.half, cache: 0 };
+        let variant = VARIANTS.iter().find(|variant| variant.name == name).unwrap();
+        predict(variant, &options, rates, None).unwrap()
+    }
+
+    #[test]
+    fn names_are_unique_and_every_variant_differs_from_the_base() {
+        for (index, one) in VARIANTS.iter().enumerate() {
+            assert!(VARIANTS[..index].iter().all(|other| other.name != one.name), "{}", one.name);
+            let differs = (one.form, one.search, one.deterministic);
+            assert_ne!(differs, (BASE.form, BASE.search, BASE.deterministic), "{}", one.name);
+        }
+    }
+
+    /// By hand, an image: the image in memory is 401,408 bytes in 4 channels, 802,816 in 8 and 423,200 blocked; it is written
+    /// once and read twice. A second convolution output of a block's input is written, read and added: two more passes over it.
+    #[test]
+    fn bytes_are_those_of_the_arithmetic() {
+        let eight = predicted("stem-padded-8");
+        // Filters and optimiser are the batch's, not an image's: 64 x 49 x 4 elements.
+        assert!((eight.megabytes_an_image - 3.0 * 0.401408).abs() < 0.02, "{eight:?}");
+        assert!(
+            (eight.gigaflop_an_image - 2.0 * 2.0 * 64.0 * 49.0 * 4.0 * 12544.0 / 1e9).abs() < 1e-3,
+            "{eight:?}"
+        );
+        let blocked = predicted("stem-space-to-depth");
+        assert!((blocked.megabytes_an_image - 3.0 * (0.4232 - 0.401408)).abs() < 0.01, "{blocked:?}");
+        assert_eq!(blocked.launches, 2);
+        // Blocks' inputs: 56x56 of 64 once and of 256 three times, 28x28 of 512 four times, 14x14 of 1024 six times, 7x7 of
+        // 2048 twice.
+        let inputs = 56 * 56 * (64 + 3 * 256) + 28 * 28 * 4 * 512 + 14 * 14 * 6 * 1024 + 7 * 7 * 2 * 2048;
+        let added = predicted("residual-added");
+        assert!((added.megabytes_an_image - 2.0 * 2.0 * inputs as f64 / 1e6).abs() < 0.01, "{added:?}");
+        assert_eq!(added.launches, 16);
+        assert!(added.floor_microseconds > 0.0);
+    }
+
+    #[test]
+    fn streams_change_no_floor_and_have_a_bound() {
+        let behind = predicted("wgrad-behind");
+        assert_eq!((behind.floor_microseconds, behind.launches), (0.0, 0));
+        assert!(behind.at_most_microseconds.is_some_and(|most| most < 0.0), "{behind:?}");
+        assert_eq!(predicted("free").at_most_microseconds, None);
+    }
+}
