@@ -90,6 +90,13 @@ impl<M: Machine> Seen<'_, M> {
         if slabs.is_empty() { plain.iter().map(|what| self.node(tensor, what)).collect() } else { slabs }
     }
 
+    /// The first of such nodes of a tensor that the plan has, or the first name.
+    pub fn first_node(&self, tensor: TensorId, names: &[&str]) -> String {
+        let mut all = names.iter().map(|what| self.node(tensor, what));
+        let found = all.find(|name| self.plan.nodes.iter().any(|node| node.name == *name));
+        found.unwrap_or_else(|| self.node(tensor, names[0]))
+    }
+
     pub fn bytes(&self, region: Region) -> Result<Vec<u8>> {
         let mut bytes = vec![0; region.bytes as usize];
         self.machine.read(region, &mut bytes)?;

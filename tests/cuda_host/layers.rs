@@ -84,6 +84,7 @@ fn every_node_of_resnet50_is_the_cpus() {
         passes(Case { spec: RESNET50, resolution: 64, storage, ..TINY });
     }
     passes(Case { spec: RESNET50, resolution: 64, form: SLABS, ..TINY });
+    passes(Case { spec: RESNET50, resolution: 64, form: FORMS[2], ..TINY });
 }
 
 /// Several slabs in the widest batch norms of a ResNet-50 at 64 px, one in the narrow ones.
@@ -218,7 +219,9 @@ fn a_wrong_element_of_what_other_forms_have_is_noticed() {
         planted_in(Case { form: FORMS[0], ..TINY }, purpose, wanted);
     }
     let in_slabs = |node: &Node| node.name.contains("_slab");
-    planted_in(Case { form: FORMS[2], ..TINY }, Purpose::Finish { sum: false }, in_slabs);
+    planted_in(Case { form: FORMS[3], ..TINY }, Purpose::Finish { sum: false }, in_slabs);
+    let fused = |node: &Node| node.name.ends_with(".forward_stats");
+    planted_in(Case { form: FORMS[2], ..TINY }, Purpose::Finish { sum: false }, fused);
 }
 
 #[test]

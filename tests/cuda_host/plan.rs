@@ -131,10 +131,33 @@ fn resnet50_takes_steps() {
 #[test]
 fn resnet50_takes_a_step_in_slabs() {
     let form = Form { slabs: Slabs { cache_kb: 1000, launch_kb: 0 }, ..Form::BASE };
-    let case = Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, steps: 1, form, ..TINY };
+    let case =
+        Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, steps: 1, form, ..TINY };
     let slabs = |name: &str| plan_of(case).nodes.iter().filter(|node| node.name.starts_with(name)).count();
     assert_eq!(slabs("layer1.0.conv3.bn_slab"), 4, "three slabs");
     assert_eq!(slabs("layer4.0.conv1.bn_slab"), 2, "one slab");
+    compare_steps(case, 5);
+}
+
+/// 15 convolutions by our own kernel, each with its output's statistics; seven apply the batch norm before them.
+#[test]
+fn resnet50_takes_a_step_with_fused_products() {
+    let case = Case {
+        spec: RESNET50,
+        resolution: 64,
+        batch: 8,
+        storage: Storage::F16,
+        steps: 1,
+        form: FORMS[2],
+        ..TINY
+    };
+    let plan = plan_of(case);
+    let of = |kernel: &str| {
+        let is = |call: &Call| matches!(call, Call::Kernel(launch) if launch.kernel == kernel);
+        plan.nodes.iter().filter(|node| is(&node.call)).count()
+    };
+    assert_eq!((of("conv1x1_stats_f16"), of("conv1x1_norm_stats_f16")), (8, 7));
+    assert_eq!(races(&plan.nodes), []);
     compare_steps(case, 5);
 }
 
@@ -289,12 +312,13 @@ fn missing_edges_between_streams_are_caught() {
 fn a_slab_that_is_applied_before_it_is_summed_is_caught() {
     fn tamper(plan: &mut Plan) {
         let at = |name: &str| plan.nodes.iter().position(|node| node.name.ends_with(name));
-        let launches = [at("conv3.bn_slab0"), at("conv3.bn_slab1")].map(|id| id.expect("a block's sum has a slab"));
+        let launches =
+            [at("conv3.bn_slab0"), at("conv3.bn_slab1")].map(|id| id.expect("a block's sum has a slab"));
         let [first, second] = launches.map(|id| plan.nodes[id].call.clone());
         plan.nodes[launches[0]].call = second;
         plan.nodes[launches[1]].call = first;
     }
-    assert!(is_caught_in(FORMS[2], tamper));
+    assert!(is_caught_in(FORMS[3], tamper));
 }
 
 fn plan_of(case: Case) -> Plan {

@@ -8,6 +8,7 @@ use super::device::libraries::Library;
 use super::device::measure::copy_rate;
 use super::machine::{Machine, Prepared};
 use super::plan::node::{Arg, Call, Convolution, Node};
+use super::plan::pointwise::operations;
 use super::plan::region::{Access, Arena, Region};
 use super::plan::{Plan, Recipe, ScalePolicy, StagingLayout};
 use super::storage::Storage;
@@ -59,7 +60,7 @@ impl Work {
         let of = |(region, access, bytes)| times(access) * touched(node, region, bytes, staging);
         let bytes = node.call.traffic().into_iter().map(of).sum();
         let operations = match &node.call {
-            Call::Kernel(_) => 0,
+            Call::Kernel(launch) => operations(launch),
             Call::Convolution(conv) => 2 * (conv.shape.macs() * conv.n) as u64,
             Call::Linear(linear) => 2 * (linear.n * linear.features * linear.classes) as u64,
         };

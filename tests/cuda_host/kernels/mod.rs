@@ -5,6 +5,7 @@
 //! value; sums over n values in f32 add about sqrt(n) 6e-8, for which `SUMS` stands at these sizes.
 
 mod batch_norm;
+mod conv1x1;
 mod extremes;
 mod images;
 mod drop_path;

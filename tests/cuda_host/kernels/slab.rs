@@ -116,7 +116,9 @@ fn forward(oracle: &Oracle, storage: Storage, shape: &Shape, addend: Addend) {
         args.extend(shape.sums(sums));
         args.extend([at(0, bytes, applies), at(3, 4, applies), at(5, 4, applies), at(2, 4, applies)]);
         args.push(if addend == Addend::Nothing { Null } else { at(9, bytes, applies) });
-        args.extend([10, 11, 12].map(|z| if addend == Addend::Normalised { at(z, 4, applies) } else { Null }));
+        args.extend(
+            [10, 11, 12].map(|z| if addend == Addend::Normalised { at(z, 4, applies) } else { Null }),
+        );
         args.extend([at(13, bytes, applies), mask_at(14, applies), U32(1)]);
         args.extend([U32(applies.map_or(0, |slab| slab.len() / 32)), U32(rows), U32(channels)]);
         match run(&named("bn_slab", storage), shape.geometry(sums, applies), &memory, &args) {
@@ -137,12 +139,15 @@ fn forward(oracle: &Oracle, storage: Storage, shape: &Shape, addend: Addend) {
 
     let residual: Vec<f32> = (0..elements)
         .map(|e| match addend {
-            Addend::Normalised => (z[e] - z_mean[e % channels]) * z_scale[e % channels] + z_beta[e % channels],
+            Addend::Normalised => {
+                (z[e] - z_mean[e % channels]) * z_scale[e % channels] + z_beta[e % channels]
+            }
             _ => z[e],
         })
         .collect();
     let affine = Affine { mean: &got(3), scale: &got(5), shift: &beta };
-    let epilogue = Epilogue { residual: (addend != Addend::Nothing).then_some(residual.as_slice()), relu: true };
+    let epilogue =
+        Epilogue { residual: (addend != Addend::Nothing).then_some(residual.as_slice()), relu: true };
     let mut y = vec![0.0; elements];
     batch_norm::apply(oracle.cpu(), affine, epilogue, &x, &mut y);
     let stored = memory[13].values(storage);

@@ -7,6 +7,7 @@
 //! | [`chunks`] | that space in pieces of one parameter each |
 //! | [`stem`] | the first convolution in its forms |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
+//! | [`pointwise`] | 1x1 convolutions by our own kernel |
 //! | [`slab`] | batch norms that read once, through the cache |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
@@ -27,6 +28,7 @@ pub mod node;
 pub mod order;
 pub mod params;
 pub mod place;
+pub mod pointwise;
 pub mod region;
 pub mod slab;
 pub mod stem;

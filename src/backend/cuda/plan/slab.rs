@@ -56,10 +56,8 @@ impl Layer {
         let most = (slabs.cache_bytes() / column) as usize;
         let count = columns.div_ceil(most.min(columns));
         let width = columns.div_ceil(count) * SLAB_COLUMN;
-        let all: Vec<_> = (0..self.channels)
-            .step_by(width)
-            .map(|first| first..self.channels.min(first + width))
-            .collect();
+        let all: Vec<_> =
+            (0..self.channels).step_by(width).map(|first| first..self.channels.min(first + width)).collect();
         let waste: u64 = all.iter().map(|slab| self.waste(slab.len())).sum();
         let launches = (all.len() as u64 + 1).saturating_sub(geometry::PLAIN_NORM_LAUNCHES);
         (self.read(self.channels) > waste + launches * slabs.launch_bytes()).then_some(all)
@@ -145,7 +143,14 @@ impl Builder<'_> {
     }
 
     /// A slab's part of all rows of a tensor: its pointer is to the slab's first channel.
-    fn strip(&self, of: Region, slab: Option<&Range<usize>>, rows: usize, access: Access, from_memory: bool) -> Arg {
+    fn strip(
+        &self,
+        of: Region,
+        slab: Option<&Range<usize>>,
+        rows: usize,
+        access: Access,
+        from_memory: bool,
+    ) -> Arg {
         slab.map_or(Arg::Null, |slab| {
             let bytes = self.options.storage.bytes();
             let skipped = bytes * slab.start as u64;
@@ -156,7 +161,14 @@ impl Builder<'_> {
     }
 
     /// Likewise of a mask.
-    fn bits(&self, of: Option<Region>, slab: Option<&Range<usize>>, rows: usize, access: Access, from_memory: bool) -> Arg {
+    fn bits(
+        &self,
+        of: Option<Region>,
+        slab: Option<&Range<usize>>,
+        rows: usize,
+        access: Access,
+        from_memory: bool,
+    ) -> Arg {
         let (Some(of), Some(slab)) = (of, slab) else { return Arg::Null };
         let skipped = slab.start as u64 / 8;
         let region = Region { offset: of.offset + skipped, bytes: of.bytes - skipped, ..of };
@@ -193,14 +205,25 @@ impl Builder<'_> {
     fn addend(&self, unit: &ConvUnit, slab: Option<&Range<usize>>, rows: usize) -> [Arg; 4] {
         let Some(z) = unit.residual else { return [Arg::Null; 4] };
         let Some(shortcut) = &self.folded[z] else {
-            return [self.strip(self.activation(z), slab, rows, Access::Read, true), Arg::Null, Arg::Null, Arg::Null];
+            return [
+                self.strip(self.activation(z), slab, rows, Access::Read, true),
+                Arg::Null,
+                Arg::Null,
+                Arg::Null,
+            ];
         };
         let [mean, scale, beta] = self.affine(shortcut).map(|of| vector(of, slab, Access::Read));
         [self.strip(self.activation(shortcut.raw), slab, rows, Access::Read, true), mean, scale, beta]
     }
 
     /// The way back: `from` is the gradient that comes, `gate` what the kernels call so.
-    pub fn norm_backward_in_slabs(&mut self, unit: &ConvUnit, slabs: &[Range<usize>], dy: Region, gate: Arg) -> Region {
+    pub fn norm_backward_in_slabs(
+        &mut self,
+        unit: &ConvUnit,
+        slabs: &[Range<usize>],
+        dy: Region,
+        gate: Arg,
+    ) -> Region {
         let shared = self.norm_shared(unit, slabs, "backward_partials");
         let (dx, dz) = (self.make_gradient(unit.raw), self.residual_gradient(unit, dy));
         for (k, halves) in halves(slabs).enumerate() {
@@ -227,7 +250,14 @@ impl Builder<'_> {
     }
 
     /// Gradient, input, mask, mean, scale, beta.
-    fn gate_of(&self, unit: &ConvUnit, dy: Region, slab: Option<&Range<usize>>, rows: usize, from_memory: bool) -> Vec<Arg> {
+    fn gate_of(
+        &self,
+        unit: &ConvUnit,
+        dy: Region,
+        slab: Option<&Range<usize>>,
+        rows: usize,
+        from_memory: bool,
+    ) -> Vec<Arg> {
         let mut args = vec![
             self.strip(dy, slab, rows, Access::Read, from_memory),
             self.strip(self.activation(unit.raw), slab, rows, Access::Read, from_memory),
@@ -251,12 +281,18 @@ mod tests {
 
     #[test]
     fn two_slabs_fit_the_cache_and_all_channels_are_in_one() {
-        for (layer, cache) in [(LAYER, 26), (LAYER, 60), (Layer { operands: 2, ..LAYER }, 60), (Layer { channels: 96, ..LAYER }, 60)] {
+        for (layer, cache) in [
+            (LAYER, 26),
+            (LAYER, 60),
+            (Layer { operands: 2, ..LAYER }, 60),
+            (Layer { channels: 96, ..LAYER }, 60),
+        ] {
             let all = layer.slabs(slabs(cache, 0)).unwrap();
             let width = all.iter().map(|slab| slab.len()).max().unwrap();
             assert!(2 * layer.read(width) <= slabs(cache, 0).cache_bytes(), "{layer:?} {cache}: {all:?}");
             assert!(all.iter().all(|slab| slab.len() % SLAB_COLUMN == 0 && slab.start % SLAB_COLUMN == 0));
-            let next = all.iter().fold(0, |next, slab| if slab.start == next { slab.end } else { usize::MAX });
+            let next =
+                all.iter().fold(0, |next, slab| if slab.start == next { slab.end } else { usize::MAX });
             assert_eq!(next, layer.channels, "{all:?}");
         }
     }
