@@ -284,9 +284,10 @@ mod tests {
     fn fused_products_read_less() {
         let outputs = 56 * 56 * (64 * 3 + 256 * 4 + 128) + 28 * 28 * (128 * 3 + 512 * 4);
         let inputs = 56 * 56 * 64 * 3 + 28 * 28 * 128 * 4;
-        let fused = predicted("pointwise-fused");
+        let fused = predicted_of("pointwise-fused", 256);
         println!("{fused:?}");
-        assert!((fused.megabytes_an_image + 2.0 * (outputs + inputs) as f64 / 1e6).abs() < 0.05, "{fused:?}");
+        // Fewer partials, by 3 MB or so a layer of all images.
+        assert!((fused.megabytes_an_image + 2.0 * (outputs + inputs) as f64 / 1e6).abs() < 0.3, "{fused:?}");
         assert_eq!(fused.launches, -15 - 7);
         assert!(fused.floor_microseconds < 0.0);
     }
