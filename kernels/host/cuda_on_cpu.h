@@ -284,6 +284,42 @@ inline unsigned ballot(bool predicate, int line) {
     return bits;
 }
 
+// ---- 16x16 matrices of a warp (wmma.m16n16k16): a lane has half a row -----------------------------------------------
+
+struct MatrixHalf { unsigned short r[8]; };
+struct MatrixFloat { float r[8]; };
+
+inline unsigned lane() { return block.current % 32; }
+
+// From row `lane / 2`, eight elements; a matrix that is kept by columns is loaded as its transpose.
+inline void load_matrix(MatrixHalf& to, const unsigned short* from, unsigned stride, int line) {
+    memcpy(to.r, from + lane() / 2 * stride + lane() % 2 * 8, sizeof to.r);
+    wait(AT_WARP, line);
+}
+
+inline void store_matrix(float* to, const MatrixFloat& from, unsigned stride, int line) {
+    memcpy(to + lane() / 2 * stride + lane() % 2 * 8, from.r, sizeof from.r);
+    wait(AT_WARP, line);
+}
+
+inline float rows_of_warp[32][2][16][16];
+
+// sum[i][j] += a[i][.] b[j][.], products exact and f32 sums one after another: a card adds in an order of its own.
+template <class ToFloat>
+inline void multiply_add(MatrixFloat& sum, const MatrixHalf& a, const MatrixHalf& b, ToFloat to_float, int line) {
+    auto& rows = rows_of_warp[block.current / 32];
+    const unsigned row = lane() / 2, first = lane() % 2 * 8;
+    for (unsigned i = 0; i < 8; i++) {
+        rows[0][row][first + i] = to_float(a.r[i]);
+        rows[1][row][first + i] = to_float(b.r[i]);
+    }
+    wait(AT_WARP, line);
+    for (unsigned j = 0; j < 8; j++) {
+        for (unsigned k = 0; k < 16; k++) sum.r[j] = fmaf(rows[0][row][k], rows[1][first + j][k], sum.r[j]);
+    }
+    wait(AT_WARP, -line);
+}
+
 }  // namespace cuda_on_cpu
 
 #define threadIdx (cuda_on_cpu::thread_index)
@@ -310,6 +346,15 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float cospif(float a) { return (float)cos(3.14159265358979323846 * a); }
+
+// A block runs whole before the next begins: what it has written is there.
+inline void __threadfence() {}
+
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at = before + value;
+    return before;
+}
 
 inline unsigned atomicMax(unsigned* at, unsigned value) {
     const unsigned before = *at;

@@ -4,6 +4,8 @@
 #include "../input.cu"
 #include "../batch_norm.cu"
 #include "../batch_norm_backward.cu"
+#include "../batch_norm_slab.cu"
+#include "../conv1x1.cu"
 #include "../pool.cu"
 #include "../loss.cu"
 #include "../drop_path.cu"

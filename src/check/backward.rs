@@ -156,7 +156,7 @@ impl<M: Machine> Layers<'_, M> {
         let factors = self.factors(unit)?;
         let branch = factors.map_or_else(|| gated.clone(), |factors| gated.scaled(&factors));
         self.reduce(unit, &raw, &branch)?;
-        let node = self.seen.node(unit.raw, "bn_backward_apply");
+        let nodes = self.seen.norm_nodes(unit.raw, &["bn_backward_apply"], "bn_backward_slab");
         let affine = self.affine(unit)?;
         let (b, c) = (self.seen.statistic(unit, Statistic::B)?, self.seen.statistic(unit, Statistic::C)?);
         let (mut values, mut allowed) = (vec![], vec![]);
@@ -173,13 +173,12 @@ impl<M: Machine> Layers<'_, M> {
         let got = to_f64(&self.seen.gradient(unit.raw)?);
         let what = format!("grad.{}", self.seen.name(unit.raw));
         let want = Want { values, allowed: Allowed::Each(allowed) };
-        self.note("batch norm backward apply", std::slice::from_ref(&node), &what, &got, &want);
+        self.note("batch norm backward apply", &nodes, &what, &got, &want);
         // The sum hands the same gradient to its other term; a shortcut's batch norm reads it where it is.
         match unit.residual.filter(|&residual| self.shortcut(residual).is_none()) {
             Some(residual) => {
                 let allowed = gated.doubt;
-                let made =
-                    Made { kind: "batch norm backward apply", nodes: vec![node], values: gated.d, allowed };
+                let made = Made { kind: "batch norm backward apply", nodes, values: gated.d, allowed };
                 self.join(joins, residual, made)
             }
             None => Ok(()),
@@ -203,7 +202,9 @@ impl<M: Machine> Layers<'_, M> {
             beta[channel].0 += d;
             beta[channel].1 += d.abs() * error + doubt;
         }
-        let nodes = ["bn_backward_reduce", "bn_backward_finalize"].map(|what| self.seen.node(unit.raw, what));
+        let of = |plain: &[&str]| self.seen.norm_nodes(unit.raw, plain, "bn_backward_slab");
+        let nodes = of(&["bn_backward_reduce", "bn_backward_finalize"]);
+        let last = of(&["bn_backward_finalize"]);
         let kind = "batch norm backward reduce";
         for (param, sums) in [(unit.gamma, gamma), (unit.beta, beta)] {
             let got = to_f64(&self.seen.param_gradient(param)?);
@@ -222,7 +223,7 @@ impl<M: Machine> Layers<'_, M> {
             let bound = |value: &f64| 8.0 * UNIT * value.abs() + f64::from(f32::MIN_POSITIVE);
             let allowed = Allowed::Each(values.iter().map(bound).collect());
             let what = format!("{} {statistic:?}", self.seen.name(unit.raw));
-            self.note(kind, &nodes[1..], &what, &got, &Want { values, allowed });
+            self.note(kind, &last, &what, &got, &Want { values, allowed });
         }
         Ok(())
     }
@@ -237,12 +238,8 @@ impl<M: Machine> Layers<'_, M> {
         pooling::max_backward(self.oracle.cpu(), shape, &absolute, &index, &mut size);
         // At most four windows hold a pixel.
         let allowed = size.iter().map(|&size| 8.0 * UNIT * f64::from(size)).collect();
-        let node = self.seen.node(y, "backward");
-        self.join(
-            joins,
-            x,
-            Made { kind: "max pool backward", nodes: vec![node], values: to_f64(&dx), allowed },
-        )
+        let nodes = vec![self.seen.node(y, "backward")];
+        self.join(joins, x, Made { kind: "max pool backward", nodes, values: to_f64(&dx), allowed })
     }
 
     fn average_pool_backward(&mut self, x: TensorId, y: TensorId, joins: &mut Joins) -> Result<()> {
@@ -255,8 +252,8 @@ impl<M: Machine> Layers<'_, M> {
             })
             .collect();
         let allowed = values.iter().map(|value| 4.0 * UNIT * value.abs()).collect();
-        let node = self.seen.node(y, "backward");
-        self.join(joins, x, Made { kind: "average pool backward", nodes: vec![node], values, allowed })
+        let nodes = vec![self.seen.node(y, "backward")];
+        self.join(joins, x, Made { kind: "average pool backward", nodes, values, allowed })
     }
 
     fn classifier_backward(

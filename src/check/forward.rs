@@ -62,7 +62,7 @@ impl<M: Machine> Layers<'_, M> {
         let error = dot_error(terms, longest_row(&x, shape.c), longest_row(&w, terms));
         let allowed = Allowed::Same(rounding(self.seen.storage(), largest(&y)) + error);
         let want = Want { values: to_f64(&y), allowed };
-        let nodes = [self.seen.node(unit.raw, "forward")];
+        let nodes = [self.seen.first_node(unit.raw, &["forward", "forward_stats"])];
         let kind = self.kind("convolution forward", "evaluation: convolution");
         let what = self.seen.name(unit.raw).to_owned();
         self.note(kind, &nodes, &what, &to_f64(&raw), &want);
@@ -98,7 +98,8 @@ impl<M: Machine> Layers<'_, M> {
             })
             .collect();
         let kinds = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
-        let nodes = ["bn_stats", "bn_finalize"].map(|what| self.seen.node(unit.raw, what));
+        let mut nodes = self.seen.norm_nodes(unit.raw, &["bn_stats", "bn_finalize"], "bn_slab");
+        nodes[0] = self.seen.first_node(unit.raw, &["bn_stats", "forward_stats", "bn_slab0"]);
         for (at, kind) in kinds.into_iter().enumerate() {
             let got = to_f64(&self.seen.statistic(unit, kind)?);
             let values = columns.iter().map(|column| column[at].0).collect();
@@ -139,6 +140,17 @@ impl<M: Machine> Layers<'_, M> {
         })
     }
 
+    /// What applies a batch norm: a kernel or several of its own, or the convolution that reads the output.
+    fn apply_nodes(&self, unit: &ConvUnit) -> Vec<String> {
+        let own = self.seen.norm_nodes(unit.raw, &["bn_apply"], "bn_slab");
+        let exists = self.seen.plan.nodes.iter().any(|node| node.name == own[0]);
+        let reader = self.units.iter().find_map(|other| match other {
+            Unit::Conv(other) if other.x == unit.y => Some(self.seen.node(other.raw, "forward_stats")),
+            _ => None,
+        });
+        reader.filter(|_| !exists).map_or(own, |reader| vec![reader])
+    }
+
     fn apply(&mut self, unit: &ConvUnit, raw: &[f32]) -> Result<()> {
         let affine = self.affine(unit)?;
         let mut sums: Vec<Bounded> = (0..raw.len()).map(|index| affine.at(raw, index)).collect();
@@ -164,7 +176,7 @@ impl<M: Machine> Layers<'_, M> {
                 sums.iter_mut().zip(&z).for_each(|(sum, z)| add(sum, exact(z)));
             }
         }
-        let nodes = [self.seen.node(unit.raw, "bn_apply")];
+        let nodes = self.apply_nodes(unit);
         let what = self.seen.name(unit.y).to_owned();
         if unit.residual.is_some() && !self.evaluates() {
             let mask = self.seen.bytes(self.seen.buffer(&format!("{what}.mask"))?)?;

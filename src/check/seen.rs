@@ -79,6 +79,24 @@ impl<M: Machine> Seen<'_, M> {
         format!("{}.{what}", self.name(tensor))
     }
 
+    /// The nodes of a batch norm: those of the plain kernels, or of its slabs where it has any.
+    pub fn norm_nodes(&self, tensor: TensorId, plain: &[&str], slab: &str) -> Vec<String> {
+        let begin = self.node(tensor, slab);
+        let is_slab = |name: &&String| {
+            name.strip_prefix(&begin).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let slabs: Vec<String> =
+            self.plan.nodes.iter().map(|node| &node.name).filter(is_slab).cloned().collect();
+        if slabs.is_empty() { plain.iter().map(|what| self.node(tensor, what)).collect() } else { slabs }
+    }
+
+    /// The first of such nodes of a tensor that the plan has, or the first name.
+    pub fn first_node(&self, tensor: TensorId, names: &[&str]) -> String {
+        let mut all = names.iter().map(|what| self.node(tensor, what));
+        let found = all.find(|name| self.plan.nodes.iter().any(|node| node.name == *name));
+        found.unwrap_or_else(|| self.node(tensor, names[0]))
+    }
+
     pub fn bytes(&self, region: Region) -> Result<Vec<u8>> {
         let mut bytes = vec![0; region.bytes as usize];
         self.machine.read(region, &mut bytes)?;

@@ -1,6 +1,7 @@
 //! How a training step is laid out on a GPU. Every form computes the same step, up to the roundings of its sums; which one
 //! is fastest, a card tells: `engine bench step --variants` times them in turn.
 
+use super::Slabs;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -11,6 +12,8 @@ pub struct Form {
     pub stem: Stem,
     pub wgrad: Wgrad,
     pub residual: Residual,
+    pub pointwise: Pointwise,
+    pub slabs: Slabs,
 }
 
 /// What the first convolution reads.
@@ -90,9 +93,25 @@ impl Default for Search {
     }
 }
 
+/// Who computes 1x1 convolutions of stride 1 that are bound by bytes, forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pointwise {
+    #[default]
+    Libraries,
+    /// Our own kernel, which sums the output's statistics and applies the batch norm before it; fp16 alone.
+    Fused,
+}
+
 impl Form {
     /// The default.
-    pub const BASE: Self = Self { stem: Stem::Padded4, wgrad: Wgrad::Beside, residual: Residual::InDgrad };
+    pub const BASE: Self = Self {
+        stem: Stem::Padded4,
+        wgrad: Wgrad::Beside,
+        residual: Residual::InDgrad,
+        pointwise: Pointwise::Libraries,
+        slabs: Slabs::NONE,
+    };
 }
 
 impl Default for Form {
@@ -131,10 +150,12 @@ impl fmt::Display for Form {
             ("stem", (self.stem != Stem::default()).then(|| self.stem.name())),
             ("wgrad", wgrad),
             ("residual", (self.residual == Residual::Added).then_some("added")),
+            ("pointwise", (self.pointwise == Pointwise::Fused).then_some("fused")),
         ];
         let said: Vec<String> = parts
             .iter()
             .filter_map(|(key, value)| value.map(|value| format!("device.form.{key}={value}")))
+            .chain(self.slabs.said())
             .collect();
         f.write_str(&said.join(" "))
     }
@@ -150,7 +171,13 @@ mod tests {
         for stem in [Stem::Padded4, Stem::Padded8, Stem::SpaceToDepth] {
             for wgrad in [Wgrad::Beside, Wgrad::Behind, Wgrad::Inline] {
                 for residual in [Residual::InDgrad, Residual::Added] {
-                    let form = Form { stem, wgrad, residual };
+                    let (slabs, pointwise) = match residual {
+                        Residual::InDgrad => (Slabs::NONE, Pointwise::Fused),
+                        Residual::Added => {
+                            (Slabs { cache_kb: 20_000, launch_kb: 5000 }, Pointwise::Libraries)
+                        }
+                    };
+                    let form = Form { stem, wgrad, residual, pointwise, slabs };
                     let set: Vec<String> = form.to_string().split_whitespace().map(str::to_owned).collect();
                     let overrides = crate::config::Overrides { set, ..Default::default() };
                     assert_eq!(crate::config::load(None, &overrides).unwrap().device.form, form);

@@ -3,12 +3,14 @@
 mod form;
 mod merge;
 mod recipe;
+mod slabs;
 mod training;
 mod validate;
 
-pub use form::{Form, Residual, Routines, Search, Stem, Wgrad};
+pub use form::{Form, Pointwise, Residual, Routines, Search, Stem, Wgrad};
 pub use merge::{Overrides, load};
 pub use recipe::{changes, differing_keys, recipe_keys};
+pub use slabs::Slabs;
 pub use training::{
     Decay, Ema, EmaForm, Loss, LossKind, Mixing, Optim, Per, Reduction, RuleKind, Schedule, ScheduleKind,
 };

@@ -12,7 +12,7 @@ use engine::backend::cuda::storage::Storage;
 use engine::check::compare::{Finding, by_kind};
 use engine::check::layers::examine;
 use engine::check::{Case, EXTRAS, FORMS};
-use engine::config::Form;
+use engine::config::{Form, Slabs};
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use std::collections::BTreeSet;
 
@@ -83,7 +83,12 @@ fn every_node_of_resnet50_is_the_cpus() {
     for storage in Storage::ALL {
         passes(Case { spec: RESNET50, resolution: 64, storage, ..TINY });
     }
+    passes(Case { spec: RESNET50, resolution: 64, form: SLABS, ..TINY });
+    passes(Case { spec: RESNET50, resolution: 64, form: FORMS[2], ..TINY });
 }
+
+/// Several slabs in the widest batch norms of a ResNet-50 at 64 px, one in the narrow ones.
+const SLABS: Form = Form { slabs: Slabs { cache_kb: 1000, launch_kb: 0 }, ..Form::BASE };
 
 fn plan(case: &Case, purpose: Purpose) -> Plan {
     let backend = case.cuda(HostMachine::new(Host::kernels().expect("the caller has asked"), 1)).unwrap();
@@ -213,6 +218,10 @@ fn a_wrong_element_of_what_other_forms_have_is_noticed() {
     for purpose in [Purpose::Finish { sum: false }, Purpose::Evaluate] {
         planted_in(Case { form: FORMS[0], ..TINY }, purpose, wanted);
     }
+    let in_slabs = |node: &Node| node.name.contains("_slab");
+    planted_in(Case { form: FORMS[3], ..TINY }, Purpose::Finish { sum: false }, in_slabs);
+    let fused = |node: &Node| node.name.ends_with(".forward_stats");
+    planted_in(Case { form: FORMS[2], ..TINY }, Purpose::Finish { sum: false }, fused);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use engine::backend::cuda::network::{from_stored, to_stored};
 use engine::backend::cuda::plan::node::{
     Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass, STREAMS,
 };
-use engine::backend::cuda::plan::region::{Arena, Region};
+use engine::backend::cuda::plan::region::{Access, Arena, Region};
 use engine::backend::cuda::plan::{OUTCOME_RING, Plan};
 use engine::backend::cuda::storage::Storage;
 use engine::error::Result;
@@ -140,7 +140,7 @@ impl HostMachine {
             .args
             .iter()
             .map(|arg| match *arg {
-                Arg::Region(region, _) => HostArg::Pointer(self.pointer(region)),
+                Arg::Region(region, _) | Arg::Part(region, ..) => HostArg::Pointer(self.pointer(region)),
                 Arg::Null => HostArg::Pointer(std::ptr::null_mut()),
                 Arg::U32(value) => HostArg::U32(value),
                 Arg::U64(value) => HostArg::U64(value),
@@ -315,9 +315,10 @@ impl Machine for HostMachine {
     fn set_choices(&mut self, _: &BTreeMap<String, String>) {}
 }
 
-/// Regions that a call writes, in their order.
+/// Regions that a call leaves results in, in their order.
 pub fn written(call: &Call) -> Vec<Region> {
-    call.accesses().into_iter().filter(|(_, access)| access.writes()).map(|(region, _)| region).collect()
+    let results = |access: Access| access.writes() && access != Access::Scratch;
+    call.accesses().into_iter().filter(|(_, access)| results(*access)).map(|(region, _)| region).collect()
 }
 
 /// One of the orders that streams and waits allow, by chance.

@@ -12,7 +12,7 @@ use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
 use engine::check::{Case, EXTRAS, FORMS, step};
-use engine::config::Form;
+use engine::config::{Form, Slabs};
 use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
@@ -127,6 +127,40 @@ fn resnet50_takes_steps() {
     }
 }
 
+/// Several slabs in the widest batch norms, one in the narrow ones.
+#[test]
+fn resnet50_takes_a_step_in_slabs() {
+    let form = Form { slabs: Slabs { cache_kb: 1000, launch_kb: 0 }, ..Form::BASE };
+    let case =
+        Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, steps: 1, form, ..TINY };
+    let slabs = |name: &str| plan_of(case).nodes.iter().filter(|node| node.name.starts_with(name)).count();
+    assert_eq!(slabs("layer1.0.conv3.bn_slab"), 4, "three slabs");
+    assert_eq!(slabs("layer4.0.conv1.bn_slab"), 2, "one slab");
+    compare_steps(case, 5);
+}
+
+/// 15 convolutions by our own kernel, each with its output's statistics; seven apply the batch norm before them.
+#[test]
+fn resnet50_takes_a_step_with_fused_products() {
+    let case = Case {
+        spec: RESNET50,
+        resolution: 64,
+        batch: 8,
+        storage: Storage::F16,
+        steps: 1,
+        form: FORMS[2],
+        ..TINY
+    };
+    let plan = plan_of(case);
+    let of = |kernel: &str| {
+        let is = |call: &Call| matches!(call, Call::Kernel(launch) if launch.kernel == kernel);
+        plan.nodes.iter().filter(|node| is(&node.call)).count()
+    };
+    assert_eq!((of("conv1x1_stats_f16"), of("conv1x1_norm_stats_f16")), (8, 7));
+    assert_eq!(races(&plan.nodes), []);
+    compare_steps(case, 5);
+}
+
 #[test]
 fn evaluation_is_the_cpu_backends() {
     let Some(host) = Host::kernels() else { return };
@@ -213,14 +247,19 @@ fn too_large_a_batch_is_answered_with_one_that_fits() {
 
 /// Runs a step of a tampered plan in several orders; true when any of them is not the CPU backend's.
 fn is_caught(tamper: fn(&mut Plan)) -> bool {
+    is_caught_in(Form::BASE, tamper)
+}
+
+fn is_caught_in(form: Form, tamper: fn(&mut Plan)) -> bool {
     let Some(host) = Host::kernels() else { return true };
+    let case = Case { form, ..TINY };
     let mut cpu = TINY.cpu().unwrap();
     pass(&mut cpu, &TINY.images(1));
     let want = cpu.state().unwrap();
     (0..8).any(|seed| {
         let mut machine = HostMachine::new(host, seed);
         machine.tamper = Some(tamper);
-        let mut card = CudaBackend::new(TINY.cuda_options(), machine, TINY.batch, 1).unwrap();
+        let mut card = CudaBackend::new(case.cuda_options(), machine, case.batch, 1).unwrap();
         let outcome = pass(&mut card, &TINY.images(1));
         let got = card.state().unwrap();
         let differs = |name: &&String| {
@@ -266,6 +305,20 @@ fn missing_edges_between_streams_are_caught() {
     assert_eq!(races(&plan.nodes), []);
     tamper(&mut plan);
     assert_ne!(races(&plan.nodes), [], "the static check sees it as well");
+}
+
+/// Each slab is applied in the launch before the one that sums it.
+#[test]
+fn a_slab_that_is_applied_before_it_is_summed_is_caught() {
+    fn tamper(plan: &mut Plan) {
+        let at = |name: &str| plan.nodes.iter().position(|node| node.name.ends_with(name));
+        let launches =
+            [at("conv3.bn_slab0"), at("conv3.bn_slab1")].map(|id| id.expect("a block's sum has a slab"));
+        let [first, second] = launches.map(|id| plan.nodes[id].call.clone());
+        plan.nodes[launches[0]].call = second;
+        plan.nodes[launches[1]].call = first;
+    }
+    assert!(is_caught_in(FORMS[3], tamper));
 }
 
 fn plan_of(case: Case) -> Plan {

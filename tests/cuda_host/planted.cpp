@@ -34,6 +34,30 @@ KERNEL relies_on_the_block_before(u32* counts) {
 }
 EXPORT(relies_on_the_block_before)
 
+// Adds up what all blocks leave. Right: whoever comes last does; wrong: the block with the highest number.
+template <class Last> __device__ inline void leave_and_add(u32* left, u32* sum, Last last) {
+    left[blockIdx.x] = blockIdx.x + 1;
+    __threadfence();
+    if (!last()) return;
+    u32 total = 0;
+    for (u32 i = 0; i < gridDim.x; i++) total += left[i];
+    *sum = total;
+}
+
+KERNEL added_by_the_last_to_come(u32* left, u32* sum, u32* counter) {
+    leave_and_add(left, sum, [=] {
+        const bool last = atomicAdd(counter, 1u) + 1 == gridDim.x;
+        if (last) *counter = 0;
+        return last;
+    });
+}
+EXPORT(added_by_the_last_to_come)
+
+KERNEL added_by_the_highest(u32* left, u32* sum) {
+    leave_and_add(left, sum, [] { return blockIdx.x + 1 == gridDim.x; });
+}
+EXPORT(added_by_the_highest)
+
 // Half of the block never comes.
 KERNEL divergent_barrier(f32* x) {
     if (threadIdx.x < 32) __syncthreads();

@@ -49,6 +49,27 @@ fn a_block_that_relies_on_another_gives_other_results_in_other_orders() {
 }
 
 #[test]
+fn who_adds_up_before_all_have_come_gives_other_results_in_other_orders() {
+    let Some(host) = planted() else { return };
+    let sums = |kernel: &str, counts: bool| {
+        ORDERS.map(|order| {
+            let (mut left, mut sum, mut counter) = ([0u32; 8], 0u32, 0u32);
+            let mut args = vec![Arg::Pointer(left.as_mut_ptr().cast()), Arg::Pointer((&raw mut sum).cast())];
+            if counts {
+                args.push(Arg::Pointer((&raw mut counter).cast()));
+            }
+            // SAFETY: eight blocks write a word each, one of them the sum; the counter is a word.
+            unsafe { host.launch(kernel, [8, 1, 1], ONE, &args, order) }.unwrap();
+            assert_eq!(counter, 0, "ready for the next launch");
+            sum
+        })
+    };
+    assert_eq!(sums("added_by_the_last_to_come", true), [36; 3]);
+    let wrong = sums("added_by_the_highest", false);
+    assert!(wrong[0] == 36 && wrong[1..].iter().any(|&sum| sum != 36), "{wrong:?}: not noticed");
+}
+
+#[test]
 fn a_divergent_barrier_is_an_error_and_the_next_launch_works() {
     let Some(host) = planted() else { return };
     let mut x = [0.0f32; 64];

@@ -8,6 +8,7 @@ use super::device::libraries::Library;
 use super::device::measure::copy_rate;
 use super::machine::{Machine, Prepared};
 use super::plan::node::{Arg, Call, Convolution, Node};
+use super::plan::pointwise::operations;
 use super::plan::region::{Access, Arena, Region};
 use super::plan::{Plan, Recipe, ScalePolicy, StagingLayout};
 use super::storage::Storage;
@@ -55,11 +56,11 @@ pub struct Work {
 
 impl Work {
     pub fn of(node: &Node, staging: &StagingLayout) -> Self {
-        let times = |access| if access == Access::Update { 2 } else { 1 };
-        let of = |(region, access)| times(access) * touched(node, region, staging);
-        let bytes = node.call.accesses().into_iter().map(of).sum();
+        let times = |access| if matches!(access, Access::Update | Access::Scratch) { 2 } else { 1 };
+        let of = |(region, access, bytes)| times(access) * touched(node, region, bytes, staging);
+        let bytes = node.call.traffic().into_iter().map(of).sum();
         let operations = match &node.call {
-            Call::Kernel(_) => 0,
+            Call::Kernel(launch) => operations(launch),
             Call::Convolution(conv) => 2 * (conv.shape.macs() * conv.n) as u64,
             Call::Linear(linear) => 2 * (linear.n * linear.features * linear.classes) as u64,
         };
@@ -74,13 +75,13 @@ impl Work {
 
 /// What a call touches of a region. Kernels get all staging slots and the whole ring of outcomes, and use one: of a slot,
 /// `input` alone reads the images.
-fn touched(node: &Node, region: Region, staging: &StagingLayout) -> u64 {
+fn touched(node: &Node, region: Region, bytes: u64, staging: &StagingLayout) -> u64 {
     let reads_images = matches!(&node.call, Call::Kernel(launch) if launch.kernel.starts_with("input_"));
     match region.arena {
         Arena::Staging if reads_images => staging.images_bytes,
         Arena::Staging => staging.slot_bytes - staging.items_offset,
         Arena::Outcomes => size_of::<Outcome>() as u64,
-        _ => region.bytes,
+        _ => bytes,
     }
 }
 
@@ -236,7 +237,7 @@ pub(super) fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) ->
     match call {
         Call::Kernel(launch) => {
             let largest = launch.args.iter().filter_map(|arg| match arg {
-                Arg::Region(region, _) => Some(region.bytes),
+                Arg::Region(region, _) | Arg::Part(region, ..) => Some(region.bytes),
                 _ => None,
             });
             format!("{} {:.1} MB", launch.kernel, largest.max().unwrap_or(0) as f64 / 1e6)

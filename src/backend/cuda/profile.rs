@@ -63,9 +63,10 @@ impl Kind {
 
     /// Of one of our own kernels, by its name.
     fn of_kernel(kernel: &str) -> Self {
-        const BEGINNINGS: [(&str, Kind); 21] = [
+        const BEGINNINGS: [(&str, Kind); 22] = [
             ("input", Kind::Input),
             ("drop_path", Kind::Input),
+            ("conv1x1", Kind::ConvForward),
             ("bn_backward", Kind::NormBackward),
             ("gradient_add", Kind::NormBackward),
             ("bn_", Kind::NormForward),

@@ -9,7 +9,7 @@ mod tests {
     use crate::backend::cuda::plan::node::{Arg, Call, Launch};
     use crate::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
-    use crate::config::{Decay, Form};
+    use crate::config::{Decay, Form, Pointwise, Slabs};
     use crate::model::spec::RESNET_TINY;
     use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ mod tests {
         let check = |launch: &Launch| {
             let entry = declared.get(&launch.kernel).unwrap_or_else(|| panic!("no kernel {}", launch.kernel));
             let given = launch.args.iter().map(|arg| match arg {
-                Arg::Region(..) | Arg::Null | Arg::U64(_) => "u64",
+                Arg::Region(..) | Arg::Part(..) | Arg::Null | Arg::U64(_) => "u64",
                 Arg::U32(_) => "u32",
                 Arg::F32(_) => "f32",
             });
@@ -78,7 +78,10 @@ mod tests {
             Recipe { rule: Rule::Lars, ..Recipe::PLAIN },
             Recipe { clip: true, ..Recipe::PLAIN },
         ];
-        for storage in Storage::ALL {
+        let slabs = Slabs { cache_kb: 30, launch_kb: 0 };
+        let forms = [Form::BASE, Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE }];
+        for (storage, form) in Storage::ALL.into_iter().flat_map(|storage| forms.map(|form| (storage, form)))
+        {
             for (purpose, recipe) in
                 purposes.into_iter().flat_map(|purpose| recipes.map(|recipe| (purpose, recipe)))
             {
@@ -88,7 +91,7 @@ mod tests {
                     batch: 2,
                     storage,
                     purpose,
-                    form: Form::BASE,
+                    form,
                     decay: Decay::Weights,
                     recipe,
                     scale: ScalePolicy::FP16,

@@ -5,12 +5,14 @@
 //! value; sums over n values in f32 add about sqrt(n) 6e-8, for which `SUMS` stands at these sizes.
 
 mod batch_norm;
+mod conv1x1;
 mod extremes;
 mod images;
 mod drop_path;
 mod lamb;
 mod lars;
 mod loss;
+mod slab;
 mod update;
 
 use crate::harness::{Arg, Host, ORDERS};
@@ -67,6 +69,8 @@ impl Bytes {
 #[derive(Clone, Copy)]
 enum By {
     Memory(usize),
+    /// The same from a byte on.
+    Inside(usize, usize),
     Null,
     U32(usize),
     U64(usize),
@@ -83,6 +87,9 @@ fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Optio
             .iter()
             .map(|by| match *by {
                 Memory(index) => Arg::Pointer(copies[index].words.as_mut_ptr().cast()),
+                By::Inside(index, from) => {
+                    Arg::Pointer(copies[index].words.as_mut_ptr().cast::<u8>().wrapping_add(from))
+                }
                 Null => Arg::Pointer(std::ptr::null_mut()),
                 U32(value) => Arg::U32(value as u32),
                 U64(value) => Arg::U64(value as u64),

@@ -214,7 +214,7 @@ impl Card {
             .args
             .iter()
             .map(|arg| match *arg {
-                Arg::Region(region, _) => self.at(region),
+                Arg::Region(region, _) | Arg::Part(region, ..) => self.at(region),
                 Arg::Null => 0,
                 Arg::U32(value) => u64::from(value),
                 Arg::U64(value) => value,

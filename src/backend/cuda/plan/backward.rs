@@ -135,6 +135,9 @@ impl Builder<'_> {
     fn batch_norm_backward(&mut self, unit: &ConvUnit) -> Region {
         let (dy, gate) = self.gated_gradient(unit);
         let (mask, gate) = gate.args();
+        if let Some(slabs) = self.slabs(unit, 2) {
+            return self.norm_backward_in_slabs(unit, &slabs, dy, gate);
+        }
         let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let mut gated = vec![read(dy), read(self.activation(unit.raw)), mask];
         gated.extend([Statistic::Mean, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
@@ -174,7 +177,7 @@ impl Builder<'_> {
 
     /// Where the gradient of the sum's other term goes: a buffer of its own, or, to a shortcut's batch norm, nowhere:
     /// that reads the same gradient through the same mask.
-    fn residual_gradient(&mut self, unit: &ConvUnit, dy: Region) -> Option<Region> {
+    pub fn residual_gradient(&mut self, unit: &ConvUnit, dy: Region) -> Option<Region> {
         let residual = unit.residual?;
         if self.folded[residual].is_none() {
             return Some(self.make_gradient(residual));

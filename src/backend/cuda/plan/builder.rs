@@ -30,6 +30,8 @@ pub struct Builder<'a> {
     pub mask: Vec<Option<Region>>,
     /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
     pub folded: Vec<Option<ConvUnit>>,
+    /// A batch norm that the convolution behind it applies, by its output.
+    pub absorbed: Vec<Option<ConvUnit>>,
     pub pool_index: Option<Region>,
     /// What images' branches are multiplied by, by the block's sum: f32 [images].
     pub factors: Vec<Option<Region>>,
@@ -51,6 +53,7 @@ impl<'a> Builder<'a> {
             gradient: vec![None; tensors],
             mask: vec![None; tensors],
             folded: vec![None; tensors],
+            absorbed: vec![None; tensors],
             pool_index: None,
             factors: vec![None; tensors],
             averaged_weights: None,

@@ -15,7 +15,7 @@ use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
 /// What an affine map by channel is made of: y = (x - mean) scale + beta.
-struct Affine {
+pub struct Affine {
     mean: Region,
     scale: Region,
     beta: Region,
@@ -23,7 +23,12 @@ struct Affine {
 
 impl Affine {
     fn args(&self) -> [Arg; 3] {
-        [read(self.mean), read(self.scale), read(self.beta)]
+        self.map(read)
+    }
+
+    /// Mean, scale, beta.
+    pub fn map<T>(&self, arg: impl FnMut(Region) -> T) -> [T; 3] {
+        [self.mean, self.scale, self.beta].map(arg)
     }
 }
 
@@ -32,6 +37,7 @@ impl Builder<'_> {
     pub fn forward(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.absorb_norms(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
         self.running_statistics();
@@ -51,11 +57,12 @@ impl Builder<'_> {
     pub fn replay(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.absorb_norms(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
     /// Whether batch norms take the running statistics.
-    fn evaluates(&self) -> bool {
+    pub fn evaluates(&self) -> bool {
         self.options.purpose == Purpose::Evaluate
     }
 
@@ -74,7 +81,7 @@ impl Builder<'_> {
     }
 
     /// The matrix that a product reads.
-    fn weights(&self, param: ParamId) -> Region {
+    pub fn weights(&self, param: ParamId) -> Region {
         let weights = self.layout.weights(self.options.storage, param);
         match self.averaged_weights {
             Some(averages) => Region { arena: averages.arena, ..weights },
@@ -171,6 +178,36 @@ impl Builder<'_> {
     }
 
     fn forward_conv(&mut self, unit: &ConvUnit) {
+        let summed = self.leaves_statistics(unit);
+        if summed {
+            self.pointwise(unit);
+        } else {
+            self.convolution(unit);
+        }
+        let applies = unit.relu || unit.residual.is_some();
+        let left = self.absorbed[unit.y].is_some();
+        if applies {
+            self.make_mask(unit);
+        }
+        if applies
+            && !left
+            && !summed
+            && !self.evaluates()
+            && let Some(slabs) = self.slabs(unit, 1)
+        {
+            return self.norm_in_slabs(unit, &slabs);
+        }
+        if !summed && !self.evaluates() {
+            self.statistics(unit);
+        }
+        if !applies {
+            self.folded[unit.y] = Some(unit.clone());
+        } else if !left {
+            self.apply(unit);
+        }
+    }
+
+    fn convolution(&mut self, unit: &ConvUnit) {
         let x = self.activation(unit.x);
         let y = self.make_activation(unit.raw);
         let mut w = self.weights(unit.weight);
@@ -180,13 +217,13 @@ impl Builder<'_> {
         let (shape, n) = (self.shape(unit), self.options.batch);
         let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
-        if !self.evaluates() {
-            self.statistics(unit);
-        }
-        if unit.relu || unit.residual.is_some() {
-            self.apply(unit);
-        } else {
-            self.folded[unit.y] = Some(unit.clone());
+    }
+
+    /// A bit an element of a block's sum, for the way back.
+    fn make_mask(&mut self, unit: &ConvUnit) {
+        if unit.residual.is_some() && self.trains() {
+            let bytes = self.elements(unit.y).div_ceil(8) as u64;
+            self.mask[unit.y] = Some(self.buffer(self.name(unit.y, "mask"), bytes));
         }
     }
 
@@ -208,6 +245,12 @@ impl Builder<'_> {
             ],
         };
         self.launch(self.name(unit.raw, "bn_stats"), launch);
+        self.finalize(unit, partials, per_block);
+    }
+
+    /// Mean and variance from what each `per_block` rows have left.
+    pub fn finalize(&mut self, unit: &ConvUnit, partials: Region, per_block: usize) {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let made = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
         let mut args = vec![read(partials), self.parameter(unit.gamma)];
         args.extend(made.map(|kind| write(self.statistic(unit, kind))));
@@ -217,7 +260,7 @@ impl Builder<'_> {
         self.launch(self.name(unit.raw, "bn_finalize"), launch);
     }
 
-    fn affine(&self, unit: &ConvUnit) -> Affine {
+    pub fn affine(&self, unit: &ConvUnit) -> Affine {
         let mean = if self.evaluates() {
             let running = self.layout.running(unit.mean, unit.shape.k, false);
             Region { arena: self.running_arena(), ..running }
@@ -245,10 +288,6 @@ impl Builder<'_> {
             }
         }
         let y = self.make_activation(unit.y);
-        if unit.residual.is_some() && self.trains() {
-            let mask = self.buffer(self.name(unit.y, "mask"), elements.div_ceil(8) as u64);
-            self.mask[unit.y] = Some(mask);
-        }
         args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
         args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
         let dropped = self.dropped(unit.y, elements / self.options.batch);

@@ -19,6 +19,19 @@ const LANES: usize = 32;
 /// Channels of a block that adds partials up.
 const FINALIZE_CHANNELS: usize = 16;
 
+/// Channels of a column of `bn_slab` and `bn_backward_slab`.
+pub const SLAB_COLUMN: usize = 32;
+/// Rows of a block that applies, and the fewest of one that sums: eight of each thread.
+const SLAB_ROWS: usize = 512;
+/// Partials of a channel, at most: the last block of a column adds them up by itself.
+const SLAB_PARTIALS: usize = 256;
+/// `bn_stats`, `bn_finalize`, `bn_apply`, and as many on the way back.
+pub const PLAIN_NORM_LAUNCHES: u64 = 3;
+
+/// Rows and columns of a tile of `conv1x1_stats`.
+const CONV1X1_ROWS: usize = 128;
+const CONV1X1_COLUMNS: usize = 64;
+
 /// Blocks of a reduction, about: eight for each multiprocessor of a large card.
 const REDUCE_BLOCKS: usize = 1024;
 /// Rows that a thread of a reduction takes at least: fewer would not hide the combining.
@@ -78,6 +91,32 @@ pub fn bn_apply(elements: usize, channels: usize) -> Geometry {
     let groups = if channels.is_multiple_of(PACK) { channels / PACK } else { 1 };
     let threads = if groups <= BLOCK { BLOCK / groups * groups } else { BLOCK };
     line(elements.div_ceil(PACK * APPLY_PACKS * threads), BLOCK)
+}
+
+/// Tiles of rows of a block of `conv1x1_stats` and `conv1x1_norm_stats`: so many that partials are as few as `bn_stats` leaves.
+pub fn conv1x1_tiles(rows: usize, k: usize) -> usize {
+    rows.div_ceil(CONV1X1_ROWS).div_ceil((REDUCE_BLOCKS / (k / CONV1X1_COLUMNS)).max(1))
+}
+
+pub fn conv1x1_rows_per_block(rows: usize, k: usize) -> usize {
+    conv1x1_tiles(rows, k) * CONV1X1_ROWS
+}
+
+/// `conv1x1_stats` and `conv1x1_norm_stats`.
+pub fn conv1x1(rows: usize, k: usize) -> Geometry {
+    let blocks = rows.div_ceil(conv1x1_rows_per_block(rows, k));
+    Geometry { grid: [(k / CONV1X1_COLUMNS) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
+}
+
+/// Rows of one block of the half of `bn_slab` or `bn_backward_slab` that sums `columns` columns.
+pub fn slab_rows_per_block(rows: usize, columns: usize) -> usize {
+    let blocks = (REDUCE_BLOCKS / columns.max(1)).clamp(1, SLAB_PARTIALS);
+    rows.div_ceil(blocks).max(SLAB_ROWS)
+}
+
+/// `bn_slab` and `bn_backward_slab`: blocks that sum, then blocks that apply.
+pub fn bn_slab(rows: usize, per_block: usize, sums: usize, applies: usize) -> Geometry {
+    line(sums * rows.div_ceil(per_block) + applies * rows.div_ceil(SLAB_ROWS), BLOCK)
 }
 
 /// `bn_running` and `bn_fold`: a thread a channel.

@@ -7,6 +7,8 @@
 //! | [`chunks`] | that space in pieces of one parameter each |
 //! | [`stem`] | the first convolution in its forms |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
+//! | [`pointwise`] | 1x1 convolutions by our own kernel |
+//! | [`slab`] | batch norms that read once, through the cache |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -26,7 +28,9 @@ pub mod node;
 pub mod order;
 pub mod params;
 pub mod place;
+pub mod pointwise;
 pub mod region;
+pub mod slab;
 pub mod stem;
 
 use super::abi;
@@ -257,7 +261,7 @@ impl Plan {
         let Builder { mut nodes, mut buffers, staging, .. } = builder;
         order::connect(&mut nodes);
         let activations = place::place(&mut nodes, &mut buffers, options.keep);
-        let arenas = arenas(&layout, options, &staging, activations);
+        let arenas = arenas(&graph, &layout, options, &staging, activations);
         Ok(Self { options: options.clone(), graph, layout, staging, nodes, buffers, arenas })
     }
 
@@ -295,6 +299,7 @@ fn check_size(graph: &Graph, options: &PlanOptions) -> Result<()> {
 }
 
 fn arenas(
+    graph: &Graph,
     layout: &ParamLayout,
     options: &PlanOptions,
     staging: &StagingLayout,
@@ -302,12 +307,14 @@ fn arenas(
 ) -> BTreeMap<Arena, u64> {
     let flat = 4 * layout.total as u64;
     let (matrices, vectors) = layout.all_gradients(options.storage);
+    let widest = graph.tensors.iter().map(|tensor| tensor.c).max().unwrap_or(0);
     let mut arenas = BTreeMap::from([
         (Arena::Activations, activations),
         (Arena::Master, flat),
         (Arena::Weights, layout.all_weights(options.storage).bytes),
         (Arena::Channels, 4 * (STATISTICS * layout.channels) as u64),
         (Arena::Running, 4 * (2 * layout.channels) as u64),
+        (Arena::Counters, slab::counters(widest)),
         (Arena::State, size_of::<abi::State>() as u64),
     ]);
     if options.recipe.averages {

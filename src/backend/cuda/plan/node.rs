@@ -46,6 +46,9 @@ pub struct Launch {
 pub enum Arg {
     /// A pointer to the region's first byte.
     Region(Region, Access),
+    /// The same where the call moves only so many bytes from or to device memory: the rest of the region is other calls', or is
+    /// still in the card's cache.
+    Part(Region, Access, u64),
     /// A null pointer.
     Null,
     U32(u32),
@@ -113,8 +116,9 @@ impl Call {
             Self::Kernel(launch) => launch
                 .args
                 .iter()
-                .filter_map(|arg| {
-                    if let Arg::Region(region, access) = arg { Some((*region, *access)) } else { None }
+                .filter_map(|arg| match *arg {
+                    Arg::Region(region, access) | Arg::Part(region, access, _) => Some((region, access)),
+                    _ => None,
                 })
                 .collect(),
             Self::Convolution(conv) => {
@@ -125,13 +129,32 @@ impl Call {
         }
     }
 
+    /// Every region, what is done to it, and how many of its bytes the call moves from or to device memory.
+    pub fn traffic(&self) -> Vec<(Region, Access, u64)> {
+        match self {
+            Self::Kernel(launch) => launch
+                .args
+                .iter()
+                .filter_map(|arg| match *arg {
+                    Arg::Region(region, access) => Some((region, access, region.bytes)),
+                    Arg::Part(region, access, bytes) => Some((region, access, bytes)),
+                    _ => None,
+                })
+                .collect(),
+            _ => self.accesses().into_iter().map(|(region, access)| (region, access, region.bytes)).collect(),
+        }
+    }
+
     /// Every region, to be moved to where it is placed.
     pub fn regions_mut(&mut self) -> Vec<&mut Region> {
         match self {
             Self::Kernel(launch) => launch
                 .args
                 .iter_mut()
-                .filter_map(|arg| if let Arg::Region(region, _) = arg { Some(region) } else { None })
+                .filter_map(|arg| match arg {
+                    Arg::Region(region, _) | Arg::Part(region, ..) => Some(region),
+                    _ => None,
+                })
                 .collect(),
             Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => {
                 vec![x, w, y]

@@ -35,6 +35,8 @@ pub enum Arena {
     Staging,
     /// The same for evaluation: one slot.
     EvalStaging,
+    /// u32, what blocks of one launch count each other with: zero between launches.
+    Counters,
     /// One `abi::State`.
     State,
     /// A ring of `abi::Outcome`.
@@ -71,6 +73,8 @@ pub enum Access {
     Write,
     /// Reads and writes.
     Update,
+    /// Writes and reads back within the call: what it leaves there is nobody's, or is as it was found.
+    Scratch,
 }
 
 impl Access {
