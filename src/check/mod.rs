@@ -32,6 +32,7 @@ use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, O
 use crate::config::{Decay, Reduction};
 use crate::data::{Batch, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
+use crate::model::freeze::Freeze;
 use crate::model::graph::lower;
 use crate::model::spec::ResNetSpec;
 use crate::optim;
@@ -57,7 +58,7 @@ pub struct Case {
 }
 
 /// What has, between them, every node that a step of plain SGD lacks.
-pub const EXTRAS: [Recipe; 3] = [
+pub const EXTRAS: [Recipe; 4] = [
     Recipe {
         rule: Rule::Lamb,
         loss: Loss::BinaryCrossEntropy,
@@ -65,6 +66,7 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: true,
         drop_path: false,
         erase: false,
+        freeze: Freeze::NONE,
     },
     Recipe {
         rule: Rule::Lars,
@@ -73,8 +75,10 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: false,
         drop_path: true,
         erase: true,
+        freeze: Freeze::NONE,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
+    Recipe { averages: true, freeze: Freeze::up_to(1), ..Recipe::PLAIN },
 ];
 
 /// Constants of the rules of a check.
@@ -141,7 +145,7 @@ impl Case {
             seed: 3,
             zero_gamma: false,
             decay: Decay::Weights,
-            extras: Extras { rule: self.step(0).rule.kind(), averages: self.recipe.averages },
+            extras: Extras { rule: self.step(0).rule.kind(), averages: self.recipe.averages, freeze: self.recipe.freeze },
             threads: 0,
             isa: Isa::current(),
         })
@@ -262,7 +266,8 @@ impl Case {
         }
         let mut tensors = backend.state()?;
         tensors.remove(SCALE_STATE);
-        for param in &lower(&self.spec, self.resolution)?.params {
+        let graph = lower(&self.spec, self.resolution)?;
+        for param in graph.params.iter().filter(|param| !self.recipe.freeze.has(param.part)) {
             let name = format!("grad.{}", param.name);
             let gradient = backend.read(&name)?;
             tensors.insert(name, gradient);

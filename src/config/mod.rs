@@ -1,5 +1,6 @@
 //! A training run's configuration: TOML, environment and `--set`, merged into one validated struct.
 
+mod freeze;
 mod merge;
 mod recipe;
 mod training;
@@ -16,6 +17,8 @@ use crate::data::augment::repeat::Repeat;
 use crate::data::augment::{Auto as AutoPolicy, Sampling};
 pub use crate::data::{Interpolation, MixForm};
 pub use crate::model::spec::Fan;
+use crate::model::freeze::Freeze;
+use crate::model::spec::ResNetSpec;
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -366,6 +369,16 @@ impl Config {
                 Sampling::Bicubic
             }
         }
+    }
+
+    /// The parts that are not trained.
+    pub fn freeze(&self) -> Freeze {
+        self.frozen_parts().expect("the configuration is validated")
+    }
+
+    fn frozen_parts(&self) -> Result<Freeze, String> {
+        let spec = ResNetSpec::named(&self.model.arch).ok_or("is of an unknown network")?;
+        freeze::parse(&self.optim.freeze, &spec)
     }
 
     /// The learning rate after linear scaling.

@@ -30,9 +30,12 @@ impl Gate {
 }
 
 impl Builder<'_> {
-    /// From the gradient of the logits to those of all parameters.
+    /// From the gradient of the logits to those of all parameters that are trained.
     pub fn backward(&mut self, units: &[Unit]) {
         for unit in units.iter().rev() {
+            if !self.demand.wants(unit.output()) {
+                continue;
+            }
             match *unit {
                 Unit::Conv(ref unit) => self.backward_conv(unit),
                 Unit::MaxPool { x, y } => self.max_pool_backward(x, y),
@@ -46,16 +49,22 @@ impl Builder<'_> {
         let storage = self.options.storage;
         let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let dy = self.gradient(y);
-        let (from, dw) = (self.activation(x), self.layout.gradient(storage, weight));
-        let linear = Linear { pass: Pass::Wgrad, n, features, classes, x: from, w: dw, y: dy };
-        self.push("fc.wgrad".into(), SIDE, Call::Linear(linear));
-        let (dx, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
-        let linear = Linear { pass: Pass::Dgrad, x: dx, w, ..linear };
-        self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
-        let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
-        let geometry = geometry::bias_gradient(classes);
-        let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
-        self.push("fc.bias_gradient".into(), SIDE, Call::Kernel(launch));
+        if self.trains_param(weight) {
+            let (x, w) = (self.activation(x), self.layout.gradient(storage, weight));
+            let linear = Linear { pass: Pass::Wgrad, n, features, classes, x, w, y: dy };
+            self.push("fc.wgrad".into(), SIDE, Call::Linear(linear));
+        }
+        if self.demand.wants(x) {
+            let (x, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
+            let linear = Linear { pass: Pass::Dgrad, n, features, classes, x, w, y: dy };
+            self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
+        }
+        if self.trains_param(bias) {
+            let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
+            let geometry = geometry::bias_gradient(classes);
+            let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
+            self.push("fc.bias_gradient".into(), SIDE, Call::Kernel(launch));
+        }
     }
 
     fn average_pool_backward(&mut self, x: TensorId, y: TensorId) {
@@ -83,17 +92,19 @@ impl Builder<'_> {
     fn backward_conv(&mut self, unit: &ConvUnit) {
         let draw = self.batch_norm_backward(unit);
         let (shape, n, storage) = (self.shape(unit), self.options.batch, self.options.storage);
-        let (x, dw) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
-        let conv = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
-        self.push(self.name(unit.raw, "wgrad"), SIDE, Call::Convolution(conv));
-        if unit.x == self.graph.input {
+        if self.trains_param(unit.weight) {
+            let (x, w) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
+            let conv = Convolution { pass: Pass::Wgrad, shape, n, x, w, y: draw, accumulate: false };
+            self.push(self.name(unit.raw, "wgrad"), SIDE, Call::Convolution(conv));
+        }
+        if !self.demand.wants(unit.x) {
             return;
         }
         // What the block's sum, or the other branch, has left there is added to.
         let accumulate = self.gradient[unit.x].is_some();
-        let dx = self.gradient[unit.x].unwrap_or_else(|| self.make_gradient(unit.x));
+        let x = self.gradient[unit.x].unwrap_or_else(|| self.make_gradient(unit.x));
         let w = self.layout.weights(storage, unit.weight);
-        let conv = Convolution { pass: Pass::Dgrad, x: dx, w, accumulate, ..conv };
+        let conv = Convolution { pass: Pass::Dgrad, shape, n, x, w, y: draw, accumulate };
         self.push(self.name(unit.raw, "dgrad"), MAIN, Call::Convolution(conv));
     }
 
@@ -104,9 +115,11 @@ impl Builder<'_> {
         let (mask, gate) = gate.args();
         let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let mut gated = vec![read(dy), read(self.activation(unit.raw)), mask];
-        gated.extend([Statistic::Mean, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
-        gated.push(self.parameter(unit.beta));
-        self.reduce(unit, &gated, gate);
+        gated.extend(self.affine(unit).args());
+        // Of a frozen batch norm nothing is reduced, and its B and C are the zeros that the arena began with.
+        if self.trains_param(unit.gamma) {
+            self.reduce(unit, &gated, gate);
+        }
         let (dx, dz) = (self.make_gradient(unit.raw), self.residual_gradient(unit, dy));
         let mut args = gated;
         args.extend([Statistic::B, Statistic::C].map(|kind| read(self.statistic(unit, kind))));
@@ -144,7 +157,7 @@ impl Builder<'_> {
     fn residual_gradient(&mut self, unit: &ConvUnit, dy: Region) -> Option<Region> {
         let residual = unit.residual?;
         if self.folded[residual].is_none() {
-            return Some(self.make_gradient(residual));
+            return self.demand.wants(residual).then(|| self.make_gradient(residual));
         }
         self.gradient[residual] = Some(dy);
         self.mask[residual] = self.mask[unit.y];

@@ -5,6 +5,7 @@ use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
 use super::region::{Access, Arena, Region};
 use super::{PlanOptions, StagingLayout};
+use crate::model::freeze::Demand;
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
 use crate::model::units::ConvUnit;
 
@@ -17,6 +18,7 @@ pub struct Builder<'a> {
     pub graph: &'a Graph,
     pub layout: &'a ParamLayout,
     pub options: &'a PlanOptions,
+    pub demand: Demand,
     pub staging: StagingLayout,
     pub nodes: Vec<Node>,
     pub buffers: Vec<Buffer>,
@@ -36,12 +38,18 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(graph: &'a Graph, layout: &'a ParamLayout, options: &'a PlanOptions) -> Self {
+    pub fn new(
+        graph: &'a Graph,
+        layout: &'a ParamLayout,
+        options: &'a PlanOptions,
+        demand: Demand,
+    ) -> Self {
         let tensors = graph.tensors.len();
         Self {
             graph,
             layout,
             options,
+            demand,
             staging: StagingLayout::new(options),
             nodes: vec![],
             buffers: vec![],
@@ -120,6 +128,11 @@ impl<'a> Builder<'a> {
     /// A kernel on the main stream.
     pub fn launch(&mut self, name: String, launch: Launch) {
         self.push(name, MAIN, Call::Kernel(launch));
+    }
+
+    /// Whether the parameters of a unit are trained.
+    pub fn trains_param(&self, param: ParamId) -> bool {
+        !self.options.recipe.freeze.has(self.graph.params[param].part)
     }
 
     /// Reads one statistic of a convolution's batch norm.

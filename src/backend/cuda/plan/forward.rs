@@ -13,14 +13,14 @@ use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
 /// What an affine map by channel is made of: y = (x - mean) scale + beta.
-struct Affine {
+pub struct Affine {
     mean: Region,
     scale: Region,
     beta: Region,
 }
 
 impl Affine {
-    fn args(&self) -> [Arg; 3] {
+    pub fn args(&self) -> [Arg; 3] {
         [read(self.mean), read(self.scale), read(self.beta)]
     }
 }
@@ -30,6 +30,7 @@ impl Builder<'_> {
     pub fn forward(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.fold_running_statistics(true);
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
         self.running_statistics();
@@ -41,7 +42,8 @@ impl Builder<'_> {
         if self.averaged() {
             self.cast_averages();
         }
-        self.fold_running_statistics();
+        self.fold_running_statistics(false);
+        self.fold_running_statistics(true);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
@@ -49,12 +51,18 @@ impl Builder<'_> {
     pub fn replay(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.fold_running_statistics(true);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
-    /// Whether batch norms take the running statistics.
+    /// Whether all batch norms take the running statistics.
     fn evaluates(&self) -> bool {
         self.options.purpose == Purpose::Evaluate
+    }
+
+    /// Whether the unit's does.
+    fn takes_running(&self, unit: &ConvUnit) -> bool {
+        self.evaluates() || !self.trains_param(unit.gamma)
     }
 
     /// Whether the pass is of the moving averages.
@@ -170,7 +178,7 @@ impl Builder<'_> {
         let (shape, n) = (self.shape(unit), self.options.batch);
         let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
-        if !self.evaluates() {
+        if !self.takes_running(unit) {
             self.statistics(unit);
         }
         if unit.relu || unit.residual.is_some() {
@@ -207,8 +215,9 @@ impl Builder<'_> {
         self.launch(self.name(unit.raw, "bn_finalize"), launch);
     }
 
-    fn affine(&self, unit: &ConvUnit) -> Affine {
-        let mean = if self.evaluates() {
+    /// The map that the unit's batch norm is in this pass.
+    pub fn affine(&self, unit: &ConvUnit) -> Affine {
+        let mean = if self.takes_running(unit) {
             let running = self.layout.running(unit.mean, unit.shape.k, false);
             Region { arena: self.running_arena(), ..running }
         } else {
@@ -235,7 +244,7 @@ impl Builder<'_> {
             }
         }
         let y = self.make_activation(unit.y);
-        if unit.residual.is_some() && self.trains() {
+        if unit.residual.is_some() && self.trains() && self.demand.wants(unit.y) {
             let mask = self.buffer(self.name(unit.y, "mask"), elements.div_ceil(8) as u64);
             self.mask[unit.y] = Some(mask);
         }
@@ -330,34 +339,42 @@ impl Builder<'_> {
         self.launch("loss.finalize".into(), Launch { kernel: "loss_finalize".into(), geometry, args });
     }
 
-    /// All batch norms' running statistics take in the batch's, unless the loss is not finite.
+    /// The running statistics of all batch norms that are trained take in the batch's, unless the loss is not finite.
     fn running_statistics(&mut self) {
+        let channels = self.layout.trained_channels();
+        if channels == 0 {
+            return;
+        }
         let args = vec![
-            read(self.layout.all_statistics(Statistic::Mean)),
-            read(self.layout.all_statistics(Statistic::Variance)),
-            update(self.layout.all_running(false)),
-            update(self.layout.all_running(true)),
-            size(self.layout.channels),
+            read(self.layout.statistics(Statistic::Mean, false)),
+            read(self.layout.statistics(Statistic::Variance, false)),
+            update(self.layout.group_running(false, false)),
+            update(self.layout.group_running(false, true)),
+            size(channels),
             Arg::F32(RUNNING_MOMENTUM as f32),
             self.state(Access::Read),
         ];
-        let geometry = geometry::by_channel(self.layout.channels);
+        let geometry = geometry::by_channel(channels);
         self.launch("bn_running".into(), Launch { kernel: "bn_running".into(), geometry, args });
     }
 
-    /// scale = gamma / sqrt(running variance + eps) of all batch norms.
-    fn fold_running_statistics(&mut self) {
-        let first = 4 * self.layout.gammas.start as u64;
-        let gammas = Region::new(self.vectors_arena(), first, 4 * self.layout.channels as u64);
-        let variances = Region { arena: self.running_arena(), ..self.layout.all_running(true) };
+    /// scale = gamma / sqrt(running variance + eps) of all batch norms that are trained, or of those that are frozen.
+    fn fold_running_statistics(&mut self, frozen: bool) {
+        let gammas = if frozen { &self.layout.frozen_gammas } else { &self.layout.gammas };
+        let (first, channels) = (gammas.start, gammas.len());
+        if channels == 0 {
+            return;
+        }
+        let variances = Region { arena: self.running_arena(), ..self.layout.group_running(frozen, true) };
         let args = vec![
-            read(gammas),
+            read(Region::new(self.vectors_arena(), 4 * first as u64, 4 * channels as u64)),
             read(variances),
-            write(self.layout.all_statistics(Statistic::Scale)),
-            size(self.layout.channels),
+            write(self.layout.statistics(Statistic::Scale, frozen)),
+            size(channels),
             Arg::F32(EPS as f32),
         ];
-        let geometry = geometry::by_channel(self.layout.channels);
-        self.launch("bn_fold".into(), Launch { kernel: "bn_fold".into(), geometry, args });
+        let geometry = geometry::by_channel(channels);
+        let name = if frozen { "bn_fold.frozen" } else { "bn_fold" };
+        self.launch(name.into(), Launch { kernel: "bn_fold".into(), geometry, args });
     }
 }
