@@ -30,7 +30,7 @@ use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
 use crate::config::{Decay, Reduction};
-use crate::data::{Batch, Erase, Fill, Mix, Rect};
+use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::freeze::Freeze;
 use crate::model::graph::lower;
@@ -185,6 +185,8 @@ impl Case {
         if self.recipe == Recipe::PLAIN {
             return batch;
         }
+        // Either order with one of the recipes.
+        batch.blend = if self.recipe.averages { Blend::Bytes } else { Blend::Values };
         let (n, side) = (self.batch, self.resolution);
         let rect = Rect { top: side / 8, left: side / 4, height: side / 2, width: side / 3 };
         let area = (rect.height * rect.width) as f32 / (side * side) as f32;

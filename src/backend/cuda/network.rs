@@ -25,6 +25,7 @@ use crate::tensor::{HostTensor, first_non_finite};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
+pub use slot::item;
 use slot::{fill_slot, hyper, supported};
 pub use state::SCALE_STATE;
 

@@ -191,14 +191,9 @@ impl Walk {
         self.release_all();
         self.n = batch.labels.len();
         let mut x = self.memory.buffers.take(batch.images.len());
-        input::normalise(engine.cpu(), &batch.images, &mut x);
-        if !batch.erased.is_empty() {
-            input::erase(engine.cpu(), batch, &mut x);
-        }
-        if !batch.mixes.is_empty() {
-            let mut mixed = self.memory.buffers.take(batch.images.len());
-            input::mix(engine.cpu(), batch, &x, &mut mixed);
-            self.memory.buffers.give(std::mem::replace(&mut x, mixed));
+        let buffers = &mut self.memory.buffers;
+        if let Some(mixed) = input::load(engine.cpu(), batch, &mut x, || buffers.take(batch.images.len())) {
+            buffers.give(std::mem::replace(&mut x, mixed));
         }
         self.memory.activation[self.graph.input] = Some(x);
     }
