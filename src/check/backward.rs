@@ -174,7 +174,8 @@ impl<M: Machine> Layers<'_, M> {
         let want = Want { values, allowed: Allowed::Each(allowed) };
         self.note("batch norm backward apply", std::slice::from_ref(&node), &what, &got, &want);
         // The sum hands the same gradient to its other term; a shortcut's batch norm reads it where it is.
-        let joins_sum = |&residual: &TensorId| self.demand.wants(residual) && self.shortcut(residual).is_none();
+        let joins_sum =
+            |&residual: &TensorId| self.demand.wants(residual) && self.shortcut(residual).is_none();
         match unit.residual.filter(joins_sum) {
             Some(residual) => {
                 let allowed = gated.doubt;

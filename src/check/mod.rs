@@ -145,7 +145,11 @@ impl Case {
             seed: 3,
             zero_gamma: false,
             decay: Decay::Weights,
-            extras: Extras { rule: self.step(0).rule.kind(), averages: self.recipe.averages, freeze: self.recipe.freeze },
+            extras: Extras {
+                rule: self.step(0).rule.kind(),
+                averages: self.recipe.averages,
+                freeze: self.recipe.freeze,
+            },
             threads: 0,
             isa: Isa::current(),
         })

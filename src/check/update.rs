@@ -177,7 +177,8 @@ impl<M: Machine> Layers<'_, M> {
             let want = if skip {
                 Want::exactly(&before)
             } else {
-                let (values, allowed) = before.iter().zip(&self.seen.f32s(of)?).enumerate().map(blend).unzip();
+                let (values, allowed) =
+                    before.iter().zip(&self.seen.f32s(of)?).enumerate().map(blend).unzip();
                 Want { values, allowed: Allowed::Each(allowed) }
             };
             let got = to_f64(&self.seen.f32s(average)?);

@@ -4,13 +4,8 @@ use crate::model::freeze::{Freeze, Part};
 use crate::model::spec::ResNetSpec;
 
 /// What other programs call a part.
-const OTHER_NAMES: [(&str, &str); 5] = [
-    ("conv1", "stem"),
-    ("bn1", "stem"),
-    ("head", "fc"),
-    ("classifier", "fc"),
-    ("backbone", "stem..layer4"),
-];
+const OTHER_NAMES: [(&str, &str); 5] =
+    [("conv1", "stem"), ("bn1", "stem"), ("head", "fc"), ("classifier", "fc"), ("backbone", "stem..layer4")];
 
 /// `stem..layer3` (both ends included), single names, or several of either with commas; nothing: none. The error is the rest
 /// of a sentence that begins with the key.
@@ -76,8 +71,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_the_nearest() {
         let error = |text: &str| parse(text, &RESNET50).unwrap_err();
-        assert!(error("layre3").starts_with("names \"layre3\", the nearest is layer3; expected parts of resnet50"));
-        assert!(error("stem..layer5").contains("\"layer5\", the nearest is layer"), "{}", error("stem..layer5"));
+        assert!(
+            error("layre3")
+                .starts_with("names \"layre3\", the nearest is layer3; expected parts of resnet50")
+        );
+        assert!(
+            error("stem..layer5").contains("\"layer5\", the nearest is layer"),
+            "{}",
+            error("stem..layer5")
+        );
         assert!(error("conv1").contains("the nearest is stem;"));
         assert!(error("layer3..stem").contains("layer3 comes after stem"));
         assert!(error("stem..fc").contains("nothing is left to train"));

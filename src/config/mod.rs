@@ -16,8 +16,8 @@ pub use crate::data::augment::erase::EraseFill;
 use crate::data::augment::repeat::Repeat;
 use crate::data::augment::{Auto as AutoPolicy, Sampling};
 pub use crate::data::{Interpolation, MixForm};
-pub use crate::model::spec::Fan;
 use crate::model::freeze::Freeze;
+pub use crate::model::spec::Fan;
 use crate::model::spec::ResNetSpec;
 use serde::{Deserialize, Serialize};
 

@@ -69,7 +69,9 @@ fn state(graph: &Graph) -> NamedTensors {
 #[test]
 fn steps_are_timms() {
     let recorded: Recorded = record::read("tiny32_freeze");
-    for (run, isa) in recorded.cases.iter().flat_map(|run| Isa::available().into_iter().map(move |i| (run, i))) {
+    for (run, isa) in
+        recorded.cases.iter().flat_map(|run| Isa::available().into_iter().map(move |i| (run, i)))
+    {
         let frozen = freeze(&run.freeze);
         let graph = lower(&RESNET_TINY, run.resolution).unwrap();
         let mut backend = backend(Extras { freeze: frozen, ..Extras::default() }, isa);
@@ -86,8 +88,10 @@ fn steps_are_timms() {
             report.values(&format!("loss {t}"), &[loss], &[want], f32, FORWARD_LIMIT);
         }
         let got = backend.state().unwrap();
-        let named =
-            |prefix: &'static str| |name: &str| got.get(&format!("{prefix}{name}")).map(|t| t.data.clone());
+        let named = |prefix: &'static str| {
+            let got = &got;
+            move |name: &str| got.get(&format!("{prefix}{name}")).map(|tensor| tensor.data.clone())
+        };
         let trained = graph.params.iter().filter(|param| !frozen.has(param.part)).count();
         let compared = report.tensors("weights", &run.parameters, BACKWARD_LIMIT, named(""));
         assert_eq!((compared, run.parameters.len()), (trained, trained));
@@ -132,7 +136,9 @@ fn nothing_frozen_moves_and_everything_else_does() {
         let param = graph.params.iter().find(|param| param.name == name).map(|param| param.part);
         param.or_else(|| graph.buffers.iter().find(|buffer| buffer.name == name).map(|buffer| buffer.part))
     };
-    for (text, rule) in ["stem..layer1", "layer1", "fc", "stem..layer2"].iter().flat_map(|t| rules().map(|r| (t, r))) {
+    for (text, rule) in
+        ["stem..layer1", "layer1", "fc", "stem..layer2"].iter().flat_map(|t| rules().map(|r| (t, r)))
+    {
         let extras = Extras { rule: rule.kind(), averages: true, freeze: freeze(text) };
         let mut backend = backend(extras, Isa::current());
         backend.load_state(&state(&graph)).unwrap();
@@ -149,9 +155,11 @@ fn nothing_frozen_moves_and_everything_else_does() {
             assert!(!frozen || !name.starts_with("optim."), "{text}: {name} is kept");
             assert_eq!(tensor == &before[name], frozen, "{text}, {:?}: {name}", rule.kind());
         }
-        let absent = |prefix: &str| graph.params.iter().all(|param| {
-            after.contains_key(&format!("{prefix}{}", param.name)) != extras.freeze.has(param.part)
-        });
+        let absent = |prefix: &str| {
+            graph.params.iter().all(|param| {
+                after.contains_key(&format!("{prefix}{}", param.name)) != extras.freeze.has(param.part)
+            })
+        };
         assert!(absent(MOMENTUM_PREFIX), "{text}: velocities are those of what trains");
         assert!(rule.kind() != RuleKind::Lamb || absent(SECOND_MOMENT_PREFIX), "{text}");
         // What `state` gave is what `load_state` takes, to the bit.
@@ -216,7 +224,9 @@ fn stem_statistics(batch: &engine::data::Batch) -> [(&'static str, Vec<f32>); 2]
 /// A frozen network has neither gradients nor velocities in memory, and its plan's part of a card's is smaller.
 #[test]
 fn a_plan_leaves_out_what_is_frozen() {
-    use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, ScalePolicy, node::Call, region::Arena};
+    use engine::backend::cuda::plan::{
+        Plan, PlanOptions, Purpose, Recipe, ScalePolicy, node::Call, region::Arena,
+    };
     use engine::backend::cuda::storage::Storage;
     let plan = |freeze| {
         Plan::new(&PlanOptions {
@@ -234,7 +244,8 @@ fn a_plan_leaves_out_what_is_frozen() {
         .unwrap()
     };
     let (all, cut) = (plan(Freeze::NONE), plan(Freeze::up_to(3)));
-    let products = |plan: &Plan| plan.nodes.iter().filter(|node| matches!(node.call, Call::Convolution(_))).count();
+    let products =
+        |plan: &Plan| plan.nodes.iter().filter(|node| matches!(node.call, Call::Convolution(_))).count();
     // 53 forward; of layer4's ten convolutions 10 weight gradients, and 8 input gradients: its first block's input has none.
     assert_eq!((products(&all), products(&cut)), (158, 71));
     assert!(cut.bytes() * 2 < all.bytes(), "{} of {} bytes", cut.bytes(), all.bytes());

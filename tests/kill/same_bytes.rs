@@ -165,5 +165,9 @@ fn frozen_parts_resume_too() {
     assert!(has("optim.momentum.fc.weight") && has("ema.conv1.weight"));
     assert!(!has("optim.momentum.conv1.weight") && !has("optim.second_moment.layer1.0.bn1.bias"));
     let other = finish(set(&mut tiny(whole.path()), &["epochs=2"]));
-    assert!(other.code == Some(2) && other.err.contains("optim.freeze: \"stem..layer1\" there"), "{}", other.err);
+    assert!(
+        other.code == Some(2) && other.err.contains("optim.freeze: \"stem..layer1\" there"),
+        "{}",
+        other.err
+    );
 }

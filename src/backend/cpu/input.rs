@@ -3,8 +3,8 @@
 use super::Cpu;
 use super::memory::Buffer;
 use crate::backend::{MEAN, STD};
-use crate::data::batch::noise;
 use crate::data::batch::mix_bytes;
+use crate::data::batch::noise;
 use crate::data::{Batch, Blend, Erase, Fill, Mix};
 use crate::rng::nth;
 

@@ -6,10 +6,10 @@ use crate::compare::close;
 use engine::backend::cpu::input;
 use engine::backend::cpu::pooling::{self, PoolShape};
 use engine::backend::cuda::abi::{self, Hyper, Item};
+use engine::backend::cuda::network::item;
 use engine::backend::cuda::plan::geometry;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::{MEAN, STD};
-use engine::backend::cuda::network::item;
 use engine::data::{Batch, Blend, Erase, Fill, Mix, Rect, batch};
 use engine::rng::{Purpose, Rng, nth};
 

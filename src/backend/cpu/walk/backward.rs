@@ -158,7 +158,8 @@ impl Walk {
         let trains = self.demand.trains[index];
         let found =
             trains.then(|| batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled));
-        backward_apply(statistics, &params.weight[unit.gamma], found.as_ref()).run(cpu, raw, &scaled, &mut draw);
+        backward_apply(statistics, &params.weight[unit.gamma], found.as_ref())
+            .run(cpu, raw, &scaled, &mut draw);
         self.end_norm(params, unit, found.as_ref(), accumulate);
         self.memory.buffers.give(scaled);
         let residual = unit.residual.expect("a factor is that of a block, which ends in a sum");

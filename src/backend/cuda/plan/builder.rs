@@ -38,12 +38,7 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(
-        graph: &'a Graph,
-        layout: &'a ParamLayout,
-        options: &'a PlanOptions,
-        demand: Demand,
-    ) -> Self {
+    pub fn new(graph: &'a Graph, layout: &'a ParamLayout, options: &'a PlanOptions, demand: Demand) -> Self {
         let tensors = graph.tensors.len();
         Self {
             graph,

@@ -48,7 +48,9 @@ impl Builder<'_> {
     fn lamb_moments(&mut self, scratch: &Scratch, sum: bool, corrections: Region) {
         let (kernel, mut args) = self.of_gradients("lamb_moments", sum);
         args.push(read(self.layout.trained_f32(Arena::Master)));
-        args.extend([Arena::Momentum, Arena::SecondMoment].map(|arena| update(self.layout.trained_f32(arena))));
+        args.extend(
+            [Arena::Momentum, Arena::SecondMoment].map(|arena| update(self.layout.trained_f32(arena))),
+        );
         args.extend([scratch.table, read(corrections), write(scratch.norms)]);
         args.extend(self.constants());
         let geometry = geometry::by_chunk(scratch.chunks);
