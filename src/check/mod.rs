@@ -189,8 +189,9 @@ impl Case {
         if self.recipe == Recipe::PLAIN {
             return batch;
         }
-        // Either order with one of the recipes.
-        batch.blend = if self.recipe.averages { Blend::Bytes } else { Blend::Values };
+        // Both orders, each with some of the recipes.
+        let bytes = self.recipe.freeze != Freeze::NONE;
+        batch.blend = if bytes { Blend::Bytes } else { Blend::Values };
         let (n, side) = (self.batch, self.resolution);
         let rect = Rect { top: side / 8, left: side / 4, height: side / 2, width: side / 3 };
         let area = (rect.height * rect.width) as f32 / (side * side) as f32;
