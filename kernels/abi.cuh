@@ -7,15 +7,15 @@ struct Item {
     u32 label;
     u32 partner;    // another image of the batch
     f32 lambda;     // the share of the image's own label
-    u32 mix;        // NO_MIX, MIXUP (arXiv:1710.09412), CUTMIX (arXiv:1905.04899)
+    u32 mix;        // NO_MIX, MIXUP (arXiv:1710.09412), CUTMIX (arXiv:1905.04899), MIXUP_BYTES: of bytes, to the nearest
     u32 flip;       // mirror the image, before it is mixed
     u16 x0, y0, x1, y1;  // cutmix: columns x0..x1 and rows y0..y1 are the partner's
-    u16 ex0, ey0, ex1, ey1;  // random erasing (arXiv:1708.04896): likewise, painted over before images are mixed
-    u32 erase;      // NO_ERASE, COLOUR, NOISE
+    u16 ex0, ey0, ex1, ey1;  // random erasing (arXiv:1708.04896): likewise, painted over before images are mixed, or after
+    u32 erase;      // NO_ERASE, COLOUR, NOISE; ERASE_LAST beside them: after images are mixed
     u32 fill[3];    // the bits of three f32, one a channel; or a stream's key, lower half first
 };
-const u32 NO_MIX = 0, MIXUP = 1, CUTMIX = 2;
-const u32 NO_ERASE = 0, COLOUR = 1, NOISE = 2;
+const u32 NO_MIX = 0, MIXUP = 1, CUTMIX = 2, MIXUP_BYTES = 3;
+const u32 NO_ERASE = 0, COLOUR = 1, NOISE = 2, ERASE_LAST = 4;
 
 // Constants of one pass.
 struct Hyper {

@@ -1,11 +1,12 @@
 // input         u8 [n][h][w][3] -> storage type [n][h][w][channels]: y = (x / 255 - mean) / std, flipped and mixed as each
 //               image's Item says; the padding channels (from the fourth on) are zero. `channels` is 4 or 8.
-// input_erased  the same where rectangles of images are painted over before they are mixed: in a colour, or with standard
-//               normal noise, which is made of draws by place
+// input_erased  the same where rectangles of images are painted over, before they are mixed or after: in a colour, or with
+//               standard normal noise, which is made of draws by place
 // input_blocked, input_blocked_erased
 //               the same as [n][height][width][2][2][4]: 2x2 pixels of 4 channels as one of 16, with a margin of `before` of
 //               these at the top and the left and zeros wherever there is no pixel, so that a convolution with stride 2 is
 //               one without stride and padding (plan/stem.rs)
+// Mixup is of normalised values (torchvision), or of bytes, rounded to the nearest before they are normalised (timm).
 // A thread makes 4 packs of 8 elements, which are two pixels of 4 channels or one of 8: one 16-byte store for 2-byte types,
 // two for f32. Neighbouring threads make neighbouring packs, so that a warp reads a contiguous piece of a row. What a byte
 // becomes is computed once a block, for all 256 of them, and looked up: two divisions a value would cost as much as the
@@ -41,30 +42,52 @@ template <bool ERASE> struct Images {
     u32 n, h, w;
     const f32 (&table)[3][256];  // what a byte becomes, by channel
 
+    // What stands in an erased rectangle, where the pixel is in one that is painted at this time.
+    __device__ bool erased(f32* to, const Item& item, u32 last, u32 row, u32 column) const {
+        if (!ERASE || !item.erase || (item.erase & ERASE_LAST) != last) return false;
+        if (column < item.ex0 || column >= item.ex1 || row < item.ey0 || row >= item.ey1) return false;
+        const u64 key = item.fill[0] | (u64)item.fill[1] << 32, e = (u64)(row * w + column) * 3;
+        const bool noisy = (item.erase & ~ERASE_LAST) == NOISE;
+        for (u32 c = 0; c < 3; c++) to[c] = noisy ? noise(key, e + c) : bits_to_float(item.fill[c]);
+        return true;
+    }
+
+    __device__ const u8* stored(u32 image, u32 row, u32 column) const {
+        const u32 from = items[image].flip ? w - 1 - column : column;
+        return bytes + (((u64)image * h + row) * w + from) * 3;
+    }
+
     // The three values of an image, before it is mixed.
     __device__ void load(f32 (&to)[3], u32 image, u32 row, u32 column) const {
-        const Item& item = items[image];
-        if (ERASE && item.erase && column >= item.ex0 && column < item.ex1 && row >= item.ey0 && row < item.ey1) {
-            const u64 key = item.fill[0] | (u64)item.fill[1] << 32, e = (u64)(row * w + column) * 3;
-            for (u32 c = 0; c < 3; c++) to[c] = item.erase == NOISE ? noise(key, e + c) : bits_to_float(item.fill[c]);
-            return;
-        }
-        const u32 from = item.flip ? w - 1 - column : column;
-        const u8* a = bytes + (((u64)image * h + row) * w + from) * 3;
+        if (erased(to, items[image], 0, row, column)) return;
+        const u8* a = stored(image, row, column);
         for (u32 c = 0; c < 3; c++) to[c] = table[c][a[c]];
+    }
+
+    // Two products and their sum, each rounded, as data/batch.rs has it.
+    __device__ void mixed_bytes(f32* to, const Item& item, u32 image, u32 other, u32 row, u32 column) const {
+        const u8 *a = stored(image, row, column), *b = stored(other, row, column);
+        const f32 rest = __fsub_rn(1.0f, item.lambda);
+        for (u32 c = 0; c < 3; c++) {
+            const f32 sum = __fadd_rn(__fmul_rn((f32)a[c], item.lambda), __fmul_rn((f32)b[c], rest));
+            to[c] = table[c][min_u32((u32)rintf(sum), 255)];
+        }
     }
 
     // The three values of a pixel of the batch.
     __device__ void pixel(f32* to, u32 index) const {
         const u32 column = index % w, row = index / w % h, image = index / (w * h);
         const Item& item = items[image];
+        if (erased(to, item, ERASE_LAST, row, column)) return;
+        const u32 partner = min_u32(item.partner, n - 1);
+        if (item.mix == MIXUP_BYTES) return mixed_bytes(to, item, image, partner, row, column);
         f32 own = 1.0f;
         if (item.mix == MIXUP) own = item.lambda;
         if (item.mix == CUTMIX && column >= item.x0 && column < item.x1 && row >= item.y0 && row < item.y1) own = 0.0f;
         f32 a[3], b[3];
         load(a, image, row, column);
         if (own < 1.0f) {
-            load(b, min_u32(item.partner, n - 1), row, column);
+            load(b, partner, row, column);
             for (u32 c = 0; c < 3; c++) a[c] = fmaf(own, a[c], (1.0f - own) * b[c]);
         }
         for (u32 c = 0; c < 3; c++) to[c] = a[c];

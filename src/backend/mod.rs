@@ -15,6 +15,7 @@ pub use loss::{Loss, Objective};
 use crate::config::RuleKind;
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::model::freeze::Freeze;
 use crate::optim::Rule;
 use crate::optim::sgd::Sgd;
 use crate::tensor::{HostTensor, first_non_finite};
@@ -73,6 +74,8 @@ pub struct Extras {
     pub rule: RuleKind,
     /// Moving averages of weights and running statistics are kept.
     pub averages: bool,
+    /// What is not trained.
+    pub freeze: Freeze,
 }
 
 impl Extras {

@@ -10,7 +10,7 @@ use crate::backend::cpu::pooling;
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::error::Result;
-use crate::model::graph::{ParamId, TensorId};
+use crate::model::graph::{ConvShape, ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 use std::collections::BTreeMap;
 
@@ -41,10 +41,11 @@ impl<M: Machine> Layers<'_, M> {
     pub fn backward(&mut self) -> Result<()> {
         let units = self.units.clone();
         let mut joins = Joins { left: BTreeMap::new(), parts: BTreeMap::new() };
-        for tensor in units.iter().flat_map(|unit| unit.inputs()) {
+        let walked: Vec<&Unit> = units.iter().filter(|unit| self.demand.wants(unit.output())).collect();
+        for tensor in walked.iter().flat_map(|unit| unit.inputs()) {
             *joins.left.entry(tensor).or_default() += 1;
         }
-        for unit in units.iter().rev() {
+        for unit in walked.into_iter().rev() {
             match unit {
                 Unit::Conv(unit) => self.backward_conv(unit, &mut joins)?,
                 Unit::MaxPool { x, y } => self.max_pool_backward(*x, *y, &mut joins)?,
@@ -101,14 +102,16 @@ impl<M: Machine> Layers<'_, M> {
         self.norm_backward(unit, joins)?;
         let (shape, n) = (self.shape(unit), self.seen.n());
         let (x, dy) = (self.seen.activation(unit.x)?, self.seen.gradient(unit.raw)?);
-        let dw = self.oracle.wgrad(&shape, n, &x, &dy);
-        // With a stride a tap sees one in stride^2 pixels, which may be the larger ones.
-        let seen = longest_column(&x, shape.c) * shape.stride as f64;
-        let error = dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
-        let node = self.seen.node(unit.raw, "wgrad");
-        let got = self.filter_gradient(unit, unit.weight)?;
-        self.matrix("convolution wgrad", node, unit.weight, &got, &dw, error);
-        if unit.x == self.seen.plan.graph.input {
+        if !self.frozen(unit) {
+            let dw = self.oracle.wgrad(&shape, n, &x, &dy);
+            // With a stride a tap sees one in stride^2 pixels, which may be the larger ones.
+            let seen = longest_column(&x, shape.c) * shape.stride as f64;
+            let error = dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
+            let node = self.seen.node(unit.raw, "wgrad");
+            let got = self.filter_gradient(unit, unit.weight)?;
+            self.matrix("convolution wgrad", node, unit.weight, &got, &dw, error);
+        }
+        if !self.demand.wants(unit.x) {
             return Ok(());
         }
         let w = self.seen.weight(unit.weight)?;
@@ -155,7 +158,9 @@ impl<M: Machine> Layers<'_, M> {
         // What goes into the branch; the sum's other term gets the gradient as it is.
         let factors = self.factors(unit)?;
         let branch = factors.map_or_else(|| gated.clone(), |factors| gated.scaled(&factors));
-        self.reduce(unit, &raw, &branch)?;
+        if !self.frozen(unit) {
+            self.reduce(unit, &raw, &branch)?;
+        }
         let nodes = self.seen.norm_nodes(unit.raw, &["bn_backward_apply"], "bn_backward_slab");
         let affine = self.affine(unit)?;
         let (b, c) = (self.seen.statistic(unit, Statistic::B)?, self.seen.statistic(unit, Statistic::C)?);
@@ -175,7 +180,9 @@ impl<M: Machine> Layers<'_, M> {
         let want = Want { values, allowed: Allowed::Each(allowed) };
         self.note("batch norm backward apply", &nodes, &what, &got, &want);
         // The sum hands the same gradient to its other term; a shortcut's batch norm reads it where it is.
-        match unit.residual.filter(|&residual| self.shortcut(residual).is_none()) {
+        let joins_sum =
+            |&residual: &TensorId| self.demand.wants(residual) && self.shortcut(residual).is_none();
+        match unit.residual.filter(joins_sum) {
             Some(residual) => {
                 let allowed = gated.doubt;
                 let made = Made { kind: "batch norm backward apply", nodes, values: gated.d, allowed };
@@ -267,6 +274,9 @@ impl<M: Machine> Layers<'_, M> {
         let (n, features, classes) = (self.seen.n(), graph.tensors[x].c, graph.tensors[y].c);
         let shape = classifier(n, features, classes);
         let (from, dy, w) = (self.seen.activation(x)?, self.seen.gradient(y)?, self.seen.weight(weight)?);
+        if !self.demand.trains[self.units.len() - 1] {
+            return self.classifier_dgrad([x, y], &shape, &dy, &w, joins);
+        }
         let dw = self.oracle.wgrad(&shape, 1, &from, &dy);
         let error = dot_error(n, longest_column(&from, features), longest_column(&dy, classes));
         let got = self.seen.param_gradient(weight)?;
@@ -280,8 +290,24 @@ impl<M: Machine> Layers<'_, M> {
         let got = to_f64(&self.seen.param_gradient(bias)?);
         let nodes = ["fc.bias_gradient".to_owned()];
         self.note("classifier bias gradient", &nodes, "grad.fc.bias", &got, &Want { values, allowed });
-        let dx = self.oracle.dgrad(&shape, 1, &dy, &w);
-        let error = dot_error(classes, longest_row(&dy, classes), longest_column(&w, features));
+        if !self.demand.wants(x) {
+            return Ok(());
+        }
+        self.classifier_dgrad([x, y], &shape, &dy, &w, joins)
+    }
+
+    fn classifier_dgrad(
+        &mut self,
+        [x, y]: [TensorId; 2],
+        shape: &ConvShape,
+        dy: &[f32],
+        w: &[f32],
+        joins: &mut Joins,
+    ) -> Result<()> {
+        let graph = &self.seen.plan.graph;
+        let (features, classes) = (graph.tensors[x].c, graph.tensors[y].c);
+        let dx = self.oracle.dgrad(shape, 1, dy, w);
+        let error = dot_error(classes, longest_row(dy, classes), longest_column(w, features));
         let allowed = vec![error; dx.len()];
         let made = Made {
             kind: "classifier dgrad",

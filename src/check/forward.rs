@@ -7,11 +7,11 @@ use crate::backend::EPS;
 use crate::backend::cpu::pooling::{self, PoolShape};
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::{from_stored, to_stored};
-use crate::backend::cuda::plan::Purpose;
 use crate::backend::cuda::plan::geometry::reduce_rows_per_block;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::stem::stem_shape;
+use crate::backend::cuda::plan::{Plan, Purpose};
 use crate::backend::cuda::storage::Storage;
 use crate::error::Result;
 use crate::model::graph::{ConvShape, ParamId, TensorId};
@@ -26,6 +26,16 @@ pub fn chain(rows: usize, channels: usize) -> f64 {
 impl<M: Machine> Layers<'_, M> {
     pub fn evaluates(&self) -> bool {
         self.seen.plan.options.purpose == Purpose::Evaluate
+    }
+
+    /// Whether a unit's batch norm takes the running statistics.
+    fn takes_running(&self, unit: &ConvUnit) -> bool {
+        self.evaluates() || self.frozen(unit)
+    }
+
+    pub fn frozen(&self, unit: &ConvUnit) -> bool {
+        let Plan { options, graph, .. } = self.seen.plan;
+        options.recipe.freeze.has(graph.params[unit.gamma].part)
     }
 
     /// Names of kinds tell an evaluation from a training pass.
@@ -66,7 +76,7 @@ impl<M: Machine> Layers<'_, M> {
         let kind = self.kind("convolution forward", "evaluation: convolution");
         let what = self.seen.name(unit.raw).to_owned();
         self.note(kind, &nodes, &what, &to_f64(&raw), &want);
-        if !self.evaluates() {
+        if !self.takes_running(unit) {
             self.statistics(unit, &raw)?;
         }
         if unit.relu || unit.residual.is_some() {
@@ -118,7 +128,7 @@ impl<M: Machine> Layers<'_, M> {
 
     /// The affine map that the card computed a unit's batch norm with.
     pub fn affine(&self, unit: &ConvUnit) -> Result<Affine> {
-        let mean = if self.evaluates() {
+        let mean = if self.takes_running(unit) {
             self.seen.running(unit, false)?
         } else {
             self.seen.statistic(unit, Statistic::Mean)?
@@ -178,7 +188,7 @@ impl<M: Machine> Layers<'_, M> {
         }
         let nodes = self.apply_nodes(unit);
         let what = self.seen.name(unit.y).to_owned();
-        if unit.residual.is_some() && !self.evaluates() {
+        if unit.residual.is_some() && !self.evaluates() && self.demand.wants(unit.y) {
             let mask = self.seen.bytes(self.seen.buffer(&format!("{what}.mask"))?)?;
             let bit = |index: usize| f64::from(mask[index / 8] >> (index % 8) & 1);
             let got: Vec<f64> = (0..sums.len()).map(bit).collect();
@@ -275,10 +285,13 @@ impl<M: Machine> Layers<'_, M> {
         Ok(())
     }
 
-    /// An evaluation's scale = gamma / sqrt(running variance + eps).
+    /// scale = gamma / sqrt(running variance + eps), of what takes the running statistics.
     pub fn fold(&mut self) -> Result<()> {
         for unit in self.units.clone() {
             let Unit::Conv(unit) = unit else { continue };
+            if !self.takes_running(&unit) {
+                continue;
+            }
             let variance = self.seen.running(&unit, true)?;
             let gamma = self.seen.vector(unit.gamma);
             let scale = |(&gamma, &variance): (&f32, &f32)| {
@@ -288,7 +301,9 @@ impl<M: Machine> Layers<'_, M> {
             let allowed = Allowed::Each(values.iter().map(|value| 4.0 * UNIT * value.abs()).collect());
             let got = to_f64(&self.seen.statistic(&unit, Statistic::Scale)?);
             let what = format!("{} Scale", self.seen.name(unit.raw));
-            self.note("evaluation: fold", &["bn_fold".to_owned()], &what, &got, &Want { values, allowed });
+            let node = if self.frozen(&unit) { "bn_fold.frozen" } else { "bn_fold" };
+            let kind = self.kind("frozen: fold", "evaluation: fold");
+            self.note(kind, &[node.to_owned()], &what, &got, &Want { values, allowed });
         }
         Ok(())
     }

@@ -4,9 +4,9 @@ use super::compare::{Allowed, UNIT, Want, rounding, to_f64};
 use super::layers::{Layers, Sent};
 use super::oracle::Bounded;
 use crate::backend::STD;
-use crate::backend::cpu::input::normalise;
+use crate::backend::cpu::input::{mixed_bytes, normalise};
 use crate::backend::cuda::machine::Machine;
-use crate::data::{Batch, Erase, Fill};
+use crate::data::{Batch, Blend, Erase, Fill};
 use crate::error::Result;
 use crate::model::units::{ConvUnit, Unit};
 use crate::rng::nth;
@@ -59,6 +59,14 @@ fn noise(bits: u64) -> Bounded {
 impl<M: Machine> Layers<'_, M> {
     /// u8 pixels to normalised values, erased and mixed, with zeros where the stem reads what is no pixel's.
     pub fn input(&mut self, batch: &Batch) -> Result<()> {
+        if batch.blend == Blend::Bytes && !batch.mixes.is_empty() {
+            // What is left to do then is done to each image by itself.
+            let images = mixed_bytes(self.oracle.cpu(), batch);
+            let (labels, erased) = (batch.labels.clone(), batch.erased.clone());
+            let samples = batch.samples.clone();
+            let resolution = batch.resolution;
+            return self.input(&Batch { images, labels, samples, resolution, erased, ..Batch::default() });
+        }
         let tensor = self.seen.plan.graph.input;
         let mut normalised = vec![0.0f32; batch.images.len()];
         normalise(self.oracle.cpu(), &batch.images, &mut normalised);

@@ -19,6 +19,7 @@ use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{Backend, EMA_PREFIX, NamedTensors, Outcome, Step, Weights};
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::model::freeze::Demand;
 use crate::model::units::{Unit, units};
 use crate::tensor::HostTensor;
 
@@ -30,6 +31,8 @@ pub struct Layers<'a, M> {
     pub seen: Seen<'a, M>,
     pub oracle: &'a mut Oracle,
     pub units: Vec<Unit>,
+    /// What trains, and whose gradients are wanted.
+    pub demand: Demand,
     pub findings: Vec<Finding>,
 }
 
@@ -40,7 +43,13 @@ pub struct Sent<'a> {
     pub outcome: &'a Outcome,
 }
 
-impl<M: Machine> Layers<'_, M> {
+impl<'a, M: Machine> Layers<'a, M> {
+    fn new(seen: Seen<'a, M>, oracle: &'a mut Oracle) -> Self {
+        let units = units(&seen.plan.graph);
+        let demand = Demand::new(&seen.plan.graph, &units, seen.plan.options.recipe.freeze);
+        Self { seen, oracle, units, demand, findings: vec![] }
+    }
+
     /// Compares a result that `nodes` made.
     pub fn note(&mut self, kind: &'static str, nodes: &[String], what: &str, got: &[f64], want: &Want) {
         self.findings.push(compare(kind, nodes, what, got, want));
@@ -113,11 +122,10 @@ fn training<M: Machine>(
     let outcome = pass(network, &batch, &step)?;
     let (machine, plan) = look(case, network, purpose)?;
     let sent = Sent { batch: &batch, step: &step, outcome: &outcome };
-    let units = units(&plan.graph);
-    let seen = Seen { machine, plan, before: &before };
-    let mut layers = Layers { seen, oracle, units, findings: vec![] };
+    let mut layers = Layers::new(Seen { machine, plan, before: &before }, oracle);
     layers.input(&batch)?;
     layers.drop_path(&sent)?;
+    layers.fold()?;
     layers.forward()?;
     layers.loss(&sent)?;
     layers.backward()?;
@@ -151,6 +159,10 @@ fn batch_statistics<M: Machine>(case: &Case, network: &CudaBackend<M>) -> Result
     let mut statistics = NamedTensors::new();
     for unit in units(&plan.graph) {
         let Unit::Conv(unit) = unit else { continue };
+        // Frozen ones take no statistics.
+        if case.recipe.freeze.has(plan.graph.params[unit.gamma].part) {
+            continue;
+        }
         for (buffer, kind) in [(unit.mean, Statistic::Mean), (unit.var, Statistic::Variance)] {
             let data = seen.statistic(&unit, kind)?;
             let name = plan.graph.buffers[buffer].name.clone();
@@ -169,9 +181,7 @@ fn evaluation<M: Machine>(
     network.eval_batch(&batch, weights(case, Purpose::Evaluate))?;
     let before = before(case, network, Purpose::Evaluate)?;
     let (machine, plan) = look(case, network, Purpose::Evaluate)?;
-    let units = units(&plan.graph);
-    let seen = Seen { machine, plan, before: &before };
-    let mut layers = Layers { seen, oracle, units, findings: vec![] };
+    let mut layers = Layers::new(Seen { machine, plan, before: &before }, oracle);
     layers.input(&batch)?;
     layers.averages()?;
     layers.fold()?;
@@ -195,8 +205,7 @@ fn overflow<M: Machine>(
     let outcome = pass(network, &batch, &step)?;
     let (machine, plan) = look(case, network, purpose)?;
     let sent = Sent { batch: &batch, step: &step, outcome: &outcome };
-    let seen = Seen { machine, plan, before: &before };
-    let mut layers = Layers { seen, oracle, units: vec![], findings: vec![] };
+    let mut layers = Layers::new(Seen { machine, plan, before: &before }, oracle);
     layers.update(&sent)?;
     let skipped = f64::from(u8::from(outcome.skipped));
     let nodes = ["finite_check".to_owned(), "update_scale".to_owned()];

@@ -33,8 +33,9 @@ use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
 use crate::config::{Decay, Form, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
-use crate::data::{Batch, Erase, Fill, Mix, Rect};
+use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
+use crate::model::freeze::Freeze;
 use crate::model::graph::lower;
 use crate::model::spec::ResNetSpec;
 use crate::optim;
@@ -61,7 +62,7 @@ pub struct Case {
 }
 
 /// What has, between them, every node that a step of plain SGD lacks.
-pub const EXTRAS: [Recipe; 3] = [
+pub const EXTRAS: [Recipe; 4] = [
     Recipe {
         rule: Rule::Lamb,
         loss: Loss::BinaryCrossEntropy,
@@ -69,6 +70,7 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: true,
         drop_path: false,
         erase: false,
+        freeze: Freeze::NONE,
     },
     Recipe {
         rule: Rule::Lars,
@@ -77,8 +79,10 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: false,
         drop_path: true,
         erase: true,
+        freeze: Freeze::NONE,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
+    Recipe { averages: true, freeze: Freeze::up_to(1), ..Recipe::PLAIN },
 ];
 
 /// What has, between them, every node and order that the base form lacks.
@@ -154,7 +158,11 @@ impl Case {
             seed: 3,
             zero_gamma: false,
             decay: Decay::Weights,
-            extras: Extras { rule: self.step(0).rule.kind(), averages: self.recipe.averages },
+            extras: Extras {
+                rule: self.step(0).rule.kind(),
+                averages: self.recipe.averages,
+                freeze: self.recipe.freeze,
+            },
             threads: 0,
             isa: Isa::current(),
         })
@@ -194,6 +202,9 @@ impl Case {
         if self.recipe == Recipe::PLAIN {
             return batch;
         }
+        // Both orders, each with some of the recipes.
+        let bytes = self.recipe.freeze != Freeze::NONE;
+        batch.blend = if bytes { Blend::Bytes } else { Blend::Values };
         let (n, side) = (self.batch, self.resolution);
         let rect = Rect { top: side / 8, left: side / 4, height: side / 2, width: side / 3 };
         let area = (rect.height * rect.width) as f32 / (side * side) as f32;
@@ -275,7 +286,8 @@ impl Case {
         }
         let mut tensors = backend.state()?;
         tensors.remove(SCALE_STATE);
-        for param in &lower(&self.spec, self.resolution)?.params {
+        let graph = lower(&self.spec, self.resolution)?;
+        for param in graph.params.iter().filter(|param| !self.recipe.freeze.has(param.part)) {
             let name = format!("grad.{}", param.name);
             let gradient = backend.read(&name)?;
             tensors.insert(name, gradient);

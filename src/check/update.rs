@@ -70,10 +70,13 @@ impl<M: Machine> Layers<'_, M> {
 
     fn running(&mut self) -> Result<()> {
         // A pass with a loss that is not finite leaves them; the comparison of the state tells of it.
+        if self.seen.plan.layout.trained_channels() == 0 {
+            return Ok(());
+        }
         for (of_variance, kind) in [(false, Statistic::Mean), (true, Statistic::Variance)] {
-            let region = self.seen.plan.layout.all_running(of_variance);
+            let region = self.seen.plan.layout.group_running(false, of_variance);
             let (before, after) = (self.seen.before.f32s(region), self.seen.f32s(region)?);
-            let batch = self.seen.f32s(self.seen.plan.layout.all_statistics(kind))?;
+            let batch = self.seen.f32s(self.seen.plan.layout.statistics(kind, false))?;
             let blend = |(&old, &new): (&f32, &f32)| {
                 let (old, new) =
                     ((1.0 - RUNNING_MOMENTUM) * f64::from(old), RUNNING_MOMENTUM * f64::from(new));
@@ -126,10 +129,11 @@ impl<M: Machine> Layers<'_, M> {
         if !update.skip {
             let clipped = |gradient: &f32| clip.map_or(*gradient, |clip| gradient / clip);
             let gradient: Vec<f32> = update.gradient.iter().map(clipped).collect();
-            let end = self.seen.plan.layout.decay_end(self.seen.plan.options.decay);
+            let layout = &self.seen.plan.layout;
+            let (end, trained) = (layout.decay_end(self.seen.plan.options.decay), layout.trained);
             let exempt = Sgd { weight_decay: 0.0, ..*rule };
             rule.step(&mut weights[..end], &mut velocities[..end], &gradient[..end]);
-            exempt.step(&mut weights[end..], &mut velocities[end..], &gradient[end..]);
+            exempt.step(&mut weights[end..trained], &mut velocities[end..], &gradient[end..]);
         }
         let got = to_f64(&self.seen.f32s(self.flat(Arena::Momentum))?);
         self.note("update", &["sgd".to_owned()], "velocities", &got, &Want::exactly(&velocities));
@@ -152,21 +156,29 @@ impl<M: Machine> Layers<'_, M> {
 
     /// average = decay average + (1 - decay) new, of the weights and of the running statistics: two products and a sum.
     fn moving_averages(&mut self, decay: f32, skip: bool) -> Result<()> {
-        let running = Region::new(Arena::Running, 0, 8 * self.seen.plan.layout.channels as u64);
+        let layout = &self.seen.plan.layout;
+        let running = Region::new(Arena::Running, 0, 8 * layout.channels as u64);
         let averages = Region { arena: Arena::RunningEma, ..running };
-        let kinds =
-            [("ema", self.flat(Arena::Ema), self.flat(Arena::Master)), ("ema.running", averages, running)];
-        for (node, average, of) in kinds {
+        let weights = [self.flat(Arena::Ema), self.flat(Arena::Master)];
+        let kinds = [
+            ("ema", weights, layout.trained),
+            ("ema.running", [averages, running], 2 * layout.trained_channels()),
+        ];
+        for (node, [average, of], moving) in kinds {
             let before = self.seen.before.f32s(average);
             let (old, new) = (f64::from(decay), f64::from(1.0 - decay));
-            let blend = |(&before, &now): (&f32, &f32)| {
+            let blend = |(index, (&before, &now)): (usize, (&f32, &f32))| {
+                if index >= moving {
+                    return (f64::from(before), 0.0);
+                }
                 let (before, now) = (old * f64::from(before), new * f64::from(now));
                 (before + now, 4.0 * UNIT * (before.abs() + now.abs()))
             };
             let want = if skip {
                 Want::exactly(&before)
             } else {
-                let (values, allowed) = before.iter().zip(&self.seen.f32s(of)?).map(blend).unzip();
+                let (values, allowed) =
+                    before.iter().zip(&self.seen.f32s(of)?).enumerate().map(blend).unzip();
                 Want { values, allowed: Allowed::Each(allowed) }
             };
             let got = to_f64(&self.seen.f32s(average)?);

@@ -62,6 +62,11 @@ pub struct ConfigArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
+    /// Parts that are not trained, running statistics included: stem, layer1 .. layer4, fc, or a range as stem..layer3. The same as
+    /// --set optim.freeze=PARTS
+    #[arg(long, value_name = "PARTS")]
+    pub freeze: Option<String>,
+
     /// Training data: a folder or tar with train/ and val/; without it, the embedded synthetic set. The environment
     /// variable DATA_DIR does the same, one step weaker than --set data.path=
     #[arg(long, value_name = "DIR|TAR")]
@@ -481,7 +486,9 @@ pub enum BenchCommand {
 impl ConfigArgs {
     /// The configuration in effect: file, environment, `--set`, then the flags.
     pub fn load(&self) -> Result<crate::config::Config> {
-        let overrides = crate::config::Overrides::from_process(self.set.clone());
+        let freeze = self.freeze.as_ref().map(|parts| format!("optim.freeze={parts}"));
+        let set = self.set.iter().cloned().chain(freeze).collect();
+        let overrides = crate::config::Overrides::from_process(set);
         let mut config = crate::config::load(self.config.as_deref(), &overrides)?;
         if let Some(data) = &self.data {
             config.data.path = data.display().to_string();

@@ -223,6 +223,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         clip: config.optim.clip_norm > 0.0,
         drop_path: config.model.drop_path > 0.0,
         erase: config.augment.erase > 0.0,
+        freeze: config.freeze(),
     }
 }
 

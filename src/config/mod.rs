@@ -1,6 +1,7 @@
 //! A training run's configuration: TOML, environment and `--set`, merged into one validated struct.
 
 mod form;
+mod freeze;
 mod merge;
 mod recipe;
 mod slabs;
@@ -19,7 +20,9 @@ pub use crate::data::augment::erase::EraseFill;
 use crate::data::augment::repeat::Repeat;
 use crate::data::augment::{Auto as AutoPolicy, Sampling};
 pub use crate::data::{Interpolation, MixForm};
+use crate::model::freeze::Freeze;
 pub use crate::model::spec::Fan;
+use crate::model::spec::ResNetSpec;
 use serde::{Deserialize, Serialize};
 
 /// More threads than any machine has cores: the system would refuse them one by one.
@@ -373,6 +376,16 @@ impl Config {
                 Sampling::Bicubic
             }
         }
+    }
+
+    /// The parts that are not trained.
+    pub fn freeze(&self) -> Freeze {
+        self.frozen_parts().expect("the configuration is validated")
+    }
+
+    fn frozen_parts(&self) -> Result<Freeze, String> {
+        let spec = ResNetSpec::named(&self.model.arch).ok_or("is of an unknown network")?;
+        freeze::parse(&self.optim.freeze, &spec)
     }
 
     /// The learning rate after linear scaling.

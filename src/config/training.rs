@@ -71,6 +71,9 @@ pub struct Optim {
     pub trust: f64,
     /// The length that the gradient of all parameters together is cut to; 0: no limit.
     pub clip_norm: f64,
+    /// Parts that stay as they are, running statistics included: `stem`, `layer1` .. `layer4`, `fc`, ranges of them (`stem..layer3`),
+    /// several with commas; empty: none.
+    pub freeze: String,
 }
 
 /// How gradients move the weights.
@@ -199,6 +202,7 @@ impl Default for Optim {
             epsilon: 1e-6,
             trust: 0.001,
             clip_norm: 0.0,
+            freeze: String::new(),
         }
     }
 }

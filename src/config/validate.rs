@@ -13,6 +13,7 @@ impl Config {
             let known = ALL.map(|spec| spec.name).join(", ");
             return Err(Error::usage(format!("model.arch is \"{arch}\", expected one of {known}")));
         }
+        self.frozen_parts().map_err(|reason| Error::usage(format!("optim.freeze {reason}")))?;
         match self
             .data_requirements()
             .into_iter()

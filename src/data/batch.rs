@@ -13,8 +13,25 @@ pub struct Batch {
     pub resolution: usize,
     /// How each image takes in another one; empty: no image does.
     pub mixes: Vec<Mix>,
-    /// What of each image is painted over, before images are mixed; empty: nothing.
+    /// What of each image is painted over; empty: nothing.
     pub erased: Vec<Option<Erase>>,
+    pub blend: Blend,
+}
+
+/// In which numbers images are mixed, and what happens before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Blend {
+    /// Images are normalised, erased, then mixed in f32 (pytorch/vision, references/classification).
+    #[default]
+    Values,
+    /// They are mixed as bytes, to the nearest (halves to the even one), then normalised, then erased
+    /// (huggingface/pytorch-image-models, `FastCollateMixup` and `PrefetchLoader`).
+    Bytes,
+}
+
+/// A byte of `own` mixed with one of `other`: both products and their sum are rounded to f32, as NumPy does.
+pub fn mix_bytes(lambda: f32, own: u8, other: u8) -> u8 {
+    (f32::from(own) * lambda + f32::from(other) * (1.0 - lambda)).round_ties_even() as u8
 }
 
 /// How an image, and its target, takes in another image of its batch.

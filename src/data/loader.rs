@@ -342,6 +342,7 @@ impl Loader {
                 }
                 batch.fill(&bad_slots);
                 if let Some(mix) = mix {
+                    batch.blend = mix.form.blend();
                     batch.mixes = mix.draw((seed, epoch, number as u64), batch.labels.len(), resolution);
                 }
             }

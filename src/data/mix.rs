@@ -2,7 +2,7 @@
 //! (pytorch/vision, references/classification/transforms.py, `RandomChoice` of `RandomMixup` and `RandomCutmix`) and timm's
 //! (huggingface/pytorch-image-models, timm/data/mixup.py, mode `batch`, with `correct_lam`).
 
-use super::batch::Mix;
+use super::batch::{Blend, Mix};
 use super::decode::Rect;
 use crate::rng::{Purpose, Rng};
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,17 @@ pub enum MixForm {
     /// An image's partner is the one before it (`roll(1)`); a box reaches as far on either side of its centre.
     Torchvision,
     /// It is the one in its place of the reversed batch (`flip(0)`); of a box of an odd side, the larger half is behind its
-    /// centre (releases before 1.0 left that pixel out).
+    /// centre (releases before 1.0 left that pixel out). Bytes are mixed, and erased afterwards ([`Blend::Bytes`]).
     Timm,
+}
+
+impl MixForm {
+    pub fn blend(self) -> Blend {
+        match self {
+            Self::Torchvision => Blend::Values,
+            Self::Timm => Blend::Bytes,
+        }
+    }
 }
 
 /// What is drawn for a batch.

@@ -60,7 +60,7 @@ mod tests;
 #[cfg(feature = "train")]
 pub use augment::{Crop, TrainTransform};
 #[cfg(feature = "train")]
-pub use batch::{Batch, Erase, Fill, Mix};
+pub use batch::{Batch, Blend, Erase, Fill, Mix};
 pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Reading, Rect, decode, decode_region};
 #[cfg(feature = "train")]
 pub use index::{Class, Dataset, Splits};

@@ -1,6 +1,7 @@
 //! `lower` turns a spec into the flat list of unfused operations that every reader walks: backends, the inference
 //! compiler, the optimiser, checkpoints and benchmarks.
 
+use super::freeze::Part;
 use super::params::{Buffer, Init, Param, Role};
 use super::spec::{Fan, ResNetSpec};
 use crate::error::{Error, Result};
@@ -144,14 +145,15 @@ pub fn lower(spec: &ResNetSpec, resolution: usize) -> Result<Graph> {
             spec.name
         )));
     }
-    let mut lowering =
-        Lowering { fan: spec.fan, ops: vec![], tensors: vec![], params: vec![], buffers: vec![] };
+    let (ops, tensors, params, buffers) = (vec![], vec![], vec![], vec![]);
+    let mut lowering = Lowering { fan: spec.fan, part: Part::Stem, ops, tensors, params, buffers };
     let input = lowering.tensor("input", resolution, resolution, 3);
     let mut x = lowering.conv("conv1", input, Filter { k: spec.stem_width, size: 7, stride: 2 });
     x = lowering.batch_norm("bn1", x, false);
     x = lowering.relu("relu", x);
     x = lowering.max_pool("maxpool", x);
     for (i, stage) in spec.stages.iter().enumerate() {
+        lowering.part = Part::Layer(i as u32 + 1);
         for block in 0..stage.blocks {
             let stride = if block == 0 { stage.stride } else { 1 };
             let name = format!("layer{}.{block}", i + 1);
@@ -159,6 +161,7 @@ pub fn lower(spec: &ResNetSpec, resolution: usize) -> Result<Graph> {
         }
     }
     x = lowering.global_avg_pool("avgpool", x);
+    lowering.part = Part::Fc;
     let logits = lowering.linear("fc", x, spec.classes);
     lowering.ops.push(Op::SoftmaxXent { logits });
     let Lowering { ops, tensors, params, buffers, .. } = lowering;
@@ -175,6 +178,8 @@ struct Filter {
 
 struct Lowering {
     fan: Fan,
+    /// Of what is made next.
+    part: Part,
     ops: Vec<Op>,
     tensors: Vec<TensorInfo>,
     params: Vec<Param>,
@@ -193,12 +198,12 @@ impl Lowering {
     }
 
     fn param(&mut self, name: String, shape: Vec<usize>, role: Role, init: Init) -> ParamId {
-        self.params.push(Param { name, shape, role, init, closes_block: false });
+        self.params.push(Param { name, shape, role, part: self.part, init, closes_block: false });
         self.params.len() - 1
     }
 
     fn buffer(&mut self, name: String, channels: usize, initial: f32) -> BufferId {
-        self.buffers.push(Buffer { name, channels, initial });
+        self.buffers.push(Buffer { name, channels, part: self.part, initial });
         self.buffers.len() - 1
     }
 

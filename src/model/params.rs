@@ -1,5 +1,6 @@
 //! Parameters and buffers: torchvision's names and shapes, what they are for, how they begin.
 
+use super::freeze::Part;
 use crate::rng::{Purpose, Rng};
 
 /// What a parameter does. The optimiser decides on weight decay from it, never from the name.
@@ -39,6 +40,8 @@ pub struct Param {
     /// KCRS for convolutions, [classes, features] for the classifier, [channels] otherwise.
     pub shape: Vec<usize>,
     pub role: Role,
+    /// What it is frozen with.
+    pub part: Part,
     pub init: Init,
     /// The scale of a block's last batch norm, where `zero_gamma` starts at 0: each block begins as the identity
     /// (Goyal et al., arXiv:1706.02677).
@@ -71,6 +74,8 @@ pub struct Buffer {
     /// `bn1.running_mean`, `bn1.running_var`.
     pub name: String,
     pub channels: usize,
+    /// What it is frozen with.
+    pub part: Part,
     /// 0 for means, 1 for variances.
     pub initial: f32,
 }

@@ -41,6 +41,16 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// What the forward pass makes, last of all.
+    pub fn output(&self) -> TensorId {
+        match *self {
+            Self::Conv(ConvUnit { y, .. })
+            | Self::MaxPool { y, .. }
+            | Self::AvgPool { y, .. }
+            | Self::Linear { y, .. } => y,
+        }
+    }
+
     /// Activations that the forward pass reads.
     pub fn inputs(&self) -> Vec<TensorId> {
         match self {
@@ -123,10 +133,7 @@ mod tests {
         let mut made = vec![graph.input];
         for unit in &units {
             assert!(unit.inputs().iter().all(|x| made.contains(x)), "{unit:?} runs before its input");
-            made.push(match unit {
-                Unit::Conv(conv) => conv.y,
-                Unit::MaxPool { y, .. } | Unit::AvgPool { y, .. } | Unit::Linear { y, .. } => *y,
-            });
+            made.push(unit.output());
         }
     }
 }

@@ -4,9 +4,9 @@ use crate::data::stages::{PerImage, Stages};
 use crate::data::{JPEG_DECODER, Loader, available_workers};
 use std::time::{Duration, Instant};
 
-/// Of an epoch's beginning, when nothing is decoded yet.
-const SETTLING: Duration = Duration::from_secs(5);
-/// What is looked at for one judgement.
+/// Steps of an epoch's beginning, when nothing is decoded yet: they wait for a first batch, and empty the loader's window.
+const SETTLING: usize = 2;
+/// What is looked at for one judgement, in one epoch or in several.
 const WINDOW: Duration = Duration::from_secs(20);
 /// Of the time spent waiting for data, above which it is worth a line.
 const SHARE: f64 = 0.1;
@@ -15,14 +15,24 @@ const SHARE: f64 = 0.1;
 #[derive(Debug, Default)]
 pub struct Limit {
     has_spoken: bool,
-    /// Since the epoch, or its rest, began.
-    epoch: Option<Instant>,
-    begin: Option<Mark>,
+    /// Of the epoch, or its rest.
+    steps: usize,
+    /// The end of the last step that was looked at, by the epoch's own loader.
+    last: Option<Mark>,
+    /// What the steps of this window have shown.
+    seen: Seen,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     at: Instant,
+    waited: Duration,
+    stages: Stages,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    time: Duration,
     waited: Duration,
     stages: Stages,
 }
@@ -41,31 +51,39 @@ struct Finding {
 impl Limit {
     /// A new loader counts anew.
     pub fn begin_epoch(&mut self) {
-        (self.epoch, self.begin) = (Some(Instant::now()), None);
+        (self.steps, self.last) = (0, None);
     }
 
     /// After a step: the line, once a window shows that the device waits for data.
     pub fn look(&mut self, loader: &Loader, workers: usize) -> Option<String> {
-        if self.has_spoken || self.epoch.is_none_or(|epoch| epoch.elapsed() < SETTLING) {
+        if self.has_spoken {
             return None;
         }
         let now = Mark { at: Instant::now(), waited: loader.waited(), stages: loader.stages() };
-        let begin = *self.begin.get_or_insert(now);
-        let time = now.at - begin.at;
-        if time < WINDOW {
-            return None;
-        }
-        self.begin = Some(now);
-        let stages = now.stages - begin.stages;
+        let seen = self.add(now)?;
+        let share = seen.waited.as_secs_f64() / seen.time.as_secs_f64();
         let finding = Finding {
-            share: (now.waited - begin.waited).as_secs_f64() / time.as_secs_f64(),
-            images_per_second: stages.images as f64 / time.as_secs_f64(),
-            image: stages.per_image(),
+            share,
+            images_per_second: seen.stages.images as f64 / seen.time.as_secs_f64(),
+            image: seen.stages.per_image(),
             workers,
             cores: available_workers(),
         };
-        self.has_spoken = finding.share > SHARE;
+        self.has_spoken = share > SHARE;
         self.has_spoken.then(|| finding.sentence(cfg!(feature = "turbojpeg")))
+    }
+
+    /// Takes in a step; a window's worth, once there is one.
+    fn add(&mut self, now: Mark) -> Option<Seen> {
+        self.steps += 1;
+        if self.steps < SETTLING {
+            return None;
+        }
+        let last = self.last.replace(now)?;
+        self.seen.time += now.at - last.at;
+        self.seen.waited += now.waited - last.waited;
+        self.seen.stages += now.stages - last.stages;
+        (self.seen.time >= WINDOW).then(|| std::mem::take(&mut self.seen))
     }
 }
 
@@ -140,6 +158,40 @@ mod tests {
         let mut finding = Finding { share: 0.5, images_per_second: 7800.0, image, workers: 8, cores: 8 };
         edit(&mut finding);
         finding
+    }
+
+    /// Windows of runs whose steps take half a second, of which `waited` is waiting, the first step's all of it; by epochs of
+    /// `steps` steps.
+    fn shares(epochs: usize, steps: usize, waited: f64) -> Vec<f64> {
+        let (mut limit, mut at, mut found) = (Limit::default(), Instant::now(), vec![]);
+        for _ in 0..epochs {
+            limit.begin_epoch();
+            let mut total = Duration::ZERO;
+            for step in 0..steps {
+                at += Duration::from_millis(500);
+                total += Duration::from_secs_f64(0.5 * if step == 0 { 1.0 } else { waited });
+                if let Some(seen) = limit.add(Mark { at, waited: total, stages: Stages::default() }) {
+                    found.push(seen.waited.as_secs_f64() / seen.time.as_secs_f64());
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn epochs_shorter_than_a_window_add_up() {
+        for (epochs, steps) in [(1, 100), (20, 7), (60, 3)] {
+            let shares = shares(epochs, steps, 0.3);
+            assert!(!shares.is_empty(), "{epochs} epochs of {steps} steps");
+            assert!(shares.iter().all(|share| (share - 0.3).abs() < 1e-6), "{shares:?}");
+        }
+    }
+
+    /// What an epoch begins with is no limit: a run that waits for its first batches alone is not told so.
+    #[test]
+    fn the_first_batch_of_an_epoch_does_not_count() {
+        assert!(shares(60, 3, 0.0).iter().all(|&share| share == 0.0));
+        assert_eq!(shares(100, 2, 1.0), [0.0; 0]);
     }
 
     #[test]

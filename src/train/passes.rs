@@ -97,5 +97,5 @@ pub fn loss(config: &Config) -> Loss {
 
 /// What a backend is to make room for.
 pub fn extras(config: &Config) -> Extras {
-    Extras { rule: config.optim.rule, averages: config.ema.is_on() }
+    Extras { rule: config.optim.rule, averages: config.ema.is_on(), freeze: config.freeze() }
 }

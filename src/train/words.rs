@@ -14,7 +14,7 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
         _ => format!(", going on from epoch {}, step {}", state.epoch + 1, state.step),
     };
     format!(
-        "{}: {} at {}, {} of {} classes, batch {}, {}, learning rate {}{}, into {}{at}",
+        "{}: {} at {}, {} of {} classes, batch {}, {}, learning rate {}{}{}, into {}{at}",
         config.name,
         config.model.arch,
         pixels(config),
@@ -24,6 +24,7 @@ pub fn opening(config: &Config, dataset: &Dataset, state: &RunState, output: &Ou
         epochs(config.epochs),
         significant(config.full_lr()),
         scaling(config),
+        frozen(config),
         output.folder.display(),
     )
 }
@@ -79,7 +80,14 @@ fn rule(config: &Config) -> String {
         RuleKind::Lamb => format!("betas {} {}", optim.betas[0], optim.betas[1]),
         RuleKind::Sgd | RuleKind::Lars => format!("momentum {}", optim.momentum),
     };
-    format!("{:?} lr {lr} {momentum} weight decay {}", optim.rule, optim.weight_decay)
+    format!("{:?} lr {lr} {momentum} weight decay {}{}", optim.rule, optim.weight_decay, frozen(config))
+}
+
+fn frozen(config: &Config) -> String {
+    match config.optim.freeze.as_str() {
+        "" => String::new(),
+        parts => format!(", frozen: {parts}"),
+    }
 }
 
 /// Loss, mixing and whatever else is on.

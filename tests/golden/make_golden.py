@@ -12,7 +12,9 @@ import os
 import pathlib
 
 import augment
+import freeze
 import images
+import mixing
 import networks
 import ops
 import PIL
@@ -37,6 +39,8 @@ RECORDS = {
     "augment": augment.record,
     "recipe": recipe.record,
     "recipe_schedules": recipe.record_schedules,
+    "tiny32_freeze": freeze.record,
+    "mixing": mixing.record,
     "tiny32_recipe": lambda: recipe.record_run("tiny32.recipe"),
 }
 # Recorded where the engine has left the pixels of photographs (README.md).

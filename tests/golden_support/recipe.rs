@@ -307,7 +307,7 @@ fn backend(extras: Extras, isa: Isa) -> CpuBackend {
 fn tiny32_recipe() {
     let run: Run = record::read("tiny32_recipe");
     for isa in Isa::available() {
-        let mut backend = backend(Extras { rule: RuleKind::Lamb, averages: true }, isa);
+        let mut backend = backend(Extras { rule: RuleKind::Lamb, averages: true, ..Extras::default() }, isa);
         backend.load_state(&formula::state(&lower(&RESNET_TINY, run.resolution).unwrap())).unwrap();
         let mut report = Report::new(format!("tiny32_recipe, {}", isa.name()));
         for (t, (&want, &f32)) in run.losses.iter().zip(&run.losses_f32).enumerate() {

@@ -141,3 +141,33 @@ fn a_recipe_with_everything_resumes_too() {
     let logs = fs::read_to_string(whole.path().join("logs.md")).unwrap();
     assert!(logs.contains("validated on moving averages"), "{logs}");
 }
+
+/// Frozen parts have no velocity, and averages that stay copies.
+#[test]
+fn frozen_parts_resume_too() {
+    let (whole, cut) = (temporary(), temporary());
+    let command = |folder: &tempfile::TempDir| {
+        let mut command = tiny(folder.path());
+        set(&mut command, &["epochs=2", "data.micro_batch=4", "optim.rule=lamb", "ema.decay=0.9"]);
+        command.args(["--freeze", "stem..layer1"]);
+        command
+    };
+    let done = finish(&mut command(&whole)).expect(0);
+    assert!(done.err.contains("frozen: stem..layer1"), "{}", done.err);
+    for failpoint in ["train.step:4", "train.step:7"] {
+        assert_eq!(finish(command(&cut).env("ENGINE_FAILPOINT", failpoint)).code, None);
+    }
+    finish(&mut command(&cut)).expect(0);
+    assert_same(&contents(cut.path()), &contents(whole.path()), "frozen up to layer1");
+    let last = crate::common::checkpoints(whole.path()).pop().unwrap();
+    let text = String::from_utf8_lossy(&fs::read(last).unwrap()).into_owned();
+    let has = |name: &str| text.contains(&format!("\"{name}\""));
+    assert!(has("optim.momentum.fc.weight") && has("ema.conv1.weight"));
+    assert!(!has("optim.momentum.conv1.weight") && !has("optim.second_moment.layer1.0.bn1.bias"));
+    let other = finish(set(&mut tiny(whole.path()), &["epochs=2"]));
+    assert!(
+        other.code == Some(2) && other.err.contains("optim.freeze: \"stem..layer1\" there"),
+        "{}",
+        other.err
+    );
+}

@@ -212,6 +212,14 @@ pub fn backward_reduce(
     ParamGradients { gamma, beta: beta.iter().map(|&sum| sum as f32).collect() }
 }
 
+/// What [`backward_reduce`] does to `dy`, where there is nothing to reduce.
+pub fn pass_output_gate(cpu: Cpu, gate: Gate, dy: &mut [f32]) {
+    if let Gate::Output(y) = gate {
+        let items = y.chunks(CHUNK).zip(dy.chunks_mut(CHUNK)).collect();
+        cpu.pool.for_each(items, |(y, dy)| mask(cpu.isa, y, dy));
+    }
+}
+
 multiversion! {
     fn mask(y: &[f32], dy: &mut [f32]) {
         for (dy, &y) in dy.iter_mut().zip(y) {
@@ -274,6 +282,12 @@ impl BackwardApply {
             mean_dy: by_channel(&|c| f64::from(gradients.beta[c]) / count),
             slope: by_channel(&|c| f64::from(gradients.gamma[c]) * rstd(c) / count),
         }
+    }
+
+    /// dx = gamma rstd dy: of a batch norm whose statistics are constants.
+    pub fn fixed(statistics: &Statistics, gamma: &[f32]) -> Self {
+        let none = vec![0.0; gamma.len()];
+        Self::new(statistics, gamma, &ParamGradients { gamma: none.clone(), beta: none })
     }
 
     /// `dy` has passed the ReLU.

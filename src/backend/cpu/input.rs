@@ -1,10 +1,29 @@
-//! u8 pixels to normalised f32, erased and mixed.
+//! u8 pixels to normalised f32, erased and mixed, in the order of [`Blend`].
 
 use super::Cpu;
+use super::memory::Buffer;
 use crate::backend::{MEAN, STD};
+use crate::data::batch::mix_bytes;
 use crate::data::batch::noise;
-use crate::data::{Batch, Erase, Fill, Mix};
+use crate::data::{Batch, Blend, Erase, Fill, Mix};
 use crate::rng::nth;
+
+/// What a pass begins with: images [n, resolution, resolution, 3], each as the batch says. `mixed` is room for as many values.
+pub fn load(cpu: Cpu, batch: &Batch, x: &mut [f32], mixed: impl FnOnce() -> Buffer) -> Option<Buffer> {
+    let mixes = !batch.mixes.is_empty();
+    match batch.blend {
+        Blend::Bytes if mixes => normalise(cpu, &mixed_bytes(cpu, batch), x),
+        _ => normalise(cpu, &batch.images, x),
+    }
+    if !batch.erased.is_empty() {
+        erase(cpu, batch, x);
+    }
+    (mixes && batch.blend == Blend::Values).then(|| {
+        let mut y = mixed();
+        mix(cpu, batch, x, &mut y);
+        y
+    })
+}
 
 /// y = (x / 255 - mean) / std. `x` and `y` NHWC with three channels.
 pub fn normalise(cpu: Cpu, x: &[u8], y: &mut [f32]) {
@@ -40,6 +59,30 @@ pub fn erase(cpu: Cpu, batch: &Batch, x: &mut [f32]) {
             }
         }
     });
+}
+
+/// The bytes of images mixed as `batch.mixes` says.
+pub fn mixed_bytes(cpu: Cpu, batch: &Batch) -> Vec<u8> {
+    let side = batch.resolution;
+    let stride = side * side * 3;
+    let mut y = batch.images.clone();
+    let items: Vec<_> = y.chunks_mut(stride).zip(&batch.mixes).collect();
+    cpu.pool.for_each(items, |(to, mix)| {
+        let Mix { partner, lambda, region } = *mix;
+        let other = &batch.images[partner as usize * stride..][..stride];
+        match region {
+            // What is whole needs no arithmetic.
+            None if lambda == 1.0 => (),
+            None => to.iter_mut().zip(other).for_each(|(to, &other)| *to = mix_bytes(lambda, *to, other)),
+            Some(rect) => {
+                for row in rect.top..rect.top + rect.height {
+                    let place = (row * side + rect.left) * 3..(row * side + rect.left + rect.width) * 3;
+                    to[place.clone()].copy_from_slice(&other[place]);
+                }
+            }
+        }
+    });
+    y
 }
 
 /// Images as `batch.mixes` says, from erased ones. Both [n, resolution, resolution, 3].

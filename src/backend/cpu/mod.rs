@@ -16,7 +16,7 @@ use super::{Backend, Extras, NO_AVERAGES, NamedTensors, Outcome, Step, Weights, 
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::model::graph::lower;
+use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
 use crate::simd::conv::Scratch;
 use crate::simd::isa::Isa;
@@ -76,7 +76,7 @@ impl CpuBackend {
         let params = Params::new(&graph, options);
         let engine =
             Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
-        let training = Walk::new(graph, false);
+        let training = Walk::new(graph, options.extras.freeze, false);
         Ok(Self {
             spec: options.spec,
             extras: options.extras,
@@ -93,8 +93,12 @@ impl CpuBackend {
     /// so that `read` finds it. A batch norm or sum that runs into its ReLU makes none of its own.
     pub fn keep_activations(&mut self) {
         self.keep = true;
-        self.training = Walk::new(self.training.graph.clone(), true);
+        self.training = self.walk(self.training.graph.clone());
         self.evaluation = None;
+    }
+
+    fn walk(&self, graph: Graph) -> Walk {
+        Walk::new(graph, self.extras.freeze, self.keep)
     }
 
     /// With the weights and running statistics of `tensors`, for evaluation at `resolution`.
@@ -118,7 +122,7 @@ impl Backend for CpuBackend {
         check_batch(batch, self.spec.classes)?;
         self.extras.check(step)?;
         if batch.resolution != self.training.graph.resolution {
-            self.training = Walk::new(lower(&self.spec, batch.resolution)?, self.keep);
+            self.training = self.walk(lower(&self.spec, batch.resolution)?);
         }
         let outcome = self.training.step(&mut self.engine, &mut self.params, batch, step);
         self.outcomes.push_back(outcome);
@@ -139,7 +143,7 @@ impl Backend for CpuBackend {
             &mut self.training
         } else {
             if self.evaluation.as_ref().is_none_or(|walk| walk.graph.resolution != batch.resolution) {
-                self.evaluation = Some(Walk::new(lower(&self.spec, batch.resolution)?, self.keep));
+                self.evaluation = Some(self.walk(lower(&self.spec, batch.resolution)?));
             }
             self.evaluation.as_mut().expect("made above")
         };
@@ -168,7 +172,7 @@ impl Backend for CpuBackend {
         }
         self.training.read(name).ok_or_else(|| {
             let hint =
-                "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
+                "expected a parameter, a running statistic, grad.<parameter> of one that is trained, or an activation that is kept";
             Error::usage(format!("{}: no tensor {name}; {hint}", self.spec.name))
         })
     }

@@ -6,12 +6,13 @@ use super::{Cpu, CpuOptions};
 use crate::backend::{EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, SECOND_MOMENT_PREFIX, UPDATES, find};
 use crate::config::{Decay, RuleKind};
 use crate::error::Result;
+use crate::model::freeze::Freeze;
 use crate::model::graph::{ConvShape, Graph, ParamId};
 use crate::model::params::{Buffer, Param, Role};
 use crate::simd::conv;
 use crate::tensor::{HostTensor, all_finite};
 
-/// One vector a parameter, in the order of the graph.
+/// One vector a parameter, in the order of the graph; of a frozen one, empty but for its weights.
 pub struct Params {
     pub weight: Vec<Vec<f32>>,
     /// Velocities, or LAMB's first moments.
@@ -27,6 +28,7 @@ pub struct Params {
     /// Updates done.
     pub updates: u32,
     pub decay: Decay,
+    pub freeze: Freeze,
 }
 
 /// Moving averages, in the order of what they are averages of.
@@ -40,7 +42,8 @@ impl Params {
         let initial = |(index, param): (usize, &Param)| {
             to_internal(param, &param.initial_values(options.seed, index, options.zero_gamma))
         };
-        let zeros = || graph.params.iter().map(|param| vec![0.0; param.elements()]).collect();
+        let freeze = options.extras.freeze;
+        let zeros = || graph.params.iter().map(|param| zeros(param, freeze)).collect();
         let weight: Vec<Vec<f32>> = graph.params.iter().enumerate().map(initial).collect();
         let running: Vec<Vec<f32>> =
             graph.buffers.iter().map(|buffer| vec![buffer.initial; buffer.channels]).collect();
@@ -55,6 +58,7 @@ impl Params {
             running_before: vec![],
             updates: 0,
             decay: options.decay,
+            freeze,
         }
     }
 
@@ -91,10 +95,10 @@ impl Params {
     pub fn state(&self, graph: &Graph) -> NamedTensors {
         let mut state = NamedTensors::new();
         put_weights(&mut state, graph, "", &self.weight);
-        put_weights(&mut state, graph, MOMENTUM_PREFIX, &self.velocity);
+        self.put_trained(&mut state, graph, MOMENTUM_PREFIX, &self.velocity);
         put_running(&mut state, graph, "", &self.running);
         if !self.second.is_empty() {
-            put_weights(&mut state, graph, SECOND_MOMENT_PREFIX, &self.second);
+            self.put_trained(&mut state, graph, SECOND_MOMENT_PREFIX, &self.second);
             // Exact up to 2^24 updates, thirteen epochs of ImageNet one image at a time.
             state.insert(UPDATES.to_owned(), HostTensor { shape: vec![1], data: vec![self.updates as f32] });
         }
@@ -105,12 +109,17 @@ impl Params {
         state
     }
 
+    /// Adds what only a trained parameter has.
+    fn put_trained(&self, state: &mut NamedTensors, graph: &Graph, prefix: &str, vectors: &[Vec<f32>]) {
+        put(state, graph, prefix, vectors, |param| !self.freeze.has(param.part));
+    }
+
     /// Weights alone, without any velocity, start with velocities and moments of zero, and averages that are copies.
     pub fn load_state(&mut self, graph: &Graph, state: &NamedTensors) -> Result<()> {
         let has = |prefix: &str| state.keys().any(|name| name.starts_with(prefix));
         let moments = |prefix: &str| match has(prefix) {
-            true => take_weights(state, graph, prefix),
-            false => Ok(graph.params.iter().map(|param| vec![0.0; param.elements()]).collect()),
+            true => take(state, graph, prefix, |param| !self.freeze.has(param.part)),
+            false => Ok(graph.params.iter().map(|param| zeros(param, self.freeze)).collect()),
         };
         let weight = take_weights(state, graph, "")?;
         let running = take_running(state, graph, "")?;
@@ -139,16 +148,32 @@ impl Params {
             return Some(tensor(index, &self.weight[index]));
         }
         if let Some(index) = name.strip_prefix("grad.").and_then(named) {
-            return Some(tensor(index, &self.gradient[index]));
+            let is_trained = !self.freeze.has(graph.params[index].part);
+            return is_trained.then(|| tensor(index, &self.gradient[index]));
         }
         let index = graph.buffers.iter().position(|buffer| buffer.name == name)?;
         Some(HostTensor { shape: vec![graph.buffers[index].channels], data: self.running[index].clone() })
     }
 }
 
-/// Adds vectors of the parameter space, in the outside's layouts.
+/// A vector for a parameter that is trained.
+fn zeros(param: &Param, freeze: Freeze) -> Vec<f32> {
+    vec![0.0; if freeze.has(param.part) { 0 } else { param.elements() }]
+}
+
 fn put_weights(state: &mut NamedTensors, graph: &Graph, prefix: &str, vectors: &[Vec<f32>]) {
-    for (param, values) in graph.params.iter().zip(vectors) {
+    put(state, graph, prefix, vectors, |_| true);
+}
+
+/// Adds vectors of the parameter space, in the outside's layouts, of the parameters that are `wanted`.
+fn put(
+    state: &mut NamedTensors,
+    graph: &Graph,
+    prefix: &str,
+    vectors: &[Vec<f32>],
+    wanted: impl Fn(&Param) -> bool,
+) {
+    for (param, values) in graph.params.iter().zip(vectors).filter(|(param, _)| wanted(param)) {
         let tensor = HostTensor { shape: param.shape.clone(), data: to_external(param, values) };
         state.insert(format!("{prefix}{}", param.name), tensor);
     }
@@ -162,7 +187,20 @@ fn put_running(state: &mut NamedTensors, graph: &Graph, prefix: &str, vectors: &
 }
 
 fn take_weights(state: &NamedTensors, graph: &Graph, prefix: &str) -> Result<Vec<Vec<f32>>> {
+    take(state, graph, prefix, |_| true)
+}
+
+/// Of a parameter that is not `wanted`, nothing.
+fn take(
+    state: &NamedTensors,
+    graph: &Graph,
+    prefix: &str,
+    wanted: impl Fn(&Param) -> bool,
+) -> Result<Vec<Vec<f32>>> {
     let take = |param: &Param| {
+        if !wanted(param) {
+            return Ok(vec![]);
+        }
         let values = find(state, &format!("{prefix}{}", param.name), &param.shape)?;
         Ok(to_internal(param, values))
     };

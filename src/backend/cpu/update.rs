@@ -37,22 +37,25 @@ impl Params {
             Rule::Lars(rule) => self.lars(cpu, graph, clip, rule),
         }
         if let Some(decay) = step.ema_decay {
-            self.follow(cpu, decay);
+            self.follow(cpu, graph, decay);
         }
     }
 
-    /// Weight decay of each parameter.
+    /// Weight decay of each parameter that is trained.
     fn decays(&self, graph: &Graph, weight_decay: f32) -> Vec<f32> {
         let of = |applies: bool| if applies { weight_decay } else { 0.0 };
-        graph.params.iter().map(|param| of(self.decay.applies_to(param.role))).collect()
+        let trained = graph.params.iter().filter(|param| !self.freeze.has(param.part));
+        trained.map(|param| of(self.decay.applies_to(param.role))).collect()
     }
 
-    /// Each parameter whole.
+    /// Each parameter that is trained, whole: others have no gradient.
     fn wholes(&mut self) -> impl Iterator<Item = Piece<'_>> {
         let second = self.second.iter_mut().map(Vec::as_mut_slice);
         let seconds = second.chain(std::iter::repeat_with(|| [].as_mut_slice()));
         let vectors = self.weight.iter_mut().zip(&mut self.velocity).zip(&self.gradient).zip(seconds);
-        vectors.map(|(((weight, first), gradient), second)| Piece { weight, first, second, gradient })
+        let wholes =
+            vectors.map(|(((weight, first), gradient), second)| Piece { weight, first, second, gradient });
+        wholes.filter(|whole| !whole.gradient.is_empty())
     }
 
     fn sgd(&mut self, cpu: Cpu, graph: &Graph, clip: f32, rule: &Sgd) {
@@ -107,12 +110,15 @@ impl Params {
         });
     }
 
-    fn follow(&mut self, cpu: Cpu, decay: f32) {
+    /// Averages of what is frozen are copies, to the bit.
+    fn follow(&mut self, cpu: Cpu, graph: &Graph, decay: f32) {
         let Some(averages) = &mut self.averages else { return };
+        let parts = graph.params.iter().map(|param| param.part);
+        let parts = parts.chain(graph.buffers.iter().map(|buffer| buffer.part));
         let live = self.weight.iter().chain(&self.running);
         let vectors = averages.weight.iter_mut().chain(&mut averages.running).zip(live);
         let mut items = vec![];
-        for (average, live) in vectors {
+        for (_, (average, live)) in parts.zip(vectors).filter(|(part, _)| !self.freeze.has(*part)) {
             items.extend(average.chunks_mut(CHUNK).zip(live.chunks(CHUNK)));
         }
         cpu.pool.for_each(items, |(average, live)| follow(cpu.isa, decay, average, live));

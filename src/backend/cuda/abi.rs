@@ -27,11 +27,15 @@ pub struct Item {
 pub const NO_MIX: u32 = 0;
 pub const MIXUP: u32 = 1;
 pub const CUTMIX: u32 = 2;
+/// Mixup of bytes, to the nearest.
+pub const MIXUP_BYTES: u32 = 3;
 
 /// Kinds of [`Item::erase`].
 pub const NO_ERASE: u32 = 0;
 pub const COLOUR: u32 = 1;
 pub const NOISE: u32 = 2;
+/// Beside either: after images are mixed, not before.
+pub const ERASE_LAST: u32 = 4;
 
 /// Constants of one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]

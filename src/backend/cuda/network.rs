@@ -25,6 +25,7 @@ use crate::tensor::{HostTensor, first_non_finite};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
+pub use slot::item;
 use slot::{fill_slot, hyper, supported};
 pub use state::SCALE_STATE;
 
@@ -98,7 +99,7 @@ impl<M: Machine> CudaBackend<M> {
     /// fails before any data is read.
     pub fn new(options: CudaOptions, machine: M, batch: usize, micro_steps: usize) -> Result<Self> {
         let graph = lower(&options.spec, options.resolution)?;
-        let layout = ParamLayout::new(&graph, options.form.stem.pixel());
+        let layout = ParamLayout::new(&graph, options.form.stem.pixel(), options.recipe.freeze);
         let mut backend = Self {
             options,
             graph,
@@ -377,7 +378,8 @@ impl<M: Machine> Backend for CudaBackend<M> {
         if let Some(index) = named(name) {
             return self.read_param(Arena::Master, index);
         }
-        if let Some(index) = name.strip_prefix("grad.").and_then(named) {
+        let trained = |&index: &usize| self.layout.is_trained(&self.layout.slots[index]);
+        if let Some(index) = name.strip_prefix("grad.").and_then(named).filter(trained) {
             return self.read_gradient(index);
         }
         if let Some(index) = self.graph.buffers.iter().position(|buffer| buffer.name == name) {
@@ -385,7 +387,7 @@ impl<M: Machine> Backend for CudaBackend<M> {
         }
         self.read_activation(name)?.ok_or_else(|| {
             let hint =
-                "expected a parameter, a running statistic, grad.<parameter>, or an activation that is kept";
+                "expected a parameter, a running statistic, grad.<parameter> of one that is trained, or an activation that is kept";
             Error::usage(format!("{}: no tensor {name}; {hint}", self.options.spec.name))
         })
     }

@@ -10,6 +10,7 @@ mod tests {
     use crate::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::config::{Decay, Form, Pointwise, Slabs};
+    use crate::model::freeze::Freeze;
     use crate::model::spec::RESNET_TINY;
     use std::collections::BTreeMap;
 
@@ -70,6 +71,7 @@ mod tests {
             clip: true,
             drop_path: true,
             erase: true,
+            freeze: Freeze::NONE,
         };
         let recipes = [
             Recipe::PLAIN,
@@ -77,6 +79,7 @@ mod tests {
             Recipe { rule: Rule::Lars, ..all },
             Recipe { rule: Rule::Lars, ..Recipe::PLAIN },
             Recipe { clip: true, ..Recipe::PLAIN },
+            Recipe { freeze: Freeze::up_to(1), ..all },
         ];
         let slabs = Slabs { cache_kb: 30, launch_kb: 0 };
         let forms = [Form::BASE, Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE }];

@@ -6,10 +6,11 @@ use crate::compare::close;
 use engine::backend::cpu::input;
 use engine::backend::cpu::pooling::{self, PoolShape};
 use engine::backend::cuda::abi::{self, Hyper, Item};
+use engine::backend::cuda::network::item;
 use engine::backend::cuda::plan::geometry;
 use engine::backend::cuda::storage::Storage;
 use engine::backend::{MEAN, STD};
-use engine::data::batch;
+use engine::data::{Batch, Blend, Erase, Fill, Mix, Rect, batch};
 use engine::rng::{Purpose, Rng, nth};
 
 /// n, h, w, c.
@@ -114,6 +115,42 @@ fn input_is_erased_before_it_is_mixed() {
             return;
         };
         close(&format!("erased {storage:?} {channels}"), &got, &want, storage.roundoff() + 2e-6);
+    }
+}
+
+/// timm's order: bytes are mixed, then normalised, then erased; a mixed image takes in nothing of its partner's rectangle.
+#[test]
+fn input_is_mixed_in_bytes_and_erased_afterwards() {
+    let (oracle, n, side) = (Oracle::new(), 4, 9);
+    let mut rng = Rng::new(7, 0, 0, Purpose::Init);
+    let rect = Rect { top: 2, left: 1, height: 6, width: 3 };
+    let fills = [Fill::Colour([0.5, -1.25, 2.0]), Fill::Noise(0xfedc_ba98_7654_3210)];
+    let mix = |index: u32| {
+        let region = (index % 2 == 1).then_some(Rect { top: 0, left: 2, height: 5, width: 7 });
+        Mix { partner: 3 - index, lambda: [0.3, 0.6, 0.5, 0.9371][index as usize], region }
+    };
+    let batch = Batch {
+        images: (0..n * side * side * 3).map(|_| rng.below(256) as u8).collect(),
+        labels: vec![0; n],
+        resolution: side,
+        mixes: (0..4).map(mix).collect(),
+        erased: (0..n).map(|index| (index < 3).then(|| Erase { rect, fill: fills[index % 2] })).collect(),
+        blend: Blend::Bytes,
+        ..Batch::default()
+    };
+    let mut plain = vec![0.0; batch.images.len()];
+    assert!(input::load(oracle.cpu(), &batch, &mut plain, || unreachable!("bytes are mixed")).is_none());
+    let items: Vec<Item> = (0..n).map(|index| item(&batch, index)).collect();
+    for (storage, channels) in Storage::ALL.into_iter().flat_map(|s| [(s, 4), (s, 8)]) {
+        let mut want = vec![0.0; n * side * side * channels];
+        for (to, from) in want.chunks_exact_mut(channels).zip(plain.chunks_exact(3)) {
+            to[..3].copy_from_slice(from);
+        }
+        let Some(got) = made("input_erased", storage, [n, side, side, channels], &batch.images, &items)
+        else {
+            return;
+        };
+        close(&format!("bytes {storage:?} {channels}"), &got, &want, storage.roundoff() + 2e-6);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Backward, unit by unit.
 
 use super::Walk;
-use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate, ParamGradients};
+use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate, ParamGradients, Statistics};
 use crate::backend::cpu::memory::Buffer;
 use crate::backend::cpu::params::Params;
 use crate::backend::cpu::{Cpu, Engine, pooling};
-use crate::model::graph::{ParamId, TensorId};
+use crate::model::graph::TensorId;
 use crate::model::units::{ConvUnit, Unit};
 use crate::simd::conv;
 
@@ -42,29 +42,20 @@ impl Walk {
             }
             Unit::Linear { x, y, weight, bias } => {
                 let dy = self.take_gradient(y);
-                let mut dx = self.take(x);
                 let shape = self.linear_shape(x, y);
                 let Engine { pool, isa, scratch } = engine;
-                let from = self.memory.activation(x);
-                conv::wgrad(
-                    pool,
-                    *isa,
-                    &shape,
-                    1,
-                    from,
-                    &dy,
-                    &mut params.gradient[weight],
-                    accumulate,
-                    scratch,
-                );
-                conv::dgrad(pool, *isa, &shape, 1, &dy, &params.weight[weight], &mut dx, false, scratch);
-                let mut sums = vec![0.0; shape.k];
-                for row in dy.chunks_exact(shape.k) {
-                    sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
+                if self.demand.trains[index] {
+                    let from = self.memory.activation(x);
+                    let dw = &mut params.gradient[weight];
+                    conv::wgrad(pool, *isa, &shape, 1, from, &dy, dw, accumulate, scratch);
+                    put(&mut params.gradient[bias], &column_sums(&dy, shape.k), accumulate);
                 }
-                put(&mut params.gradient[bias], &sums, accumulate);
+                if self.demand.wants(x) {
+                    let (mut dx, w) = (self.take(x), &params.weight[weight]);
+                    conv::dgrad(pool, *isa, &shape, 1, &dy, w, &mut dx, false, scratch);
+                    self.memory.gradient[x] = Some(dx);
+                }
                 self.memory.buffers.give(dy);
-                self.memory.gradient[x] = Some(dx);
             }
         }
     }
@@ -79,25 +70,17 @@ impl Walk {
     ) {
         let draw = self.backward_norm(engine.cpu(), params, index, unit, accumulate);
         let Engine { pool, isa, scratch } = engine;
-        let x = self.memory.activation(unit.x);
-        let dw = &mut params.gradient[unit.weight];
-        conv::wgrad(pool, *isa, &unit.shape, self.n, x, &draw, dw, accumulate, scratch);
-        if unit.x != self.graph.input {
+        if self.demand.trains[index] {
+            let x = self.memory.activation(unit.x);
+            let dw = &mut params.gradient[unit.weight];
+            conv::wgrad(pool, *isa, &unit.shape, self.n, x, &draw, dw, accumulate, scratch);
+        }
+        if self.demand.wants(unit.x) {
             let joins = self.memory.gradient[unit.x].take();
             let second = joins.is_some();
             let mut dx = joins.unwrap_or_else(|| self.take(unit.x));
-            let weight: ParamId = unit.weight;
-            conv::dgrad(
-                pool,
-                *isa,
-                &unit.shape,
-                self.n,
-                &draw,
-                &params.weight[weight],
-                &mut dx,
-                second,
-                scratch,
-            );
+            let w = &params.weight[unit.weight];
+            conv::dgrad(pool, *isa, &unit.shape, self.n, &draw, w, &mut dx, second, scratch);
             self.memory.gradient[unit.x] = Some(dx);
         }
         self.memory.buffers.give(draw);
@@ -128,18 +111,22 @@ impl Walk {
             (true, Some(_)) => Gate::Output(memory.activation(unit.y)),
             (true, None) => Gate::Recomputed(forward),
         };
-        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, gate, &mut dy);
-        let apply = BackwardApply::new(statistics, gamma, &gradients);
+        let trains = self.demand.trains[index];
+        let found = trains.then(|| batch_norm::backward_reduce(cpu, statistics, raw, gate, &mut dy));
+        if !trains {
+            batch_norm::pass_output_gate(cpu, gate, &mut dy);
+        }
+        let apply = backward_apply(statistics, gamma, found.as_ref());
         match &mut separate {
             Some(draw) => apply.run(cpu, raw, &dy, draw),
             None => apply.run_gated(cpu, forward, raw, &mut dy),
         }
-        self.end_norm(params, unit, &gradients, accumulate);
+        self.end_norm(params, unit, found.as_ref(), accumulate);
         let Some(draw) = separate else { return dy };
         match unit.residual {
             // The sum hands the same gradient to both of its terms.
-            Some(residual) => self.memory.gradient[residual] = Some(dy),
-            None => self.memory.buffers.give(dy),
+            Some(residual) if self.demand.wants(residual) => self.memory.gradient[residual] = Some(dy),
+            _ => self.memory.buffers.give(dy),
         }
         draw
     }
@@ -168,20 +155,33 @@ impl Walk {
                 *scaled = *dy * factor;
             }
         });
-        let gradients = batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled);
-        BackwardApply::new(statistics, &params.weight[unit.gamma], &gradients)
+        let trains = self.demand.trains[index];
+        let found =
+            trains.then(|| batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled));
+        backward_apply(statistics, &params.weight[unit.gamma], found.as_ref())
             .run(cpu, raw, &scaled, &mut draw);
-        self.end_norm(params, unit, &gradients, accumulate);
+        self.end_norm(params, unit, found.as_ref(), accumulate);
         self.memory.buffers.give(scaled);
         let residual = unit.residual.expect("a factor is that of a block, which ends in a sum");
-        self.memory.gradient[residual] = Some(dy);
+        match self.demand.wants(residual) {
+            true => self.memory.gradient[residual] = Some(dy),
+            false => self.memory.buffers.give(dy),
+        }
         draw
     }
 
     /// Hands on what a unit's batch norm has found, and gives up what it has read.
-    fn end_norm(&mut self, params: &mut Params, unit: &ConvUnit, found: &ParamGradients, accumulate: bool) {
-        put(&mut params.gradient[unit.gamma], &found.gamma, accumulate);
-        put(&mut params.gradient[unit.beta], &found.beta, accumulate);
+    fn end_norm(
+        &mut self,
+        params: &mut Params,
+        unit: &ConvUnit,
+        found: Option<&ParamGradients>,
+        accumulate: bool,
+    ) {
+        if let Some(found) = found {
+            put(&mut params.gradient[unit.gamma], &found.gamma, accumulate);
+            put(&mut params.gradient[unit.beta], &found.beta, accumulate);
+        }
         self.memory.release_activation(unit.y);
         self.memory.release_activation(unit.raw);
     }
@@ -191,6 +191,23 @@ impl Walk {
             .take()
             .expect("a unit's output has its gradient before the unit runs backward")
     }
+}
+
+/// `found` is `None` where the batch norm is frozen.
+fn backward_apply(statistics: &Statistics, gamma: &[f32], found: Option<&ParamGradients>) -> BackwardApply {
+    match found {
+        Some(found) => BackwardApply::new(statistics, gamma, found),
+        None => BackwardApply::fixed(statistics, gamma),
+    }
+}
+
+/// dy [rows][k] -> [k]
+fn column_sums(dy: &[f32], k: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; k];
+    for row in dy.chunks_exact(k) {
+        sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
+    }
+    sums
 }
 
 fn put(into: &mut [f32], values: &[f32], accumulate: bool) {

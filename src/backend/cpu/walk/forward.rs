@@ -59,8 +59,8 @@ impl Walk {
         conv::forward(pool, *isa, &unit.shape, self.n, x, &params.weight[unit.weight], &mut raw, scratch);
         let cpu = engine.cpu();
         let statistics = match mode {
-            Mode::Training => batch_norm::statistics(cpu, &raw, unit.shape.k),
-            Mode::Evaluation => Statistics::running(&params.running[unit.mean], &params.running[unit.var]),
+            Mode::Training if self.demand.trains[index] => batch_norm::statistics(cpu, &raw, unit.shape.k),
+            _ => Statistics::running(&params.running[unit.mean], &params.running[unit.var]),
         };
         let (gamma, beta) = (&params.weight[unit.gamma], &params.weight[unit.beta]);
         let scale = statistics.scale(gamma);
@@ -75,20 +75,12 @@ impl Walk {
         }
         self.memory.activation[unit.y] = Some(y);
         match mode {
-            Mode::Training => {
+            Mode::Training if self.demand.wants(unit.y) => {
                 self.memory.statistics[index] = statistics;
                 self.memory.activation[unit.raw] = Some(raw);
-                // Behind a shortcut's batch norm stands no ReLU, so its output is needed for the sum alone.
-                if let Some(residual) = unit.residual.filter(|&tensor| self.last_reader[tensor] == index) {
-                    let made_without_relu =
-                        |unit: &Unit| matches!(unit, Unit::Conv(u) if u.y == residual && !u.relu);
-                    if self.units.iter().any(made_without_relu) {
-                        self.memory.release_activation(residual);
-                    }
-                }
             }
-            Mode::Evaluation if self.memory.keep => self.memory.activation[unit.raw] = Some(raw),
-            Mode::Evaluation => self.memory.buffers.give(raw),
+            _ if self.memory.keep => self.memory.activation[unit.raw] = Some(raw),
+            _ => self.memory.buffers.give(raw),
         }
     }
 }

@@ -13,15 +13,20 @@ use super::{Cpu, Engine, input};
 use crate::backend::loss::Target;
 use crate::backend::{DropPath, Outcome, Step};
 use crate::data::Batch;
+use crate::model::freeze::{Demand, Freeze};
 use crate::model::graph::{ConvShape, Graph, TensorId};
-use crate::model::units::{Unit, units};
+use crate::model::units::{ConvUnit, Unit, units};
 use crate::tensor::HostTensor;
 
 pub struct Walk {
     pub graph: Graph,
     units: Vec<Unit>,
+    /// What trains, and whose gradients are wanted.
+    demand: Demand,
     /// The unit that reads a tensor last, forward.
     last_reader: Vec<usize>,
+    /// Whether the backward pass reads a tensor that units have read, once it is made.
+    read_again: Vec<bool>,
     /// Which residual block a unit closes, in their order.
     block: Vec<Option<usize>>,
     blocks: usize,
@@ -71,8 +76,10 @@ impl Engine {
 
 impl Walk {
     /// With `keep`, the activations of a pass stay until the next one, for `read`.
-    pub fn new(graph: Graph, keep: bool) -> Self {
+    pub fn new(graph: Graph, freeze: Freeze, keep: bool) -> Self {
         let units = units(&graph);
+        let demand = Demand::new(&graph, &units, freeze);
+        let read_again = read_again(&graph, &units, &demand);
         let mut last_reader = vec![usize::MAX; graph.tensors.len()];
         for (index, unit) in units.iter().enumerate() {
             unit.inputs().into_iter().for_each(|x| last_reader[x] = index);
@@ -94,7 +101,7 @@ impl Walk {
             closes.then(|| blocks - 1)
         };
         let block = units.iter().map(&mut block).collect();
-        Self { graph, units, last_reader, block, blocks, memory, n: 0 }
+        Self { graph, units, demand, last_reader, read_again, block, blocks, memory, n: 0 }
     }
 
     /// Forward, loss, backward; the last pass of an optimiser step updates the weights.
@@ -106,6 +113,7 @@ impl Walk {
         self.draw_factors(&step.drop_path);
         for index in 0..self.units.len() {
             self.forward(engine, params, index, Mode::Training);
+            self.release_inputs(index, |walk, x| !walk.read_again[x]);
         }
         let images = batch.labels.len() * step.of;
         let mut gradient = self.memory.buffers.take(batch.labels.len() * self.graph.spec.classes);
@@ -127,14 +135,18 @@ impl Walk {
 
     /// Backward and, at the last pass, the update; a non-finite gradient stops it before anything is changed.
     fn finish(&mut self, engine: &mut Engine, params: &mut Params, step: &Step) -> Option<String> {
-        for index in (0..self.units.len()).rev() {
+        let wanted = |index: &usize| self.demand.wants(self.units[*index].output());
+        for index in (0..self.units.len()).rev().filter(wanted).collect::<Vec<_>>() {
             self.backward(engine, params, index, step.index > 0);
         }
         if let Some(name) = params.first_bad_gradient(engine.cpu(), &self.graph) {
             return Some(format!("the gradient of {name} is not finite"));
         }
-        for (unit, statistics) in self.units.iter().zip(&self.memory.statistics) {
-            if let Unit::Conv(unit) = unit {
+        let units = self.units.iter().zip(&self.demand.trains).zip(&self.memory.statistics);
+        for ((unit, &trains), statistics) in units {
+            if let Unit::Conv(unit) = unit
+                && trains
+            {
                 let [mean, var] =
                     params.running.get_disjoint_mut([unit.mean, unit.var]).expect("two buffers");
                 batch_norm::update_running(statistics, mean, var);
@@ -151,15 +163,20 @@ impl Walk {
         self.load(engine, batch);
         for index in 0..self.units.len() {
             self.forward(engine, params, index, Mode::Evaluation);
-            for x in self.units[index].inputs() {
-                if self.last_reader[x] == index {
-                    self.memory.release_activation(x);
-                }
-            }
+            self.release_inputs(index, |_, _| true);
         }
         let logits = self.memory.activation(self.graph.logits).to_vec();
         self.end_pass();
         logits
+    }
+
+    /// Gives up what unit `index` was the last to read, forward.
+    fn release_inputs(&mut self, index: usize, done: impl Fn(&Self, TensorId) -> bool) {
+        for x in self.units[index].inputs() {
+            if self.last_reader[x] == index && done(self, x) {
+                self.memory.release_activation(x);
+            }
+        }
     }
 
     /// An activation of the last pass that is still there.
@@ -174,14 +191,9 @@ impl Walk {
         self.release_all();
         self.n = batch.labels.len();
         let mut x = self.memory.buffers.take(batch.images.len());
-        input::normalise(engine.cpu(), &batch.images, &mut x);
-        if !batch.erased.is_empty() {
-            input::erase(engine.cpu(), batch, &mut x);
-        }
-        if !batch.mixes.is_empty() {
-            let mut mixed = self.memory.buffers.take(batch.images.len());
-            input::mix(engine.cpu(), batch, &x, &mut mixed);
-            self.memory.buffers.give(std::mem::replace(&mut x, mixed));
+        let buffers = &mut self.memory.buffers;
+        if let Some(mixed) = input::load(engine.cpu(), batch, &mut x, || buffers.take(batch.images.len())) {
+            buffers.give(std::mem::replace(&mut x, mixed));
         }
         self.memory.activation[self.graph.input] = Some(x);
     }
@@ -223,6 +235,22 @@ impl Walk {
         let (c, k) = (self.graph.tensors[x].c, self.graph.tensors[y].c);
         ConvShape { h: 1, w: self.n, c, k, r: 1, s: 1, stride: 1, pad: 0 }
     }
+}
+
+/// Which tensors the backward pass reads, of those that units read: the inputs of what has weight gradients, and what gates
+/// gradients by its own values.
+fn read_again(graph: &Graph, units: &[Unit], demand: &Demand) -> Vec<bool> {
+    let mut again = vec![false; graph.tensors.len()];
+    for (unit, &trains) in units.iter().zip(&demand.trains) {
+        match unit {
+            Unit::Conv(ConvUnit { x, .. }) | Unit::Linear { x, .. } if trains => again[*x] = true,
+            _ => {}
+        }
+        if let Unit::Conv(ConvUnit { y, residual: Some(_), .. }) = unit {
+            again[*y] |= demand.wants(*y);
+        }
+    }
+    again
 }
 
 /// Which statistics normalise.

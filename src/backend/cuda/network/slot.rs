@@ -4,7 +4,7 @@ use crate::backend::cuda::abi::{self, Hyper, Item};
 use crate::backend::cuda::plan::{Loss, Recipe, Rule, StagingLayout};
 use crate::backend::{DropPath, Objective, Step};
 use crate::config::Reduction;
-use crate::data::{Batch, Erase, Fill, Mix, Rect};
+use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::optim;
 use crate::optim::lamb::Lamb;
@@ -73,11 +73,15 @@ pub(super) fn hyper(batch: &Batch, step: &Step) -> Hyper {
 }
 
 /// How image `index` enters the batch.
-fn item(batch: &Batch, index: usize) -> Item {
+pub fn item(batch: &Batch, index: usize) -> Item {
     let mut item = Item { label: batch.labels[index], lambda: 1.0, ..Item::default() };
     if let Some(&Mix { partner, lambda, region }) = batch.mixes.get(index) {
         (item.partner, item.lambda) = (partner, lambda);
-        item.mix = if region.is_some() { abi::CUTMIX } else { abi::MIXUP };
+        item.mix = match (region, batch.blend) {
+            (Some(_), _) => abi::CUTMIX,
+            (None, Blend::Values) => abi::MIXUP,
+            (None, Blend::Bytes) => abi::MIXUP_BYTES,
+        };
         if let Some(rect) = region {
             [item.x0, item.y0, item.x1, item.y1] = edges(rect);
         }
@@ -88,6 +92,9 @@ fn item(batch: &Batch, index: usize) -> Item {
             Fill::Colour(colour) => (abi::COLOUR, colour.map(f32::to_bits)),
             Fill::Noise(key) => (abi::NOISE, [key as u32, (key >> 32) as u32, 0]),
         };
+        if batch.blend == Blend::Bytes {
+            item.erase |= abi::ERASE_LAST;
+        }
     }
     item
 }

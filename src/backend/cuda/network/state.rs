@@ -33,8 +33,10 @@ impl<M: Machine> CudaBackend<M> {
         let mut state = NamedTensors::new();
         for (index, param) in self.graph.params.iter().enumerate() {
             state.insert(param.name.clone(), self.read_param(Arena::Master, index)?);
-            let momentum = format!("{MOMENTUM_PREFIX}{}", param.name);
-            state.insert(momentum, self.read_param(Arena::Momentum, index)?);
+            if self.layout.is_trained(&self.layout.slots[index]) {
+                let momentum = format!("{MOMENTUM_PREFIX}{}", param.name);
+                state.insert(momentum, self.read_param(Arena::Momentum, index)?);
+            }
         }
         for (index, buffer) in self.graph.buffers.iter().enumerate() {
             state.insert(buffer.name.clone(), self.read_running(Arena::Running, index)?);
@@ -49,8 +51,8 @@ impl<M: Machine> CudaBackend<M> {
     pub(super) fn load_named_state(&mut self, state: &NamedTensors) -> Result<()> {
         self.load_weights(state)?;
         let momentum = match state.keys().any(|name| name.starts_with(MOMENTUM_PREFIX)) {
-            true => self.flat(state, MOMENTUM_PREFIX)?,
-            false => vec![0.0; self.layout.total],
+            true => self.flat(state, MOMENTUM_PREFIX, self.layout.trained)?,
+            false => vec![0.0; self.layout.trained],
         };
         self.machine.write(self.layout.all_f32(Arena::Momentum), bytemuck::cast_slice(&momentum))?;
         self.write_running(state, "", Arena::Running)?;
@@ -58,10 +60,11 @@ impl<M: Machine> CudaBackend<M> {
         self.load_scale(state)
     }
 
-    /// The whole arena of the parameter space from tensors by name.
-    fn flat(&self, state: &NamedTensors, prefix: &str) -> Result<Vec<f32>> {
-        let mut flat = vec![0.0; self.layout.total];
-        for (param, slot) in self.graph.params.iter().zip(&self.layout.slots) {
+    /// The first `elements` of the parameter space from tensors by name: those that are trained, or all.
+    fn flat(&self, state: &NamedTensors, prefix: &str, elements: usize) -> Result<Vec<f32>> {
+        let mut flat = vec![0.0; elements];
+        let slots = self.graph.params.iter().zip(&self.layout.slots);
+        for (param, slot) in slots.filter(|(_, slot)| slot.offset < elements) {
             let packed = slot.pack(find(state, &format!("{prefix}{}", param.name), &param.shape)?);
             flat[slot.offset..slot.offset + packed.len()].copy_from_slice(&packed);
         }
@@ -69,7 +72,7 @@ impl<M: Machine> CudaBackend<M> {
     }
 
     fn load_weights(&mut self, state: &NamedTensors) -> Result<()> {
-        let master = self.flat(state, "")?;
+        let master = self.flat(state, "", self.layout.total)?;
         self.machine.write(self.layout.all_f32(Arena::Master), bytemuck::cast_slice(&master))?;
         let copy = to_stored(self.options.storage, &master);
         self.machine.write(self.layout.all_weights(self.options.storage), &copy)
@@ -79,8 +82,8 @@ impl<M: Machine> CudaBackend<M> {
     fn write_running(&mut self, state: &NamedTensors, prefix: &str, arena: Arena) -> Result<()> {
         let mut running = vec![0.0; 2 * self.layout.channels];
         for (index, buffer) in self.graph.buffers.iter().enumerate() {
-            let of_variance = usize::from(buffer.name.ends_with("running_var"));
-            let first = of_variance * self.layout.channels + self.layout.channel[index];
+            let of_variance = buffer.name.ends_with("running_var");
+            let first = self.layout.running(index, buffer.channels, of_variance).offset as usize / 4;
             let values = find(state, &format!("{prefix}{}", buffer.name), &[buffer.channels])?;
             running[first..first + buffer.channels].copy_from_slice(values);
         }
@@ -113,7 +116,7 @@ impl<M: Machine> CudaBackend<M> {
     fn add_recipe_state(&self, state: &mut NamedTensors) -> Result<()> {
         let averages = self.options.recipe.averages;
         for (index, param) in self.graph.params.iter().enumerate() {
-            if self.uses_lamb() {
+            if self.uses_lamb() && self.layout.is_trained(&self.layout.slots[index]) {
                 let name = format!("{SECOND_MOMENT_PREFIX}{}", param.name);
                 state.insert(name, self.read_param(Arena::SecondMoment, index)?);
             }
@@ -134,8 +137,8 @@ impl<M: Machine> CudaBackend<M> {
         let has = |prefix: &str| state.keys().any(|name| name.starts_with(prefix));
         if self.uses_lamb() {
             let second = match has(SECOND_MOMENT_PREFIX) {
-                true => self.flat(state, SECOND_MOMENT_PREFIX)?,
-                false => vec![0.0; self.layout.total],
+                true => self.flat(state, SECOND_MOMENT_PREFIX, self.layout.trained)?,
+                false => vec![0.0; self.layout.trained],
             };
             let region = self.layout.all_f32(Arena::SecondMoment);
             self.machine.write(region, bytemuck::cast_slice(&second))?;
@@ -148,7 +151,7 @@ impl<M: Machine> CudaBackend<M> {
         }
         if self.options.recipe.averages {
             let prefix = if has(EMA_PREFIX) { EMA_PREFIX } else { "" };
-            let averages = self.flat(state, prefix)?;
+            let averages = self.flat(state, prefix, self.layout.total)?;
             self.machine.write(self.layout.all_f32(Arena::Ema), bytemuck::cast_slice(&averages))?;
             self.write_running(state, prefix, Arena::RunningEma)?;
         }

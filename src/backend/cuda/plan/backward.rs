@@ -31,9 +31,12 @@ impl Gate {
 }
 
 impl Builder<'_> {
-    /// From the gradient of the logits to those of all parameters.
+    /// From the gradient of the logits to those of all parameters that are trained.
     pub fn backward(&mut self, units: &[Unit]) {
         for unit in units.iter().rev() {
+            if !self.demand.wants(unit.output()) {
+                continue;
+            }
             match *unit {
                 Unit::Conv(ref unit) => self.backward_conv(unit),
                 Unit::MaxPool { x, y } => self.max_pool_backward(x, y),
@@ -47,17 +50,23 @@ impl Builder<'_> {
         let storage = self.options.storage;
         let (n, features, classes) = (self.options.batch, self.graph.tensors[x].c, self.graph.tensors[y].c);
         let dy = self.gradient(y);
-        let (from, dw) = (self.activation(x), self.layout.gradient(storage, weight));
-        let linear = Linear { pass: Pass::Wgrad, n, features, classes, x: from, w: dw, y: dy };
         let side = self.side();
-        self.push("fc.wgrad".into(), side, Call::Linear(linear));
-        let (dx, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
-        let linear = Linear { pass: Pass::Dgrad, x: dx, w, ..linear };
-        self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
-        let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
-        let geometry = geometry::bias_gradient(classes);
-        let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
-        self.push("fc.bias_gradient".into(), side, Call::Kernel(launch));
+        if self.trains_param(weight) {
+            let (x, w) = (self.activation(x), self.layout.gradient(storage, weight));
+            let linear = Linear { pass: Pass::Wgrad, n, features, classes, x, w, y: dy };
+            self.push("fc.wgrad".into(), side, Call::Linear(linear));
+        }
+        if self.demand.wants(x) {
+            let (x, w) = (self.make_gradient(x), self.layout.weights(storage, weight));
+            let linear = Linear { pass: Pass::Dgrad, n, features, classes, x, w, y: dy };
+            self.push("fc.dgrad".into(), MAIN, Call::Linear(linear));
+        }
+        if self.trains_param(bias) {
+            let args = vec![read(dy), write(self.layout.gradient(storage, bias)), size(n), size(classes)];
+            let geometry = geometry::bias_gradient(classes);
+            let launch = Launch { kernel: self.storage_kernel("bias_gradient"), geometry, args };
+            self.push("fc.bias_gradient".into(), side, Call::Kernel(launch));
+        }
     }
 
     fn average_pool_backward(&mut self, x: TensorId, y: TensorId) {
@@ -93,10 +102,15 @@ impl Builder<'_> {
         }
         let dgrad = Convolution { pass: Pass::Dgrad, w: self.layout.weights(storage, unit.weight), ..wgrad };
         let behind = self.options.form.wgrad == Wgrad::Behind;
-        let waits = if behind { vec![self.dgrad(unit, dgrad)] } else { vec![] };
-        let (name, stream, call) = (self.name(unit.raw, "wgrad"), self.side(), Call::Convolution(wgrad));
-        self.nodes.push(Node { name, stream, waits, call });
-        if !behind {
+        let mut waits = vec![];
+        if behind && self.demand.wants(unit.x) {
+            waits.push(self.dgrad(unit, dgrad));
+        }
+        if self.trains_param(unit.weight) {
+            let (name, stream, call) = (self.name(unit.raw, "wgrad"), self.side(), Call::Convolution(wgrad));
+            self.nodes.push(Node { name, stream, waits, call });
+        }
+        if !behind && self.demand.wants(unit.x) {
             self.dgrad(unit, dgrad);
         }
     }
@@ -135,14 +149,18 @@ impl Builder<'_> {
     fn batch_norm_backward(&mut self, unit: &ConvUnit) -> Region {
         let (dy, gate) = self.gated_gradient(unit);
         let (mask, gate) = gate.args();
-        if let Some(slabs) = self.slabs(unit, 2) {
+        if self.trains_param(unit.gamma)
+            && let Some(slabs) = self.slabs(unit, 2)
+        {
             return self.norm_backward_in_slabs(unit, &slabs, dy, gate);
         }
         let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let mut gated = vec![read(dy), read(self.activation(unit.raw)), mask];
-        gated.extend([Statistic::Mean, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
-        gated.push(self.parameter(unit.beta));
-        self.reduce(unit, &gated, gate);
+        gated.extend(self.affine(unit).args());
+        // Of a frozen batch norm nothing is reduced, and its B and C are the zeros that the arena began with.
+        if self.trains_param(unit.gamma) {
+            self.reduce(unit, &gated, gate);
+        }
         let (dx, dz) = (self.make_gradient(unit.raw), self.residual_gradient(unit, dy));
         let mut args = gated;
         args.extend([Statistic::B, Statistic::C].map(|kind| read(self.statistic(unit, kind))));
@@ -180,7 +198,7 @@ impl Builder<'_> {
     pub fn residual_gradient(&mut self, unit: &ConvUnit, dy: Region) -> Option<Region> {
         let residual = unit.residual?;
         if self.folded[residual].is_none() {
-            return Some(self.make_gradient(residual));
+            return self.demand.wants(residual).then(|| self.make_gradient(residual));
         }
         self.gradient[residual] = Some(dy);
         self.mask[residual] = self.mask[unit.y];

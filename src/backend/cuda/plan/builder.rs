@@ -7,6 +7,7 @@ use super::region::{Access, Arena, Region};
 use super::stem::stem_shape;
 use super::{PlanOptions, StagingLayout};
 use crate::config::Wgrad;
+use crate::model::freeze::Demand;
 use crate::model::graph::{ConvShape, Graph, Op, ParamId, TensorId};
 use crate::model::units::ConvUnit;
 
@@ -19,6 +20,7 @@ pub struct Builder<'a> {
     pub graph: &'a Graph,
     pub layout: &'a ParamLayout,
     pub options: &'a PlanOptions,
+    pub demand: Demand,
     pub staging: StagingLayout,
     pub nodes: Vec<Node>,
     pub buffers: Vec<Buffer>,
@@ -40,12 +42,13 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(graph: &'a Graph, layout: &'a ParamLayout, options: &'a PlanOptions) -> Self {
+    pub fn new(graph: &'a Graph, layout: &'a ParamLayout, options: &'a PlanOptions, demand: Demand) -> Self {
         let tensors = graph.tensors.len();
         Self {
             graph,
             layout,
             options,
+            demand,
             staging: StagingLayout::new(options),
             nodes: vec![],
             buffers: vec![],
@@ -146,6 +149,11 @@ impl<'a> Builder<'a> {
     /// A kernel on the main stream.
     pub fn launch(&mut self, name: String, launch: Launch) {
         self.push(name, MAIN, Call::Kernel(launch));
+    }
+
+    /// Whether the parameters of a unit are trained.
+    pub fn trains_param(&self, param: ParamId) -> bool {
+        !self.options.recipe.freeze.has(self.graph.params[param].part)
     }
 
     /// Reads one statistic of a convolution's batch norm.

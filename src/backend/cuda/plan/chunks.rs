@@ -13,14 +13,15 @@ pub const CHUNK: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunks {
     pub chunks: Vec<Chunk>,
-    /// By [`crate::model::graph::ParamId`].
+    /// Of the parameters that are trained, in the order of [`crate::model::graph::ParamId`].
     pub parameters: Vec<ChunkRange>,
 }
 
 impl Chunks {
     pub fn new(layout: &ParamLayout, decay: Decay) -> Self {
         let decay_end = layout.decay_end(decay);
-        Self::cut(layout.slots.iter().map(|slot| {
+        let trained = layout.slots.iter().filter(|slot| layout.is_trained(slot));
+        Self::cut(trained.map(|slot| {
             let elements = slot.offset..slot.offset + slot.elements();
             (elements, slot.offset < decay_end)
         }))
@@ -57,6 +58,7 @@ impl Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::freeze::Freeze;
     use crate::model::graph::lower;
     use crate::model::spec::{RESNET_TINY, RESNET50};
 
@@ -64,7 +66,7 @@ mod tests {
     fn every_element_is_in_one_chunk_of_its_parameter() {
         for spec in [RESNET_TINY, RESNET50] {
             let graph = lower(&spec, 64).unwrap();
-            let layout = ParamLayout::new(&graph, 4);
+            let layout = ParamLayout::new(&graph, 4, Freeze::NONE);
             for decay in [Decay::Weights, Decay::Unnormalised, Decay::All] {
                 let Chunks { chunks, parameters } = Chunks::new(&layout, decay);
                 assert_eq!(parameters.len(), graph.params.len());

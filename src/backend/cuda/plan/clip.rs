@@ -11,7 +11,7 @@ const CORRECTIONS: u64 = 16;
 impl Builder<'_> {
     /// Makes the kernels' `Corrections`. `sum`: gradients are those of all passes of the step, not of this one alone.
     pub fn clip(&mut self, sum: bool) -> Region {
-        let total = self.layout.total;
+        let total = self.layout.trained;
         let geometry = geometry::gradient_squares(total);
         let blocks = geometry.grid[0] as usize;
         let squares = self.buffer("clip.squares", 4 * blocks as u64);
@@ -29,7 +29,7 @@ impl Builder<'_> {
     /// The name of a kernel that reads gradients, and its first arguments.
     pub fn of_gradients(&self, kernel: &str, sum: bool) -> (String, Vec<Arg>) {
         if sum {
-            (format!("{kernel}_sum"), vec![read(self.layout.all_f32(Arena::GradientSum))])
+            (format!("{kernel}_sum"), vec![read(self.layout.trained_f32(Arena::GradientSum))])
         } else {
             let [matrices, vectors, matrix_end, _] = self.pass_gradients();
             (self.storage_kernel(kernel), vec![matrices, vectors, matrix_end])

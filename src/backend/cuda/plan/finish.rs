@@ -36,18 +36,18 @@ impl Builder<'_> {
     /// The gradients of one pass: matrices, vectors, and how many elements each has.
     pub fn pass_gradients(&self) -> [Arg; 4] {
         let (matrices, vectors) = self.layout.all_gradients(self.options.storage);
-        [read(matrices), read(vectors), size(self.layout.matrix_end), size(self.layout.total)]
+        [read(matrices), read(vectors), size(self.layout.matrix_end), size(self.layout.trained)]
     }
 
     fn sums(&self) -> Region {
-        self.layout.all_f32(Arena::GradientSum)
+        self.layout.trained_f32(Arena::GradientSum)
     }
 
     fn accumulate(&mut self) {
         let [matrices, vectors, matrix_end, total] = self.pass_gradients();
         let mut args = vec![matrices, vectors, update(self.sums()), matrix_end, total];
         args.extend(self.constants());
-        let geometry = geometry::flat(self.layout.total);
+        let geometry = geometry::flat(self.layout.trained);
         self.launch(
             "accumulate".into(),
             Launch { kernel: self.storage_kernel("accumulate"), geometry, args },
@@ -57,12 +57,12 @@ impl Builder<'_> {
     /// Marks the state where a gradient is not finite.
     fn check(&mut self, sum: bool) {
         let (kernel, mut args) = if sum {
-            ("finite_check_sum".to_owned(), vec![read(self.sums()), size(self.layout.total)])
+            ("finite_check_sum".to_owned(), vec![read(self.sums()), size(self.layout.trained)])
         } else {
             (self.storage_kernel("finite_check"), self.pass_gradients().to_vec())
         };
         args.push(self.state(Access::Update));
-        let geometry = geometry::flat(self.layout.total);
+        let geometry = geometry::flat(self.layout.trained);
         self.launch("finite_check".into(), Launch { kernel, geometry, args });
     }
 
@@ -82,12 +82,12 @@ impl Builder<'_> {
 
     fn sgd(&mut self, sum: bool, corrections: Option<Region>) {
         let mut args = vec![
-            update(self.layout.all_f32(Arena::Master)),
-            update(self.layout.all_f32(Arena::Momentum)),
-            write(self.layout.all_weights(self.options.storage)),
+            update(self.layout.trained_f32(Arena::Master)),
+            update(self.layout.trained_f32(Arena::Momentum)),
+            write(self.layout.trained_weights(self.options.storage)),
         ];
         if sum {
-            args.extend([read(self.sums()), size(self.layout.total)]);
+            args.extend([read(self.sums()), size(self.layout.trained)]);
         } else {
             args.extend(self.pass_gradients());
         }
@@ -95,17 +95,19 @@ impl Builder<'_> {
         args.push(optional(corrections, Access::Read));
         args.extend(self.constants());
         let kernel = self.storage_kernel(if sum { "sgd_sum" } else { "sgd" });
-        let geometry = geometry::flat(self.layout.total);
+        let geometry = geometry::flat(self.layout.trained);
         self.launch("sgd".into(), Launch { kernel, geometry, args });
     }
 
-    /// Of the weights, and of the running statistics that go with them.
+    /// Of the weights that are trained, and of the running statistics that go with them; averages of others are copies.
     fn moving_averages(&mut self) {
-        let running = Region::new(Arena::Running, 0, 8 * self.layout.channels as u64);
-        let averages = Region { arena: Arena::RunningEma, ..running };
-        let weights = [Arena::Ema, Arena::Master].map(|arena| self.layout.all_f32(arena));
-        for (name, [to, from]) in [("ema", weights), ("ema.running", [averages, running])] {
+        let weights = [Arena::Ema, Arena::Master].map(|arena| self.layout.trained_f32(arena));
+        let running = [Arena::RunningEma, Arena::Running].map(|arena| self.layout.trained_running(arena));
+        for (name, [to, from]) in [("ema", weights), ("ema.running", running)] {
             let elements = (to.bytes / 4) as usize;
+            if elements == 0 {
+                continue;
+            }
             let mut args = vec![update(to), read(from), size(elements)];
             args.extend(self.constants());
             let geometry = geometry::flat(elements);

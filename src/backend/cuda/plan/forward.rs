@@ -22,7 +22,7 @@ pub struct Affine {
 }
 
 impl Affine {
-    fn args(&self) -> [Arg; 3] {
+    pub fn args(&self) -> [Arg; 3] {
         self.map(read)
     }
 
@@ -37,6 +37,7 @@ impl Builder<'_> {
     pub fn forward(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.fold_running_statistics(true);
         self.absorb_norms(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
@@ -49,7 +50,8 @@ impl Builder<'_> {
         if self.averaged() {
             self.cast_averages();
         }
-        self.fold_running_statistics();
+        self.fold_running_statistics(false);
+        self.fold_running_statistics(true);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
@@ -57,13 +59,19 @@ impl Builder<'_> {
     pub fn replay(&mut self, units: &[Unit]) {
         self.input();
         self.drop_path(units);
+        self.fold_running_statistics(true);
         self.absorb_norms(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
     }
 
-    /// Whether batch norms take the running statistics.
+    /// Whether all batch norms take the running statistics.
     pub fn evaluates(&self) -> bool {
         self.options.purpose == Purpose::Evaluate
+    }
+
+    /// Whether the unit's does.
+    pub fn takes_running(&self, unit: &ConvUnit) -> bool {
+        self.evaluates() || !self.trains_param(unit.gamma)
     }
 
     /// Whether the pass is of the moving averages.
@@ -192,12 +200,12 @@ impl Builder<'_> {
         if applies
             && !left
             && !summed
-            && !self.evaluates()
+            && !self.takes_running(unit)
             && let Some(slabs) = self.slabs(unit, 1)
         {
             return self.norm_in_slabs(unit, &slabs);
         }
-        if !summed && !self.evaluates() {
+        if !summed && !self.takes_running(unit) {
             self.statistics(unit);
         }
         if !applies {
@@ -221,7 +229,7 @@ impl Builder<'_> {
 
     /// A bit an element of a block's sum, for the way back.
     fn make_mask(&mut self, unit: &ConvUnit) {
-        if unit.residual.is_some() && self.trains() {
+        if unit.residual.is_some() && self.trains() && self.demand.wants(unit.y) {
             let bytes = self.elements(unit.y).div_ceil(8) as u64;
             self.mask[unit.y] = Some(self.buffer(self.name(unit.y, "mask"), bytes));
         }
@@ -260,8 +268,9 @@ impl Builder<'_> {
         self.launch(self.name(unit.raw, "bn_finalize"), launch);
     }
 
+    /// The map that the unit's batch norm is in this pass.
     pub fn affine(&self, unit: &ConvUnit) -> Affine {
-        let mean = if self.evaluates() {
+        let mean = if self.takes_running(unit) {
             let running = self.layout.running(unit.mean, unit.shape.k, false);
             Region { arena: self.running_arena(), ..running }
         } else {
@@ -379,34 +388,42 @@ impl Builder<'_> {
         self.launch("loss.finalize".into(), Launch { kernel: "loss_finalize".into(), geometry, args });
     }
 
-    /// All batch norms' running statistics take in the batch's, unless the loss is not finite.
+    /// The running statistics of all batch norms that are trained take in the batch's, unless the loss is not finite.
     fn running_statistics(&mut self) {
+        let channels = self.layout.trained_channels();
+        if channels == 0 {
+            return;
+        }
         let args = vec![
-            read(self.layout.all_statistics(Statistic::Mean)),
-            read(self.layout.all_statistics(Statistic::Variance)),
-            update(self.layout.all_running(false)),
-            update(self.layout.all_running(true)),
-            size(self.layout.channels),
+            read(self.layout.statistics(Statistic::Mean, false)),
+            read(self.layout.statistics(Statistic::Variance, false)),
+            update(self.layout.group_running(false, false)),
+            update(self.layout.group_running(false, true)),
+            size(channels),
             Arg::F32(RUNNING_MOMENTUM as f32),
             self.state(Access::Read),
         ];
-        let geometry = geometry::by_channel(self.layout.channels);
+        let geometry = geometry::by_channel(channels);
         self.launch("bn_running".into(), Launch { kernel: "bn_running".into(), geometry, args });
     }
 
-    /// scale = gamma / sqrt(running variance + eps) of all batch norms.
-    fn fold_running_statistics(&mut self) {
-        let first = 4 * self.layout.gammas.start as u64;
-        let gammas = Region::new(self.vectors_arena(), first, 4 * self.layout.channels as u64);
-        let variances = Region { arena: self.running_arena(), ..self.layout.all_running(true) };
+    /// scale = gamma / sqrt(running variance + eps) of all batch norms that are trained, or of those that are frozen.
+    fn fold_running_statistics(&mut self, frozen: bool) {
+        let gammas = if frozen { &self.layout.frozen_gammas } else { &self.layout.gammas };
+        let (first, channels) = (gammas.start, gammas.len());
+        if channels == 0 {
+            return;
+        }
+        let variances = Region { arena: self.running_arena(), ..self.layout.group_running(frozen, true) };
         let args = vec![
-            read(gammas),
+            read(Region::new(self.vectors_arena(), 4 * first as u64, 4 * channels as u64)),
             read(variances),
-            write(self.layout.all_statistics(Statistic::Scale)),
-            size(self.layout.channels),
+            write(self.layout.statistics(Statistic::Scale, frozen)),
+            size(channels),
             Arg::F32(EPS as f32),
         ];
-        let geometry = geometry::by_channel(self.layout.channels);
-        self.launch("bn_fold".into(), Launch { kernel: "bn_fold".into(), geometry, args });
+        let geometry = geometry::by_channel(channels);
+        let name = if frozen { "bn_fold.frozen" } else { "bn_fold" };
+        self.launch(name.into(), Launch { kernel: "bn_fold".into(), geometry, args });
     }
 }

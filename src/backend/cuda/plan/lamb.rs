@@ -47,8 +47,10 @@ impl Builder<'_> {
 
     fn lamb_moments(&mut self, scratch: &Scratch, sum: bool, corrections: Region) {
         let (kernel, mut args) = self.of_gradients("lamb_moments", sum);
-        args.push(read(self.layout.all_f32(Arena::Master)));
-        args.extend([Arena::Momentum, Arena::SecondMoment].map(|arena| update(self.layout.all_f32(arena))));
+        args.push(read(self.layout.trained_f32(Arena::Master)));
+        args.extend(
+            [Arena::Momentum, Arena::SecondMoment].map(|arena| update(self.layout.trained_f32(arena))),
+        );
         args.extend([scratch.table, read(corrections), write(scratch.norms)]);
         args.extend(self.constants());
         let geometry = geometry::by_chunk(scratch.chunks);
@@ -56,10 +58,10 @@ impl Builder<'_> {
     }
 
     fn lamb_update(&mut self, scratch: &Scratch, corrections: Region) {
-        let mut args = vec![update(self.layout.all_f32(Arena::Master))];
+        let mut args = vec![update(self.layout.trained_f32(Arena::Master))];
         // What lies between parameters keeps its zeros.
-        args.push(update(self.layout.all_weights(self.options.storage)));
-        args.extend([Arena::Momentum, Arena::SecondMoment].map(|arena| read(self.layout.all_f32(arena))));
+        args.push(update(self.layout.trained_weights(self.options.storage)));
+        args.extend([Arena::Momentum, Arena::SecondMoment].map(|arena| read(self.layout.trained_f32(arena))));
         args.extend([scratch.table, read(corrections), read(scratch.ratios)]);
         args.extend(self.constants());
         let kernel = self.storage_kernel("lamb_update");

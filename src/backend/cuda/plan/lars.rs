@@ -11,7 +11,7 @@ impl Builder<'_> {
     pub fn lars(&mut self, sum: bool, corrections: Option<Region>) {
         let scratch = self.scratch("lars");
         let (kernel, mut args) = self.of_gradients("lars_norms", sum);
-        args.extend([read(self.layout.all_f32(Arena::Master)), scratch.table, write(scratch.norms)]);
+        args.extend([read(self.layout.trained_f32(Arena::Master)), scratch.table, write(scratch.norms)]);
         args.push(self.state(Access::Read));
         let geometry = geometry::by_chunk(scratch.chunks);
         self.launch("lars.norms".into(), Launch { kernel, geometry, args });
@@ -25,9 +25,9 @@ impl Builder<'_> {
 
     fn lars_update(&mut self, scratch: &Scratch, sum: bool, corrections: Option<Region>) {
         let (_, mut args) = self.of_gradients("lars_update", sum);
-        args.extend([Arena::Master, Arena::Momentum].map(|arena| update(self.layout.all_f32(arena))));
+        args.extend([Arena::Master, Arena::Momentum].map(|arena| update(self.layout.trained_f32(arena))));
         // What lies between parameters keeps its zeros.
-        args.push(update(self.layout.all_weights(self.options.storage)));
+        args.push(update(self.layout.trained_weights(self.options.storage)));
         args.extend([scratch.table, optional(corrections, Access::Read), read(scratch.ratios)]);
         args.extend(self.constants());
         let kernel = self.storage_kernel(if sum { "lars_update_sum" } else { "lars_update" });

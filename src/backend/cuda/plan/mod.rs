@@ -37,6 +37,7 @@ use super::abi;
 use super::storage::Storage;
 use crate::config::{Decay, Form};
 use crate::error::{Error, Result};
+use crate::model::freeze::{Demand, Freeze};
 use crate::model::graph::{Graph, lower};
 use crate::model::spec::ResNetSpec;
 use crate::model::units::units;
@@ -124,6 +125,8 @@ pub struct Recipe {
     pub drop_path: bool,
     /// Rectangles of images are painted over.
     pub erase: bool,
+    /// What is not trained.
+    pub freeze: Freeze,
 }
 
 impl Recipe {
@@ -135,6 +138,7 @@ impl Recipe {
         clip: false,
         drop_path: false,
         erase: false,
+        freeze: Freeze::NONE,
     };
 
     /// Whether the update needs the norm of all gradients, or what is computed beside it.
@@ -246,9 +250,10 @@ impl Plan {
     pub fn new(options: &PlanOptions) -> Result<Self> {
         let graph = lower(&options.spec, options.resolution)?;
         check_size(&graph, options)?;
-        let layout = ParamLayout::new(&graph, options.form.stem.pixel());
-        let mut builder = Builder::new(&graph, &layout, options);
+        let layout = ParamLayout::new(&graph, options.form.stem.pixel(), options.recipe.freeze);
         let units = units(&graph);
+        let demand = Demand::new(&graph, &units, options.recipe.freeze);
+        let mut builder = Builder::new(&graph, &layout, options, demand);
         match options.purpose {
             Purpose::Evaluate => builder.evaluate(&units),
             Purpose::Replay => builder.replay(&units),
@@ -306,6 +311,7 @@ fn arenas(
     activations: u64,
 ) -> BTreeMap<Arena, u64> {
     let flat = 4 * layout.total as u64;
+    let trained = 4 * layout.trained as u64;
     let (matrices, vectors) = layout.all_gradients(options.storage);
     let widest = graph.tensors.iter().map(|tensor| tensor.c).max().unwrap_or(0);
     let mut arenas = BTreeMap::from([
@@ -326,9 +332,9 @@ fn arenas(
         arenas.insert(Arena::Logits, 4 * (options.batch * options.spec.classes) as u64);
         return arenas;
     }
-    arenas.insert(Arena::Momentum, flat);
+    arenas.insert(Arena::Momentum, trained);
     if options.recipe.rule == Rule::Lamb {
-        arenas.insert(Arena::SecondMoment, flat);
+        arenas.insert(Arena::SecondMoment, trained);
     }
     if options.recipe.needs_chunks() {
         let table = Chunks::new(layout, options.decay);
@@ -339,7 +345,7 @@ fn arenas(
     arenas.insert(Arena::Staging, STAGING_SLOTS as u64 * staging.slot_bytes);
     arenas.insert(Arena::Outcomes, (OUTCOME_RING * size_of::<abi::Outcome>()) as u64);
     if options.purpose != (Purpose::Finish { sum: false }) {
-        arenas.insert(Arena::GradientSum, flat);
+        arenas.insert(Arena::GradientSum, trained);
     }
     arenas
 }

@@ -41,7 +41,7 @@ impl Builder<'_> {
     /// Whether a unit's convolution leaves its output's statistics.
     pub fn leaves_statistics(&self, unit: &ConvUnit) -> bool {
         let wanted = self.options.form.pointwise == Pointwise::Fused && self.options.storage == Storage::F16;
-        wanted && !self.evaluates() && fits(&self.shape(unit))
+        wanted && !self.takes_running(unit) && fits(&self.shape(unit))
     }
 
     /// Finds the batch norms that the convolution behind them applies: those with a ReLU alone, whose output it reads and
