@@ -77,7 +77,7 @@ fn plan_options(job: &Job) -> PlanOptions {
     }
 }
 
-/// One variant's line.
+/// One variant's line. `bench/gpu_speed.sh` reads the object in this order: a name, then its verdict.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     name: &'static str,

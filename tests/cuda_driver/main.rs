@@ -235,12 +235,13 @@ fn every_variant_runs_in_turn_and_none_follows_other_rules() {
         assert!(["faster", "same", "slower"].contains(&measured["verdict"].as_str().unwrap()), "{row}");
         assert!(row["predicted"]["floor_microseconds"].is_f64(), "{row}");
     }
-    let verdict =
-        |name: &str| rows.iter().find(|row| row["name"] == name).unwrap()["measured"]["verdict"].clone();
-    // By the mock's prices: cuBLASLt has an algorithm cheaper than cuBLAS's, cuDNN none; more launches cost more.
+    let measured = |name: &str| &rows.iter().find(|row| row["name"] == name).unwrap()["measured"];
+    let verdict = |name: &str| measured(name)["verdict"].clone();
+    // By the mock's prices: cuBLASLt has an algorithm cheaper than cuBLAS's, cuDNN none; a launch of ours takes 20 us.
     assert_eq!(verdict("cublaslt"), "faster");
     assert_eq!(verdict("cudnn-alone"), "slower");
-    assert_eq!(verdict("residual-added"), "slower");
+    let added = measured("residual-added")["change_microseconds"].as_f64().unwrap();
+    assert!((added - 3.0 * 20.0).abs() < 0.5, "{added}");
     assert_eq!(verdict("wgrad-behind"), "same");
 }
 

@@ -2,8 +2,8 @@
 
 use crate::compare::close_in_norm;
 use crate::harness::Host;
-use crate::machine::HostMachine;
-use engine::backend::cuda::network::SCALE_STATE;
+use crate::machine::{HostMachine, Plant};
+use engine::backend::cuda::network::{SCALE_STATE, from_stored, to_stored};
 use engine::backend::cuda::plan::node::Call;
 use engine::backend::cuda::plan::order::races;
 use engine::backend::cuda::plan::region::Arena;
@@ -11,6 +11,7 @@ use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, Scal
 use engine::backend::cuda::storage::Storage;
 use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
+use engine::check::trajectory::Trajectory;
 use engine::check::{Case, EXTRAS, FORMS, step};
 use engine::config::{Form, Slabs};
 use engine::data::Batch;
@@ -84,6 +85,35 @@ fn tiny_in_other_forms_is_the_cpu_backend() {
         compare_steps(Case { form, of: 2, resolution: 37, batch: 3, ..TINY }, 2);
         compare_steps(Case { form, storage: Storage::F16, batch: 16, steps: 1, ..TINY }, 3);
     }
+}
+
+/// `engine bench step --variants` compares so: other forms train as the base does, and one whose filters' gradient is half as
+/// large again in one layer does not.
+#[test]
+fn a_form_that_trains_otherwise_is_told_from_those_that_do_not() {
+    let Some(host) = Host::kernels() else { return };
+    let case = Case { storage: Storage::F16, batch: 8, ..TINY };
+    let batches = [case.images(1), case.images(2)];
+    let run = |case: Case, plant: Option<Plant>| {
+        let mut machine = HostMachine::new(host, 1);
+        machine.plant = plant;
+        Trajectory::run(&mut case.cuda(machine).unwrap(), &batches, 4).unwrap()
+    };
+    let base = run(case, None);
+    let mut other = host_backend(&case, host, 1);
+    let moved = Trajectory::nudged(&mut other, &batches, 4, Storage::F16.roundoff()).unwrap();
+    for form in FORMS {
+        let report = base.compare(&run(Case { form, ..case }, None), &moved);
+        println!("{form}: {report:?}");
+        assert!(report.passes(), "{form}: {report:?}");
+    }
+    let spoil = |storage, bytes: &mut [u8]| {
+        let values: Vec<f32> = from_stored(storage, bytes).iter().map(|value| 1.5 * value).collect();
+        bytes.copy_from_slice(&to_stored(storage, &values));
+    };
+    let plant = Plant { node: "layer1.0.conv2.wgrad".to_owned(), region: 0, spoil };
+    let report = base.compare(&run(case, Some(plant)), &moved);
+    assert!(!report.passes() && report.name == "gradient of layer1.0.conv2.weight", "{report:?}");
 }
 
 /// No form has a race, and none leaves anything in a checkpoint that another could not go on from.

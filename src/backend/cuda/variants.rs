@@ -49,7 +49,6 @@ pub const VARIANTS: [Variant; 13] = [
         name: "wgrad-inline",
         why: "two large kernels at a time share caches and bandwidth: is one at a time better?",
         form: Form { wgrad: Wgrad::Inline, ..Form::BASE },
-        replaces: |line| line.kind == Kind::ConvWgrad,
         ..BASE
     },
     Variant {
@@ -203,14 +202,14 @@ pub fn predict(
     let (before, after) = (totals(Form::BASE)?, totals(variant.form)?);
     let images = options.batch as f64;
     // Where streams differ the floors are the same, and what overlap could hide is the most that there is to win.
-    let overlap = (variant.form.wgrad != Form::BASE.wgrad).then_some(1e6 * before.slack);
+    let overlap = (variant.form.wgrad == Wgrad::Behind).then_some(1e6 * before.slack);
     let above = base.map(|base| 1e3 * base.above(variant.replaces)).filter(|&above| above > 0.0);
     Ok(Prediction {
         floor_microseconds: 1e6 * (after.floor - before.floor),
         megabytes_an_image: (after.bytes - before.bytes) / images / 1e6,
         gigaflop_an_image: (after.operations - before.operations) / images / 1e9,
         launches: after.launches as i64 - before.launches as i64,
-        at_most_microseconds: overlap.or(above).map(|most| -most),
+        at_most_microseconds: overlap.or(above).map(|most| 0.0 - most),
     })
 }
 
