@@ -8,7 +8,8 @@
 
 The two trainings differ in their first weights by one rounding of the storage type, at random: that is as much as two
 correct programs differ in before the first step. Their spread is the largest |A - B| over all steps; the engine's distance
-is the largest, over all steps, of |engine - the nearer of A and B|. The exit status is 1 when the distance exceeds the
+is the largest, over all steps, of |engine - the nearer of A and B|. Batches of a recipe that mixes images say how, and are
+mixed here. The exit status is 1 when the distance exceeds the
 spread (or, where that is smaller, one rounding of the loss).
 """
 
@@ -38,6 +39,7 @@ def arguments():
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--nesterov", action="store_true")
     parser.add_argument("--weight-decay", type=float, default=1e-4)
+    parser.add_argument("--decay", default="weights", choices=["weights", "unnormalised", "all"])
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args()
     if not args.write_initial and not (args.batches and args.checkpoint and args.metrics):
@@ -55,21 +57,28 @@ def perturbed(state, roundoff, seed):
     return {name: tensor if "running" in name else moved(tensor) for name, tensor in state.items()}
 
 
+def batch(args, batches, step, classes):
+    """Normalised images and targets of a step, mixed where the batches say how."""
+    images, labels = peer.normalise(batches["images"][step], args.device), batches["labels"][step].to(args.device)
+    if "partners" not in batches:
+        return images, labels
+    return peer.mixed(images, labels, [batches[key][step] for key in ("partners", "lambdas", "regions")], classes)
+
+
 def train(args, state, batches, rates):
     """The loss of every step."""
     model = peer.load(state).to(args.device, memory_format=torch.channels_last)
-    rule = peer.sgd(model, args.momentum, args.nesterov, args.weight_decay)
+    rule = peer.sgd(model, args.momentum, args.nesterov, args.weight_decay, args.decay)
     scaler = torch.amp.GradScaler(args.device, init_scale=args.loss_scale, enabled=args.amp == "fp16")
     losses = []
-    for images, labels, rate in zip(batches["images"], batches["labels"], rates):
+    for step, rate in enumerate(rates):
         for group in rule.param_groups:
             group["lr"] = rate
         rule.zero_grad(set_to_none=True)
+        images, targets = batch(args, batches, step, model.fc.out_features)
         with peer.autocast(args.device, args.amp):
-            logits = model(peer.normalise(images, args.device))
-            loss = torch.nn.functional.cross_entropy(
-                logits.float(), labels.to(args.device), label_smoothing=args.label_smoothing
-            )
+            logits = model(images)
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=args.label_smoothing)
         scaler.scale(loss).backward()
         scaler.step(rule)
         scaler.update()

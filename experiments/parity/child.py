@@ -1,0 +1,88 @@
+"""Runs a command up to a deadline, and measures it: lines with their times, CPU time, memory of the process or of the card."""
+
+import os
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+
+STOPPED = 75  # engine's exit code for "run me again"; torch_train.py has the same
+
+
+@dataclass
+class Outcome:
+    status: int
+    seconds: float
+    cpu_seconds: float
+    peak_memory_mb: float
+    # (seconds since the start, line) of standard output.
+    lines: list = field(default_factory=list)
+
+
+def card_memory_mb():
+    """What is in use on the first card."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        return float(answer.stdout.split()[0])
+    except (IndexError, ValueError):
+        return 0.0
+
+
+class CardMemory:
+    """The most that was in use on the card beyond what was before, looked at twice a second."""
+
+    def __init__(self):
+        self.before = self.most = card_memory_mb()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self):
+        while not self.over.wait(0.5):
+            self.most = max(self.most, card_memory_mb())
+
+    def finish(self):
+        self.over.set()
+        self.thread.join()
+        return self.most - self.before
+
+
+def execute(command, log, seconds, grace=5.0, card=False, on_line=None):
+    """Standard output and error go to the file `log` too. After `seconds - grace` the command is asked to stop, after `seconds`
+    it is killed. `on_line(process, line)` sees each line of standard output as it comes."""
+    memory, began = CardMemory() if card else None, time.monotonic()
+    lines = []
+    with open(log, "a") as file:
+        file.write(f"$ {' '.join(map(str, command))}\n")
+        file.flush()
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=file, text=True)
+        timers = [threading.Timer(max(seconds - grace, 0.1), process.terminate), threading.Timer(seconds, process.kill)]
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
+        try:
+            for line in process.stdout:
+                lines.append((time.monotonic() - began, line.rstrip("\n")))
+                file.write(line)
+                file.flush()
+                if on_line:
+                    on_line(process, line)
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    peak = memory.finish() if memory else usage.ru_maxrss / 1024
+    spent = usage.ru_utime + usage.ru_stime
+    return Outcome(process.returncode, time.monotonic() - began, spent, peak, lines)
+
+
+def last_words(log):
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in open(log, errors="replace") if line.strip()]
+    return lines[-1] if lines else "nothing was said"
