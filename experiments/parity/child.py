@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 STOPPED = 75  # engine's exit code for "run me again"; torch_train.py has the same
+DEVICE_FAILED = 70
 
 
 @dataclass
@@ -20,12 +21,11 @@ class Outcome:
 
 
 def card_memory_mb():
-    """What is in use on the first card."""
+    """What is in use on the first card; 0 where there is none."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
     try:
-        return float(answer.stdout.split()[0])
-    except (IndexError, ValueError):
+        return float(subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()[0])
+    except (OSError, IndexError, ValueError):
         return 0.0
 
 
@@ -49,10 +49,10 @@ class CardMemory:
 
 
 def execute(command, log, seconds, grace=5.0, card=False, on_line=None):
-    """Standard output and error go to the file `log` too. After `seconds - grace` the command is asked to stop, after `seconds`
-    it is killed. `on_line(process, line)` sees each line of standard output as it comes."""
+    """Standard output and error go to the file `log` too. After `seconds - grace`, and on Ctrl-C, the command is asked to stop;
+    after `seconds` it is killed. `on_line(process, outcome)` sees what has come by then, with each line of standard output."""
     memory, began = CardMemory() if card else None, time.monotonic()
-    lines = []
+    outcome = Outcome(0, 0.0, 0.0, 0.0)
     with open(log, "a") as file:
         file.write(f"$ {' '.join(map(str, command))}\n")
         file.flush()
@@ -61,28 +61,38 @@ def execute(command, log, seconds, grace=5.0, card=False, on_line=None):
         for timer in timers:
             timer.daemon = True
             timer.start()
+        for line in lines_of(process):
+            outcome.seconds = time.monotonic() - began
+            outcome.lines.append((outcome.seconds, line.rstrip("\n")))
+            file.write(line)
+            file.flush()
+            if on_line:
+                on_line(process, outcome)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = outcome.status = os.waitstatus_to_exitcode(status)
+        for timer in timers:
+            timer.cancel()
+    outcome.seconds = time.monotonic() - began
+    outcome.cpu_seconds = usage.ru_utime + usage.ru_stime
+    outcome.peak_memory_mb = memory.finish() if memory else usage.ru_maxrss / 1024
+    return outcome
+
+
+def lines_of(process):
+    """Standard output to its end; Ctrl-C asks the process to stop, and what it says then is read too."""
+    while True:
         try:
-            for line in process.stdout:
-                lines.append((time.monotonic() - began, line.rstrip("\n")))
-                file.write(line)
-                file.flush()
-                if on_line:
-                    on_line(process, line)
+            line = process.stdout.readline()
         except KeyboardInterrupt:
             process.terminate()
-            process.wait()
-            raise
-        finally:
-            for timer in timers:
-                timer.cancel()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    peak = memory.finish() if memory else usage.ru_maxrss / 1024
-    spent = usage.ru_utime + usage.ru_stime
-    return Outcome(process.returncode, time.monotonic() - began, spent, peak, lines)
+            continue
+        if not line:
+            return
+        yield line
 
 
 def last_words(log):
     """The last line of a log that says something."""
-    lines = [line.strip() for line in open(log, errors="replace") if line.strip()]
+    with open(log, errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
     return lines[-1] if lines else "nothing was said"

@@ -12,13 +12,14 @@ from recipe import NAMES
 
 COLOURS = {"engine": "#0b6e4f", "pytorch": "#c8553d"}
 WIDTH, PANEL, HEIGHT, LEFT, TOP, ROW = 960, 390, 220, 56, 40, 320
+COLUMNS = ("recipe", "program", "seeds", "final top-1, %", "seconds", "images/s", "peak memory, MB", "waiting for data", "cores")
+COLUMNS += ("seconds to top-1",)
 TEXT, FAINT = "#333333", "#dddddd"
 
 
 def table(found, scale):
     """Markdown: a row a recipe and program."""
-    head = "| recipe | program | seeds | final top-1, % | seconds | images/s | peak memory, MB | waiting for data | cores | seconds to top-1 |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for recipe in NAMES:
         both = [found.get((recipe, scale, program), []) for program in results.PROGRAMS]
         accuracy = results.common_accuracy(both) if all(both) else None
@@ -32,7 +33,7 @@ def row(recipe, program, ones, accuracy):
     top1 = results.final(ones)
     mean = {key: statistics.mean(one[key] for one in ones) for key in ("seconds", "images_per_second", "wait", "cores")}
     spread = f" ± {results.spread(top1):.2f}" if len(ones) > 1 else ""
-    when = "" if accuracy is None else f"{statistics.mean(results.seconds_to(one, accuracy) for one in ones):.1f} ({accuracy} %)"
+    when = "" if accuracy is None else f"{results.mean_seconds_to(ones, accuracy):.1f} ({accuracy} %)"
     memory = max(one["peak_memory_mb"] for one in ones)
     cells = [
         recipe,
@@ -102,15 +103,17 @@ def picture(found, scale):
         if by_program:
             rows.append((recipe, by_program))
     height = ROW * len(rows) + 30
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">']
+    box = f'viewBox="0 0 {WIDTH} {height}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif" font-size="12">']
     parts.append(f'<rect width="{WIDTH}" height="{height}" fill="white"/>')
     for index, (recipe, by_program) in enumerate(rows):
         top = TOP + index * ROW
         parts += panel(by_program, "epoch", LEFT, top, f"{recipe}: validation top-1, %")
         parts += panel(by_program, "seconds", LEFT + PANEL + 80, top, f"{recipe}: the same over time")
     for index, program in enumerate(results.PROGRAMS):
-        parts.append(line([(LEFT + 130 * index, height - 14), (LEFT + 24 + 130 * index, height - 14)], COLOURS[program], 2.5))
-        parts.append(label(LEFT + 30 + 130 * index, height - 10, program))
+        left = LEFT + 130 * index
+        parts.append(line([(left, height - 14), (left + 24, height - 14)], COLOURS[program], 2.5))
+        parts.append(label(left + 30, height - 10, program))
     parts.append(label(LEFT + 290, height - 10, "thin: one seed each; thick: their mean"))
     return "\n".join(parts + ["</svg>\n"])
 

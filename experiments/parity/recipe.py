@@ -5,6 +5,7 @@ import pathlib
 import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 SCALES = tomllib.loads((HERE / "scales.toml").read_text())
 NAMES = ("plain", "mixed")
 

@@ -97,6 +97,10 @@ def seconds_to(one, accuracy):
     return next(epoch["seconds"] for epoch in one["epochs"] if epoch["val_top1"] >= accuracy)
 
 
+def mean_seconds_to(ones, accuracy):
+    return statistics.mean(seconds_to(one, accuracy) for one in ones)
+
+
 def judge_top1(engine, pytorch):
     """The criterion: means differ by at most two standard errors and by at most 1.0 point, or engine is higher."""
     ours, theirs = final(engine), final(pytorch)
@@ -105,7 +109,8 @@ def judge_top1(engine, pytorch):
     alone = len(ours) == 1 or len(theirs) == 1
     within = abs(difference) <= 1.0 and (alone or abs(difference) <= allowed)
     known = "one seed, whose spread is not known" if alone else f"two standard errors {allowed:.2f}"
-    text = f"engine {statistics.mean(ours):.2f} %, PyTorch {statistics.mean(theirs):.2f} %: {difference:+.2f} points ({known})"
+    means = f"engine {statistics.mean(ours):.2f} %, PyTorch {statistics.mean(theirs):.2f} %"
+    text = f"{means}: {difference:+.2f} points ({known})"
     return difference > 0 or within, text
 
 
@@ -119,8 +124,9 @@ def judge_gain(found, scale):
         gains.append((statistics.mean(mixed) - statistics.mean(plain), math.hypot(error(plain), error(mixed))))
     (ours, a), (theirs, b) = gains
     allowed = 2 * math.hypot(a, b)
-    text = f"mixed - plain: engine {ours:+.2f}, PyTorch {theirs:+.2f} points, apart {abs(ours - theirs):.2f} (two standard errors {allowed:.2f})"
-    return abs(ours - theirs) <= allowed, text
+    apart = abs(ours - theirs)
+    text = f"mixed - plain: engine {ours:+.2f}, PyTorch {theirs:+.2f} points: {apart:.2f} apart (two standard errors {allowed:.2f})"
+    return apart <= allowed, text
 
 
 def judge_rates(engine, pytorch):
@@ -133,7 +139,7 @@ def judge_rates(engine, pytorch):
 
 def judge_time(engine, pytorch, wanted):
     accuracy = common_accuracy([engine, pytorch])
-    ours, theirs = (statistics.mean(seconds_to(one, accuracy) for one in results) for results in (engine, pytorch))
+    ours, theirs = mean_seconds_to(engine, accuracy), mean_seconds_to(pytorch, accuracy)
     text = f"to {accuracy} %: engine {ours:.0f} s, PyTorch {theirs:.0f} s, ratio {theirs / ours:.2f}"
     return theirs / ours >= wanted, text + (f" (goal {wanted})" if wanted else "")
 

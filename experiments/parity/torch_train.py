@@ -3,9 +3,9 @@
     python torch_train.py --recipe plain.toml [--set key=value ...] --data TAR --output DIR --device cuda --amp fp16
     python torch_train.py --recipe plain.toml --data TAR --write-initial FILE
 
-Mixed precision with channels_last, the fused optimiser, cudnn.benchmark and TF32 where f32 is left. Prints a line an epoch, as engine
-does, and writes DIR/metrics.jsonl with the same keys. On SIGTERM it ends with its epoch, writes DIR/state.pt and exits with 75; the
-same command goes on.
+channels_last, mixed precision, the fused optimiser, cudnn.benchmark, and TF32 where f32 is left on a card. Prints a line an epoch,
+as engine does, and writes DIR/metrics.jsonl with the same keys. On SIGTERM and Ctrl-C it ends with its epoch, writes
+DIR/state.pt and exits with 75; the same command goes on.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import torchvision
 from torch.optim import lr_scheduler, swa_utils
 from torchvision.transforms import v2
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "bench" / "peers"))
-import peer
 import recipe as recipes
 import torch_data
+
+sys.path.insert(0, str(recipes.ROOT / "bench" / "peers"))
+import peer
 
 SAVE_EVERY = 20  # epochs, against a kill
 
@@ -134,7 +134,7 @@ class Training:
     def __init__(self, args, plan, validation):
         self.args, self.plan, self.validation = args, plan, validation
         self.model = network(plan).to(args.device, memory_format=torch.channels_last)
-        self.run = torch.compile(self.model) if args.compile else self.model
+        self.run = torch.compile(self.model, mode=args.compile) if args.compile else self.model
         options = dict(nesterov=False, weight_decay=plan.weight_decay, decay=plan.decay, fused=True)
         self.rule = peer.sgd(self.model, plan.momentum, **options)
         for group in self.rule.param_groups:
@@ -217,9 +217,8 @@ class Training:
             log.write(json.dumps(line) + "\n")
         log.flush()
         mean = sum(losses) / len(losses)
-        print(
-            f"epoch: {self.epoch}  train_loss: {mean:.3f}  val_loss: {loss:.3f}  val_top1: {top1:.2f}%", flush=True
-        )
+        scores = f"train_loss: {mean:.3f}  val_loss: {loss:.3f}  val_top1: {top1:.2f}%"
+        print(f"epoch: {self.epoch}  {scores}", flush=True)
 
 
 def arguments():
@@ -232,7 +231,7 @@ def arguments():
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--amp", default="fp16", choices=["fp16", "bf16", "fp32"])
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", choices=["default", "reduce-overhead"], help="torch.compile with this mode")
     args = parser.parse_args()
     if not (args.output or args.write_initial):
         parser.error("--output or --write-initial is wanted")
@@ -270,9 +269,11 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     training = Training(args, plan, validation)
     training.restore()
+    # Ctrl-C is for this process alone: workers that ended with it would take their batches along.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = iter(torch_data.loader(batches, plan, training.epoch, args.workers, args.device == "cuda"))
-    # After the workers have begun: theirs stays the default.
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.append(True))
     with open(args.output / "metrics.jsonl", "a") as log:
         while training.epoch < plan.epochs:
             training.run_epoch(stream, log)
@@ -280,8 +281,6 @@ def main():
                 training.save()
             if stop and training.epoch < plan.epochs:
                 sys.exit(75)
-    if args.device == "cuda":
-        print(f"peak of tensors: {torch.cuda.max_memory_allocated() / 2**20:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
