@@ -17,7 +17,6 @@ mkdir -p "$output/checkpoints"
 [ -e "$output/logs.md" ] && resumed=yes
 epoch=0
 [ -n "$resumed" ] && epoch=$(cat "$output/logs.md")
-trap 'exit 75' TERM
 while [ $epoch -lt ${epochs:-2} ]; do
     epoch=$((epoch + 1))
     [ -z "$SLOW$resumed" ] && case $output in */cut | */whole) [ $epoch -gt 1 ] && sleep 0.4 ;; esac
@@ -27,7 +26,7 @@ while [ $epoch -lt ${epochs:-2} ]; do
     done >>"$output/metrics.jsonl"
     echo $epoch >"$output/logs.md"
     echo "epoch: $epoch  train_loss: 2.500  val_loss: 2.000  val_top1: $([ $epoch -eq 1 ] && echo 20.00 || echo "$TOP1")%"
-    [ -z "$SLOW" ] || [ -n "$resumed" ] || { sleep 60 & wait; }
+    [ -z "$SLOW" ] || [ -n "$resumed" ] || { trap 'kill $!; exit 75' TERM; sleep 60 >/dev/null & wait; }
 done
 echo "$BYTES$resumed" | sed "s/yes/$RESUMED/" >"$output/checkpoints/last.safetensors"
 "#;

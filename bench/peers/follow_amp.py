@@ -6,12 +6,12 @@
     python bench/peers/follow_amp.py --batches batches.safetensors --checkpoint init.safetensors \\
         --metrics run/metrics.jsonl --device cuda --amp fp16 --nesterov --label-smoothing 0.1
 
-The two trainings (or --runs of them) differ in their first weights by one rounding of the storage type, at random: that is as much
-as two correct programs differ in before the first step. Their spread is the largest distance of two of them over all steps; the
-engine's distance is the largest, over all steps, to the nearest of them. A ReLU on the edge of 0 is enough to part two correct
-programs by 1e-4 in a step, and from then on they part further: more runs know better how far. Batches of a recipe that mixes images say how, and are
-mixed here. The exit status is 1 when the distance exceeds the
-spread (or, where that is smaller, one rounding of the loss).
+The two trainings (or --runs of them) differ in their first weights by one rounding of the storage type, at random: that is
+as much as two correct programs differ in before the first step. Their spread is the largest distance of two of them over all
+steps; the engine's distance is the largest, over all steps, to the nearest of them. A ReLU on the edge of 0 is enough to part two
+correct programs by 1e-4 in a step, and they part further from then on: more runs know better how far. Batches of a recipe
+that mixes images say how, and are mixed here. The exit status is 1 when the distance exceeds the spread (or, where that is
+smaller, one rounding of the loss).
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Runs a command up to a deadline, and measures it: lines with their times, CPU time, memory of the process or of the card."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -57,7 +58,9 @@ def execute(command, log, seconds, grace=5.0, card=False, on_line=None):
         file.write(f"$ {' '.join(map(str, command))}\n")
         file.flush()
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=file, text=True)
-        timers = [threading.Timer(max(seconds - grace, 0.1), process.terminate), threading.Timer(seconds, process.kill)]
+        ends = [(max(seconds - grace, 0.1), signal.SIGTERM), (seconds, signal.SIGKILL)]
+        # Not process.terminate(): it may reap the process, whose resources wait4 is to tell.
+        timers = [threading.Timer(after, os.kill, (process.pid, number)) for after, number in ends]
         for timer in timers:
             timer.daemon = True
             timer.start()
@@ -68,10 +71,11 @@ def execute(command, log, seconds, grace=5.0, card=False, on_line=None):
             file.flush()
             if on_line:
                 on_line(process, outcome)
+        # A process that keeps on without its output is still killed in time.
+        timers[0].cancel()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = outcome.status = os.waitstatus_to_exitcode(status)
-        for timer in timers:
-            timer.cancel()
+        timers[1].cancel()
     outcome.seconds = time.monotonic() - began
     outcome.cpu_seconds = usage.ru_utime + usage.ru_stime
     outcome.peak_memory_mb = memory.finish() if memory else usage.ru_maxrss / 1024
@@ -84,7 +88,7 @@ def lines_of(process):
         try:
             line = process.stdout.readline()
         except KeyboardInterrupt:
-            process.terminate()
+            os.kill(process.pid, signal.SIGTERM)
             continue
         if not line:
             return

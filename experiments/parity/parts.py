@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tarfile
 import time
@@ -80,8 +81,9 @@ def compile_pays(run, began):
     if not path.exists():
         path.write_text(json.dumps(compiled_rates(run)) + "\n")
     said = json.loads(path.read_text())
-    tried = ", ".join(f"{mode} {one['images_per_second']:.0f} ({one['gain_seconds']:+.0f} s)" for mode, one in said["tried"].items())
-    text = f"eager {said['eager']:.0f} images/s, compiled: {tried or 'none works'}; taken: {said['taken'] or 'eager'}"
+    tried = [f"{mode} {one['images_per_second']:.0f} ({one['gain_seconds']:+.0f} s)" for mode, one in said["tried"].items()]
+    compiled = ", ".join(tried) or "none works"
+    text = f"eager {said['eager']:.0f} images/s, compiled: {compiled}; taken: {said['taken'] or 'eager'}"
     run.say(None, "compile", began, text)
 
 
@@ -180,7 +182,7 @@ def kill_in_second_epoch(run, command, folder, after):
     def kill(process, outcome):
         if outcome.lines[-1][1].startswith("epoch: 1 "):
             time.sleep(after)
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
 
     reached = None
     for _ in range(3):

@@ -125,8 +125,8 @@ def judge_gain(found, scale):
     (ours, a), (theirs, b) = gains
     allowed = 2 * math.hypot(a, b)
     apart = abs(ours - theirs)
-    text = f"mixed - plain: engine {ours:+.2f}, PyTorch {theirs:+.2f} points: {apart:.2f} apart (two standard errors {allowed:.2f})"
-    return apart <= allowed, text
+    text = f"mixed - plain: engine {ours:+.2f}, PyTorch {theirs:+.2f} points: {apart:.2f} apart"
+    return apart <= allowed, f"{text} (two standard errors {allowed:.2f})"
 
 
 def judge_rates(engine, pytorch):

@@ -3,8 +3,8 @@
     python torch_train.py --recipe plain.toml [--set key=value ...] --data TAR --output DIR --device cuda --amp fp16
     python torch_train.py --recipe plain.toml --data TAR --write-initial FILE
 
-channels_last, mixed precision, the fused optimiser, cudnn.benchmark, and TF32 where f32 is left on a card. Prints a line an epoch,
-as engine does, and writes DIR/metrics.jsonl with the same keys. On SIGTERM and Ctrl-C it ends with its epoch, writes
+channels_last, mixed precision, the fused optimiser, cudnn.benchmark, and TF32 where f32 is left on a card. Prints a line an
+epoch, as engine does, and writes DIR/metrics.jsonl with the same keys. On SIGTERM and Ctrl-C it ends with its epoch, writes
 DIR/state.pt and exits with 75; the same command goes on.
 """
 
