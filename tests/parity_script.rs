@@ -182,19 +182,15 @@ fn failures_are_named() {
     if !has_python() {
         return;
     }
-    let cases: [(&[(&str, &str)], &str, &str); 4] = [
-        (&[("ENGINE_TOP1", "39.50")], "train,judge", "-1.10 points"),
-        (&[("FOLLOWED", "OUTSIDE")], "paired", "4 steps: OUTSIDE the spread"),
-        (&[("BYTES", "same"), ("RESUMED", "other")], "resume", "OTHER bytes than the uninterrupted run"),
-        (&[], "nonesuch", "--parts nonesuch: no such part"),
-    ];
-    for (variables, parts, want) in cases {
-        let machine = Machine::new(variables);
-        let output = machine.run(&["--parts", parts]);
+    let case = |variables: &[(&'static str, &'static str)], parts: &str, status: i32, want: &str| {
+        let output = Machine::new(variables).run(&["--parts", parts]);
         let text = said(&output);
-        let status = if parts == "nonesuch" { 2 } else { 1 };
         assert!(code(&output) == Some(status) && text.contains(want), "{want} is missing in\n{text}");
-    }
+    };
+    case(&[("ENGINE_TOP1", "39.50")], "train,judge", 1, "-1.10 points");
+    case(&[("FOLLOWED", "OUTSIDE")], "paired", 1, "4 steps: OUTSIDE the spread");
+    case(&[("BYTES", "same"), ("RESUMED", "other")], "resume", 1, "OTHER bytes than the uninterrupted run");
+    case(&[], "nonesuch", 2, "--parts nonesuch: no such part");
 }
 
 /// The comparison itself, from results as trainings leave them.
