@@ -41,6 +41,39 @@ def answer(*command):
         return ""
 
 
+# Folders nvidia/*/lib of a Python's packages that hold this library.
+FOLDERS = """import glob, site, sys
+roots = site.getsitepackages() + [path for path in sys.path if path.endswith("-packages")]
+found = [f.rsplit("/", 1)[0] for root in roots for f in glob.glob(root + "/nvidia/*/lib/" + sys.argv[1] + ".so*")]
+print(*dict.fromkeys(found), sep=":")
+"""
+
+
+def find_libraries(python):
+    """cuBLAS and cuDNN that pip alone has installed are shown to the loader, as bench/gpu.sh does."""
+    known = answer("ldconfig", "-p") or answer("/sbin/ldconfig", "-p")
+    for library in ("libcublas", "libcudnn"):
+        folders = "" if f"{library}.so" in known else answer(python, "-c", FOLDERS, library)
+        paths = [path for path in (os.environ.get("LD_LIBRARY_PATH"), folders) if path]
+        os.environ["LD_LIBRARY_PATH"] = ":".join(paths)
+
+
+def once(part):
+    """A part that takes minutes of a card and has passed stays so at the next call; the file that says it can be removed."""
+
+    def run_once(run, began):
+        note = run.out / f"{part.__name__}-passed.txt"
+        if note.exists():
+            run.say(True, part.__name__, began, f"in an earlier call: {note.read_text().strip()}")
+        else:
+            passed, text = part(run)
+            run.say(passed, part.__name__, began, text)
+            if passed:
+                note.write_text(text + "\n")
+
+    return run_once
+
+
 def machine(run, began):
     card = answer("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     processor = [line.split(":")[1].strip() for line in answer("lscpu").splitlines() if line.startswith("Model name")]
@@ -52,8 +85,8 @@ def machine(run, began):
     run.say(None, "machine", began, f"{card or host}; {torch}")
 
 
-def paired(run, began):
-    """Both programs from the same weights on the same batches at the same rates."""
+def paired(run):
+    """Both programs from the same weights on the same batches at the same rates; whether they agree, and in words."""
     steps = run.scale["paired"]
     weights, batches, output = (run.scratch / name for name in ("init.safetensors", "batches.safetensors", "paired"))
     short = [*run.short(), "epochs=1", "schedule.warmup_epochs=0.5"]
@@ -69,7 +102,7 @@ def paired(run, began):
     follow += ["--momentum", optim["momentum"], "--weight-decay", optim["weight_decay"], "--decay", optim["decay"]]
     follow += ["--runs", run.scale["paired_runs"]]
     outcome = run.may("paired", [*follow, "--label-smoothing", loss["label_smoothing"]])
-    run.say(outcome.status == 0, "paired", began, child.last_words(run.out / "paired.txt"))
+    return outcome.status == 0, child.last_words(run.out / "paired.txt")
 
 
 def compile_pays(run, began):
@@ -155,8 +188,8 @@ def finish(run, path, output, program, seed):
     shutil.rmtree(output)
 
 
-def resume(run, began):
-    """Three short epochs, killed in the second."""
+def resume(run):
+    """Three short epochs, killed in the second; whether they end alike, and in words."""
     folders = [run.scratch / "whole", run.scratch / "cut"]
     steps = run.scale["paired"]
     short = [*run.short(), "epochs=3", "schedule.warmup_epochs=1", "checkpoint.every_epochs=1"]
@@ -167,13 +200,12 @@ def resume(run, began):
     ends = [seconds for seconds, line in run.must("resume-whole", whole).lines if line.startswith("epoch:")]
     reached = kill_in_second_epoch(run, cut, folders[1], (ends[1] - ends[0]) / 2)
     if reached != 1:
-        run.say(False, "resume", began, f"the kill did not fall into epoch 2: {reached} epochs had ended")
-        return
+        return False, f"the kill did not fall into epoch 2: {reached} epochs had ended"
     run.must("resume-again", cut)
     names = [folder / "checkpoints" / "last.safetensors" for folder in folders]
     same = names[0].read_bytes() == names[1].read_bytes()
     said = "the same bytes" if same else "OTHER bytes than the uninterrupted run"
-    run.say(same, "resume", began, f"killed with SIGKILL inside epoch 2 of 3 and resumed: {said}")
+    return same, f"killed with SIGKILL inside epoch 2 of 3 and resumed: {said}"
 
 
 def kill_in_second_epoch(run, command, folder, after):
@@ -218,4 +250,11 @@ def judge(run, began):
     print((run.folder / f"table-{run.scale_name}.md").read_text(), flush=True)
 
 
-PARTS = dict(machine=machine, paired=paired, compile=compile_pays, train=train, resume=resume, judge=judge)
+PARTS = {
+    "machine": machine,
+    "paired": once(paired),
+    "compile": compile_pays,
+    "train": train,
+    "resume": once(resume),
+    "judge": judge,
+}

@@ -4,11 +4,11 @@
 
 torchvision's ResNet-50 with random weights, whose batch norms have seen the photographs once, goes through `engine eval`,
 `engine predict` and, exported, `classify`. Compared are the pixels that the network saw (`classify --stdio` shows them), the
-logarithms of all probabilities, and loss, top-1 and top-5. The exit status is 1 where pixels differ by a byte, logarithms by more
-than 1e-4 of the largest (1e-3 where Winograd's algorithm runs: classify), or scores at all.
+logarithms of all probabilities, and loss, top-1 and top-5. The exit status is 1 where pixels differ by a byte, logarithms by
+more than 1e-4 of the largest (1e-3 where Winograd's algorithm runs: classify), or scores at all.
 
-JPEG decoders differ by a few grey levels (Pillow's is libjpeg-turbo, a build without the feature `turbojpeg` has zune-jpeg), so the
-photographs are judged as PNGs of Pillow's pixels; how far the JPEGs themselves are apart is printed beside it.
+JPEG decoders differ by a few grey levels (Pillow's is libjpeg-turbo, a build without the feature `turbojpeg` has zune-jpeg), so
+the photographs are judged as PNGs of Pillow's pixels; how far the JPEGs themselves are apart is printed beside it.
 """
 
 import argparse

@@ -18,14 +18,15 @@ from recipe import HERE, ROOT, SCALES
 USAGE = """
 parts, in this order (--parts A,B runs some):
   machine  what this runs on
-  paired   step losses on engine's own batches, weights and rates, beside two runs of PyTorch  (bench/peers/follow_amp.py)
+  paired   step losses on engine's own batches, weights and rates, beside runs of PyTorch      (bench/peers/follow_amp.py)
   compile  whether torch.compile pays over the whole training                                  (bench/peers/train_throughput.py)
   train    engine and PyTorch in turns, seed after seed
   resume   engine killed with SIGKILL inside an epoch and resumed: the same bytes
   judge    top-1, learning rates, time to the same accuracy, waiting for data; tables and curves
 
 Nothing runs longer than --minutes: trainings are stopped with a checkpoint, and the same command goes on. Results of
-trainings that have ended stay in FOLDER and are not repeated, also on another machine. $ENGINE is the binary (default:
+trainings that have ended stay in FOLDER and are not repeated, also on another machine; nor are paired and resume once they
+have passed. $ENGINE is the binary (default:
 target/release/engine), $PYTHON the Python with PyTorch and torchvision (default: the one that runs this).
 Exit: 0 all passed, 1 something failed, 2 wrong command line, 70 no card or a failing one, 75 time is up: run it again.
 """
@@ -152,8 +153,14 @@ def main():
     if SCALES[args.scale]["device"] == "cuda" and not parts.answer("nvidia-smi", "--list-gpus"):
         print("nvidia-smi finds no card; --scale cpu needs none", file=sys.stderr)
         return child.DEVICE_FAILED
-    args.scratch.mkdir(parents=True, exist_ok=True)
-    run = Run(args)
+    try:
+        args.scratch.mkdir(parents=True, exist_ok=True)
+        run = Run(args)
+    except (OSError, tarfile.TarError) as error:
+        print(f"cannot begin: {error}", file=sys.stderr)
+        return 1
+    if run.on_card:
+        parts.find_libraries(run.python)
     print(f"{args.recipe} at {args.scale}; raw output in {run.out}", flush=True)
     for part in args.parts:
         began = time.monotonic()
