@@ -34,7 +34,8 @@ def add_arguments(parser):
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--amp", default="fp32", choices=["fp32", "fp16", "bf16"], help="autocast to this")
     parser.add_argument("--optimiser", default="fused", choices=["fused", "foreach"], help="SGD's form, on a GPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    modes = ["default", "reduce-overhead"]
+    parser.add_argument("--compile", nargs="?", const="default", choices=modes, help="torch.compile the model, in this mode")
     parser.add_argument("--nchw", action="store_true", help="default layout in place of channels_last")
 
 
@@ -74,7 +75,7 @@ def stepper(args, torch):
     form = {args.optimiser: True} if on_gpu else {}
     rule = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, **form)
     scaler = torch.amp.GradScaler(args.device, enabled=args.amp == "fp16")
-    run = torch.compile(model) if args.compile else model
+    run = torch.compile(model, mode=args.compile) if args.compile else model
     images = torch.randn(args.batch, 3, args.resolution, args.resolution, device=args.device)
     images = images.contiguous(memory_format=layout)
     labels = torch.randint(0, 1000, (args.batch,), device=args.device)
@@ -134,7 +135,7 @@ def main():
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "amp": args.amp,
         "layout": "nchw" if args.nchw else "channels_last",
-        "compile": args.compile,
+        "compile": args.compile or False,
         "load_1min": os.getloadavg()[0],
         "versions": {"torch": torch.__version__, "network": source},
     }
