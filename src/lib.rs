@@ -14,7 +14,7 @@
 //! | [`backend`] | a training step on a device |
 //! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
-//! | `remote` | both in a bucket of S3 as well |
+//! | [`remote`] | both in a bucket of S3 as well |
 //! | [`train`] | trainer, evaluation, metrics |
 //! | [`infer`] | inference on a CPU: model file -> program -> answer |
 //! | [`export`] | safetensors and .pth for other programs, model files for [`infer`] |

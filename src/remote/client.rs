@@ -64,7 +64,10 @@ pub struct Client {
 impl Client {
     /// Asks the environment, the user's files and the instance where the bucket is; sends nothing to it yet.
     pub fn open(address: Address) -> Result<Self> {
-        let place = Place::find()?;
+        Self::at(address, Place::find()?, Keyring::default())
+    }
+
+    pub fn at(address: Address, place: Place, keyring: Keyring) -> Result<Self> {
         // No certificate of AWS names a host with a bucket's own dots in it.
         let style = if place.is_aws && !address.bucket.contains('.') {
             UrlStyle::VirtualHost
@@ -80,7 +83,7 @@ impl Client {
             .max_redirects(0)
             .http_status_as_error(false)
             .build();
-        Ok(Self { agent: config.into(), bucket, keyring: Keyring::default(), address, place })
+        Ok(Self { agent: config.into(), bucket, keyring, address, place })
     }
 
     /// Where the keys come from, for people.
@@ -264,11 +267,13 @@ impl Client {
 }
 
 /// Codes of answers below 500 that another try may change: what came was not what was sent.
-const PASSING: [&str; 6] = [
+const PASSING: [&str; 8] = [
     "RequestTimeout",
     "BadDigest",
     "IncompleteBody",
     "XAmzContentSHA256Mismatch",
+    "MalformedXML",
+    "InvalidPart",
     "SlowDown",
     "OperationAborted",
 ];

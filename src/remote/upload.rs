@@ -83,20 +83,27 @@ impl Claim {
         Ok(())
     }
 
-    /// Makes the bucket hold what the folder does, newest checkpoint first, each with a manifest behind it.
+    /// Makes the bucket hold what the folder does, each checkpoint with a manifest behind it: first what is kept for good, which no
+    /// machine that goes on from a later one would make again, then the newest, then the rest.
     fn mirror(&mut self, offer: Offer, patience: &Patience) -> Answer<()> {
         self.is_still_ours(patience)?;
         let local = self.store.present().map_err(|error| Failure::Lasting(error.message))?;
         let is_new = |at: (u32, u64)| (at.1, at.0) <= place(offer.at) && !self.stored.manifest.has(at);
-        let new: Vec<PathBuf> =
-            local.into_iter().filter(|(at, _)| is_new(*at)).map(|(_, path)| path).collect();
+        let mut new: Vec<_> = local.into_iter().filter(|(at, _)| is_new(*at)).collect();
+        // A stable sort: the newest stay first among the others.
+        new.sort_by_key(|(at, path)| !self.is_for_good(*at, path, offer.best));
         let mut is_written = false;
-        for path in new {
+        for (_, path) in new {
             let Some(step) = self.upload_checkpoint(&path, patience)? else { continue };
             self.publish(Some(step), offer, patience)?;
             is_written = true;
         }
         if is_written { Ok(()) } else { self.publish(None, offer, patience) }
+    }
+
+    fn is_for_good(&self, at: (u32, u64), path: &Path, best: Option<Position>) -> bool {
+        let is_epoch_end = || self.store.position(path).is_ok_and(|position| position.epoch_end);
+        self.store.keeps(usize::MAX, at, best, is_epoch_end)
     }
 
     fn is_still_ours(&mut self, patience: &Patience) -> Answer<()> {

@@ -15,12 +15,11 @@ use crate::terminal::message;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a run waits for its bucket before it begins; the variable has another number of seconds.
-const PATIENCE: u64 = 120;
+/// Seconds that a run waits for its bucket before it begins, and for its last upload once it is over. The variable has
+/// another number for both.
+const AT_BEGINNING: u64 = 120;
+const AT_END: u64 = 600;
 const PATIENCE_VARIABLE: &str = "ENGINE_REMOTE_PATIENCE";
-
-/// How long a run that is over waits for its last upload.
-const LAST: Duration = Duration::from_secs(600);
 
 /// Nothing at all where `checkpoint.remote` is empty.
 pub struct Mirror {
@@ -45,7 +44,7 @@ impl Mirror {
     pub fn bring(&mut self, resume: &Resume, output: &Output, store: &Store, fresh: &RunState) -> Result<()> {
         let Some(client) = self.client.clone().filter(|_| *resume == Resume::Auto) else { return Ok(()) };
         let never = || false;
-        let patience = Patience::new(patience(), &never);
+        let patience = Patience::new(patience(AT_BEGINNING), &never);
         let here = store.newest()?.found.map(|found| found.at);
         let stored = match manifest::read(&client, &patience) {
             Err(Failure::Passing(reason)) if here.is_some() => {
@@ -93,8 +92,11 @@ impl Mirror {
         let (folder, store) = (output.folder.clone(), store.clone());
         let job = Job { client: Arc::clone(client), owner, from: state.position(), folder, store };
         let never = || false;
-        let claim =
-            if self.is_away { None } else { Some(Claim::take(&job, &Patience::new(patience(), &never))) };
+        let claim = if self.is_away {
+            None
+        } else {
+            Some(Claim::take(&job, &Patience::new(patience(AT_BEGINNING), &never)))
+        };
         let claim = match claim.transpose() {
             Err(Failure::Taken) => {
                 let address = &client.address;
@@ -128,7 +130,7 @@ impl Mirror {
     pub fn close(&mut self, state: &RunState, stop: &Stop, outcome: Result<()>) -> Result<()> {
         let Some(uploader) = self.uploader.take() else { return outcome };
         let address = uploader.address().to_owned();
-        let time = if stop.requested() { stop.time_left(self.grace) } else { LAST };
+        let time = if stop.requested() { stop.time_left(self.grace) } else { patience(AT_END) };
         let offer = Offer { at: state.position(), best: state.best_position() };
         let uploaded = uploader.finish(offer, time);
         match (outcome, uploaded) {
@@ -151,9 +153,9 @@ impl Mirror {
     }
 }
 
-fn patience() -> Duration {
-    let seconds = std::env::var(PATIENCE_VARIABLE).ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(PATIENCE))
+fn patience(seconds: u64) -> Duration {
+    let others = std::env::var(PATIENCE_VARIABLE).ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(others.unwrap_or(seconds))
 }
 
 /// Before a run begins: what passes is for the launcher to try again, anything else for a person.

@@ -200,9 +200,7 @@ impl Trainer<'_> {
 
     fn epoch(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let mut loader = self.training_loader()?;
-        let all_steps = self.config.epochs * self.steps_per_epoch;
-        let money = self.goals.money(self.state.total_steps as f64 / all_steps as f64);
-        let title = format!("epoch {}/{}{money}", self.state.epoch + 1, self.config.epochs);
+        let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
         self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
@@ -357,6 +355,7 @@ impl Trainer<'_> {
             clock,
         })?;
         let epochs_after = self.config.epochs - self.state.epoch - 1;
+        let all_steps = self.config.epochs * self.steps_per_epoch;
         if let Some(progress) = progress {
             progress.tick(Tick {
                 step: step.step,
@@ -364,6 +363,7 @@ impl Trainer<'_> {
                 loss: step.score.loss / step.score.count as f64,
                 waited: step.waited,
                 steps_after: epochs_after * self.steps_per_epoch,
+                money: self.goals.money(step.total_steps as f64 / all_steps as f64),
             });
         }
         Ok(())
