@@ -33,6 +33,9 @@ impl Position {
     /// Before the first step: a resume from here sets every checkpoint aside.
     pub const START: Self = Self { epoch: 0, step: 0, epoch_end: false };
 
+    /// After every step.
+    pub const LAST: Self = Self { epoch: u32::MAX, step: u64::MAX, epoch_end: false };
+
     pub fn file_name(&self) -> String {
         format!("e{:04}-s{:08}{ENDING}", self.epoch, self.step)
     }

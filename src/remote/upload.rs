@@ -150,7 +150,7 @@ impl Claim {
         }
         for step in dropped {
             // What cannot be removed now goes at the run's next beginning.
-            let _ = self.client.delete(&self.client.address.key(&step.object));
+            let _ = retry(patience, || self.client.delete(&self.client.address.key(&step.object)));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::output::{Output, RunFile};
 use super::state::RunState;
 use super::stop::Stop;
 use super::trainer::Resume;
-use crate::checkpoint::Store;
+use crate::checkpoint::{Position, Store};
 use crate::config::{CheckpointPolicy, differing_keys};
 use crate::error::{Error, Kind, Result};
 use crate::remote::{
@@ -90,7 +90,9 @@ impl Mirror {
         let Some(client) = &self.client else { return Ok(()) };
         let owner = Owner { run: run.id.clone(), name: run.name.clone(), recipe: run.recipe.clone() };
         let (folder, store) = (output.folder.clone(), store.clone());
-        let job = Job { client: Arc::clone(client), owner, from: state.position(), folder, store };
+        // Nobody has looked at what is there: it may be later than this, and then it stays.
+        let from = if self.is_away { Position::LAST } else { state.position() };
+        let job = Job { client: Arc::clone(client), owner, from, folder, store };
         let never = || false;
         let claim = if self.is_away {
             None
@@ -131,6 +133,9 @@ impl Mirror {
         let Some(uploader) = self.uploader.take() else { return outcome };
         let address = uploader.address().to_owned();
         let time = if stop.requested() { stop.time_left(self.grace) } else { patience(AT_END) };
+        if stop.requested() {
+            message(format!("uploading to {address}, for {} s at most", time.as_secs()));
+        }
         let offer = Offer { at: state.position(), best: state.best_position() };
         let uploaded = uploader.finish(offer, time);
         match (outcome, uploaded) {
