@@ -5,6 +5,19 @@ use crate::proxy::{Fault, now_and_then, start};
 use crate::server::{Server, assert_mirrors, run};
 use std::time::Duration;
 
+const SLOW: &[Fault] = &[Fault::Slow(Duration::from_millis(300))];
+
+const ALL: &[Fault] = &[
+    Fault::Refused,
+    Fault::Slow(Duration::from_millis(200)),
+    Fault::CutRequest,
+    Fault::CutAnswer,
+    Fault::Status(500),
+    Fault::Status(503),
+    Fault::ChangedRequest,
+    Fault::ChangedAnswer,
+];
+
 /// Two kills, each on a new machine, through a proxy that fails one request in three.
 fn survives(prefix: &str, faults: &'static [Fault]) {
     let Some(server) = Server::start() else { return };
@@ -29,7 +42,7 @@ fn refused() {
 
 #[test]
 fn slow() {
-    survives("slow", &[Fault::Slow(Duration::from_millis(300))]);
+    survives("slow", SLOW);
 }
 
 #[test]
@@ -49,17 +62,5 @@ fn changed() {
 
 #[test]
 fn all_of_it() {
-    survives(
-        "all",
-        &[
-            Fault::Refused,
-            Fault::Slow(Duration::from_millis(200)),
-            Fault::CutRequest,
-            Fault::CutAnswer,
-            Fault::Status(500),
-            Fault::Status(503),
-            Fault::ChangedRequest,
-            Fault::ChangedAnswer,
-        ],
-    );
+    survives("all", ALL);
 }
