@@ -1,7 +1,7 @@
 //! What another run wrote stays as it is.
 
-use crate::common::{finish, set, temporary};
-use crate::server::{KEY, Server, address, client, objects, patience, run, stored};
+use crate::common::{finish, set, temporary, tiny};
+use crate::server::{KEY, Server, address, client, objects, patience, run, stored, with_keys};
 use engine::remote::object::{put, read};
 
 #[test]
@@ -59,14 +59,19 @@ fn keys_buckets_and_addresses_that_are_wrong_are_named() {
     let Some(server) = Server::start() else { return };
     let folder = temporary();
     let go = || run(folder.path(), &server.host, "x");
+    let to = |remote: &str| {
+        let mut command = tiny(folder.path());
+        with_keys(&mut command, &server.host).args(["--remote", remote]);
+        command
+    };
     finish(go().env_remove("AWS_ACCESS_KEY_ID").env("HOME", "/nonexistent"))
         .fails(2, &["no credentials", "configs/cloud/README.md"]);
     if objects_need_keys(&server) {
         finish(go().env("AWS_SECRET_ACCESS_KEY", "wrong")).fails(2, &["403", "the environment"]);
         finish(go().env("AWS_ACCESS_KEY_ID", "NOBODY")).fails(2, &["403"]);
     }
-    finish(go().args(["--remote", "s3://no-such-bucket/x"])).fails(2, &["no bucket no-such-bucket"]);
-    finish(go().args(["--remote", "bucket/x"])).fails(2, &["bucket/x", "s3://BUCKET"]);
+    finish(&mut to("s3://no-such-bucket/x")).fails(2, &["no bucket no-such-bucket"]);
+    finish(&mut to("bucket/x")).fails(2, &["bucket/x", "s3://BUCKET"]);
     finish(go().env("AWS_ENDPOINT_URL", "minio:9000")).fails(2, &["AWS_ENDPOINT_URL", "https://"]);
     assert!(!folder.path().join("checkpoints/last.safetensors").exists());
     assert_eq!(address("x"), "s3://engine-tests/x");
