@@ -5,7 +5,7 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`cpu_time`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`base64`], [`cpu_time`], [`tensor`], [`rng`] | small things that everything uses |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
@@ -14,6 +14,7 @@
 //! | [`backend`] | a training step on a device |
 //! | `check` | one backend against the other |
 //! | [`checkpoint`], [`log`] | named tensors <-> file; one line an epoch |
+//! | [`remote`] | both in a bucket of S3 as well |
 //! | [`train`] | trainer, evaluation, metrics |
 //! | [`infer`] | inference on a CPU: model file -> program -> answer |
 //! | [`export`] | safetensors and .pth for other programs, model files for [`infer`] |
@@ -29,6 +30,7 @@ pub mod terminal;
 pub mod leave;
 pub mod failpoint;
 pub mod files;
+pub mod base64;
 pub mod cpu_time;
 pub mod tensor;
 pub mod rng;
@@ -47,6 +49,8 @@ pub mod check;
 pub mod checkpoint;
 #[cfg(feature = "train")]
 pub mod log;
+#[cfg(feature = "train")]
+pub mod remote;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod infer;

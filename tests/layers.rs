@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules in the order in which data goes through them. Modules of one line may import each other.
 const LAYERS: &[&[&str]] = &[
-    &["error", "terminal", "leave", "failpoint", "files", "cpu_time", "tensor", "rng"],
+    &["error", "terminal", "leave", "failpoint", "files", "base64", "cpu_time", "tensor", "rng"],
     &["model"],
     &["simd"],
     &["data"],
@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["backend"],
     &["check"],
     &["checkpoint", "log"],
+    &["remote"],
     &["train"],
     &["infer"],
     &["export"],

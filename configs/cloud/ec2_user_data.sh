@@ -11,6 +11,9 @@ REPOSITORY=${REPOSITORY:-}         # https address of the public repository
 DATA_DIR=${DATA_DIR:-}             # ImageNet as datasets/prepare_imagenet.sh or sync_to_ec2.sh lays it out; empty: drawn shapes
 CONFIG=${CONFIG:-}                 # default: configs/resnet50-90-nvidia.toml, and configs/debug.toml for drawn shapes
 OUTPUT_DIR=${OUTPUT_DIR:-/data/run} # on a volume that outlives the instance
+OUTPUT_REMOTE=${OUTPUT_REMOTE:-}   # s3://BUCKET/PREFIX: checkpoints and logs go there too (the role's policy: configs/cloud/README.md)
+PRICE=${PRICE:-}                   # dollars an hour; default: the spot price of now, where aws may ask for it
+DOLLARS=${DOLLARS:-0}              # the run ends when they are spent; 0: it does not
 RUN_AS=${RUN_AS:-}                 # default: the image's user (ec2-user, ubuntu, admin)
 
 say() { printf 'ec2_user_data.sh: %s\n' "$*" >&2; }
@@ -42,7 +45,10 @@ features=''
 if command -v cmake >/dev/null 2>&1 && command -v nasm >/dev/null 2>&1; then features='--features turbojpeg'; fi
 as_user "cd ~/engine && ~/.cargo/bin/cargo build --release $features"
 install -d -o "$RUN_AS" "$OUTPUT_DIR"
-as_user "\$HOME/engine/target/release/engine doctor --output '$OUTPUT_DIR'" || true
+as_user "OUTPUT_REMOTE='$OUTPUT_REMOTE' \$HOME/engine/target/release/engine doctor --output '$OUTPUT_DIR'" || true
+# Without a price there is no budget to end at.
+if [ -z "$PRICE" ]; then PRICE=$(as_user "\$HOME/engine/configs/cloud/spot_price.sh") || PRICE=0; fi
+[ "$PRICE" != 0 ] || [ "$DOLLARS" = 0 ] || fail "DOLLARS=$DOLLARS without a price: set PRICE"
 
 # Exit codes of engine: 75 stopped with a checkpoint, 70 the device failed: again. 1, 2 and 3 want a person.
 # On a shutdown, that of a reclaimed spot instance too, systemd sends SIGTERM: engine saves and exits with 75.
@@ -57,8 +63,8 @@ StartLimitBurst=20
 [Service]
 User=$RUN_AS
 WorkingDirectory=$home/engine
-Environment=DATA_DIR=$DATA_DIR OUTPUT_DIR=$OUTPUT_DIR
-ExecStart=$home/engine/target/release/engine train --config $CONFIG --resume auto
+Environment=DATA_DIR=$DATA_DIR OUTPUT_DIR=$OUTPUT_DIR OUTPUT_REMOTE=$OUTPUT_REMOTE
+ExecStart=$home/engine/target/release/engine train --config $CONFIG --resume auto --set stop.price=$PRICE --set stop.dollars=$DOLLARS
 Restart=on-failure
 RestartSec=10
 RestartPreventExitStatus=1 2 3
@@ -68,9 +74,6 @@ TimeoutStopSec=100
 [Install]
 WantedBy=multi-user.target
 UNIT
-if [ -z "$DATA_DIR" ]; then
-    sed -i 's/Environment=DATA_DIR= /Environment=/' /etc/systemd/system/engine-train.service
-fi
 systemctl daemon-reload
 systemctl enable --now engine-train.service
 say "training: journalctl -fu engine-train, tail -f $OUTPUT_DIR/logs.md"

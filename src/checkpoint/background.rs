@@ -59,6 +59,11 @@ impl BackgroundWriter {
         self.in_flight.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
+    /// Whether a save has ended that nobody has waited for yet.
+    pub fn has_ended(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Waits for the save in flight, if there is one.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
         match self.in_flight.take() {

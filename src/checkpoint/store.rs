@@ -33,6 +33,9 @@ impl Position {
     /// Before the first step: a resume from here sets every checkpoint aside.
     pub const START: Self = Self { epoch: 0, step: 0, epoch_end: false };
 
+    /// After every step.
+    pub const LAST: Self = Self { epoch: u32::MAX, step: u64::MAX, epoch_end: false };
+
     pub fn file_name(&self) -> String {
         format!("e{:04}-s{:08}{ENDING}", self.epoch, self.step)
     }
@@ -121,7 +124,7 @@ impl Store {
     /// which only they were copied. Nothing found but something passed over is no new run: the caller refuses to begin one.
     pub fn newest(&self) -> Result<Search> {
         let mut search = Search::default();
-        let numbered = self.numbered()?.into_iter().map(|(_, path)| path);
+        let numbered = self.present()?.into_iter().map(|(_, path)| path);
         let named = ["last", "best"].map(|name| self.folder.join(format!("{name}{ENDING}")));
         for path in numbered.chain(named.into_iter().filter(|path| path.exists())) {
             match Found::read(&path) {
@@ -141,7 +144,7 @@ impl Store {
     pub fn resume_at(&self, at: Position, best: Option<Position>) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         self.unlink_later(at)?;
-        for ((epoch, step), path) in self.numbered()? {
+        for ((epoch, step), path) in self.present()? {
             if (step, epoch) <= (at.step, at.epoch) {
                 continue;
             }
@@ -160,7 +163,7 @@ impl Store {
     /// `last` and `best` of a future that is given up go with it, or a later resume would take them once the numbered files
     /// are gone. What is a link of a numbered file loses a name, anything else is set aside.
     fn unlink_later(&self, at: Position) -> Result<()> {
-        let numbered = self.numbered()?;
+        let numbered = self.present()?;
         for name in ["last", "best"] {
             let link = self.folder.join(format!("{name}{ENDING}"));
             let position =
@@ -181,7 +184,7 @@ impl Store {
         files::remove_temporaries(&self.folder, |name| {
             parse_name(name).is_some() || links.iter().any(|link| link == name)
         })?;
-        let present = self.numbered()?;
+        let present = self.present()?;
         let mut newer = 0;
         for &((epoch, step), ref path) in &present {
             // A file later than `at` is none of this run's: it neither counts nor goes.
@@ -189,8 +192,9 @@ impl Store {
                 continue;
             }
             newer += 1;
-            let is_best = best.is_some_and(|best| best.is_at((epoch, step)));
-            if newer > self.keep && !is_best && !self.is_kept_epoch(epoch, path) {
+            // Only the file knows whether it is an epoch's end.
+            let is_epoch_end = || self.position(path).is_ok_and(|position| position.epoch_end);
+            if !self.keeps(newer, (epoch, step), best, is_epoch_end) {
                 files::remove(path)?;
                 failpoint::hit("checkpoint", "between_deletes");
             }
@@ -204,14 +208,23 @@ impl Store {
         files::sync_folder(&self.folder).map_err(|source| Error::output_file(&self.folder, "sync", &source))
     }
 
-    /// Whether the file is the end of an epoch that is kept for good. Only the file knows whether it is an end.
-    fn is_kept_epoch(&self, epoch: u32, path: &Path) -> bool {
-        self.keep_every_epochs > 0
-            && epoch > 0
-            && epoch.is_multiple_of(self.keep_every_epochs)
-            && Checkpoint::read_metadata(path)
-                .and_then(|metadata| position_of(path, &metadata))
-                .is_ok_and(|position| position.epoch_end)
+    /// Whether retention leaves the `nth` newest checkpoint, from 1, which was taken at (epoch, step).
+    pub fn keeps(
+        &self,
+        nth: usize,
+        (epoch, step): (u32, u64),
+        best: Option<Position>,
+        is_epoch_end: impl FnOnce() -> bool,
+    ) -> bool {
+        let is_kept_epoch =
+            self.keep_every_epochs > 0 && epoch > 0 && epoch.is_multiple_of(self.keep_every_epochs);
+        let is_best = best.is_some_and(|best| best.is_at((epoch, step)));
+        nth <= self.keep || is_best || is_kept_epoch && is_epoch_end()
+    }
+
+    /// Where in training a file was taken, by its head.
+    pub fn position(&self, path: &Path) -> Result<Position> {
+        position_of(path, &Checkpoint::read_metadata(path)?)
     }
 
     /// Points `NAME.safetensors` at a checkpoint, in one rename. A hard link takes no space and survives retention; file
@@ -233,8 +246,8 @@ impl Store {
         result.map_err(|source| Error::output_file(&link, "write", &source))
     }
 
-    /// Checkpoints by their names, newest first.
-    fn numbered(&self) -> Result<Vec<((u32, u64), PathBuf)>> {
+    /// Checkpoints by their names, as (epoch, step), newest first.
+    pub fn present(&self) -> Result<Vec<((u32, u64), PathBuf)>> {
         let mut present: Vec<_> = self
             .names()?
             .iter()

@@ -1,6 +1,6 @@
 //! A model file, its programs, and pictures through both.
 
-use super::base64;
+use crate::base64;
 use crate::data::{Limits, Preprocessor, Reading};
 use crate::error::{Error, Result};
 use crate::infer::file::ModelFile;

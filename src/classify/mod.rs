@@ -5,10 +5,9 @@
 //! | [`args`] | the command line and its help |
 //! | [`classifier`] | a model file, its programs, and pictures through both |
 //! | `describe` | what is said of a model and the machine |
-//! | [`stdio`], `base64` | requests and answers as lines of JSON |
+//! | [`stdio`] | requests and answers as lines of JSON |
 
 pub mod args;
-mod base64;
 pub mod classifier;
 mod describe;
 pub mod stdio;

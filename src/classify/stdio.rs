@@ -1,9 +1,9 @@
 //! `classify --stdio`: one JSON request a line, one JSON answer a line, until the end of the input.
 
 use super::args::precision;
-use super::base64;
 use super::classifier::{Answer, Classifier, Question};
 use super::describe::describe;
+use crate::base64;
 use crate::data::picture::read_picture;
 use crate::error::{Error, Result};
 use crate::infer::Precision;

@@ -75,6 +75,11 @@ pub struct ConfigArgs {
     /// Where logs and checkpoints go
     #[arg(long, env = "OUTPUT_DIR", value_name = "DIR", default_value = ".")]
     pub output: PathBuf,
+
+    /// Where they go as well, while training goes on; a resume looks there too. The environment variable OUTPUT_REMOTE does
+    /// the same, one step weaker than --set checkpoint.remote=
+    #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+    pub remote: Option<String>,
 }
 
 /// Train, or go on with a training that was interrupted
@@ -179,6 +184,10 @@ pub struct DoctorArgs {
     /// The folder whose disk is measured
     #[arg(long, value_name = "DIR", env = "OUTPUT_DIR", default_value = ".")]
     pub output: PathBuf,
+
+    /// A bucket that is written to and read from, with a small object that is removed again
+    #[arg(long, value_name = "s3://BUCKET/PREFIX", env = "OUTPUT_REMOTE")]
+    pub remote: Option<String>,
 
     /// One JSON object instead of lines
     #[arg(long)]
@@ -492,6 +501,9 @@ impl ConfigArgs {
         let mut config = crate::config::load(self.config.as_deref(), &overrides)?;
         if let Some(data) = &self.data {
             config.data.path = data.display().to_string();
+        }
+        if let Some(remote) = &self.remote {
+            config.checkpoint.remote.clone_from(remote);
         }
         Ok(config)
     }

@@ -4,6 +4,8 @@ use super::args::DoctorArgs;
 use super::device::has_nvidia_card;
 use crate::data::JPEG_DECODER;
 use crate::error::Result;
+use crate::remote::probe::probe;
+use crate::remote::{Address, Client};
 use crate::simd::isa::Isa;
 use crate::terminal::answer;
 use serde::Serialize;
@@ -48,6 +50,7 @@ const CPU: &str = "the CPU";
 
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let mut findings = vec![processor(), memory(), decoder(), disk(&args.output)];
+    findings.extend(args.remote.as_deref().filter(|remote| !remote.is_empty()).map(bucket));
     let (gpu, trains_on) = gpu();
     findings.extend(gpu);
     let report = Report { findings, trains_on };
@@ -126,6 +129,15 @@ fn disk(folder: &Path) -> Finding {
         Err(error) => {
             finding("disk", false, format!("{folder} cannot be written: {error}; choose another --output"))
         }
+    }
+}
+
+/// Writes a small object, reads it, and removes it.
+fn bucket(remote: &str) -> Finding {
+    let client = Address::parse(remote).and_then(Client::open).map_err(|error| error.message);
+    match client.and_then(|client| probe(&client)) {
+        Ok(found) => finding("bucket", true, format!("{remote}: {found}")),
+        Err(reason) => finding("bucket", false, format!("{remote}: {reason}")),
     }
 }
 

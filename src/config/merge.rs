@@ -17,28 +17,31 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// `--set` arguments and this process's variables: `DATA_DIR`, which is `data.path`, then `ENGINE__SECTION__KEY` in
-    /// the order of their names.
+    /// `--set` arguments and this process's variables: `DATA_DIR`, which is `data.path`, and `OUTPUT_REMOTE`, which is
+    /// `checkpoint.remote`, then `ENGINE__SECTION__KEY` in the order of their names.
     pub fn from_process(set: Vec<String>) -> Self {
         Self { environment: from_variables(std::env::vars_os()), set }
     }
 }
 
+/// Variables with names of their own.
+const NAMED: [(&str, &str); 2] = [("DATA_DIR", "data.path"), ("OUTPUT_REMOTE", "checkpoint.remote")];
+
 fn from_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
-    let (mut environment, mut data_dir) = (vec![], vec![]);
+    let (mut environment, mut known) = (vec![], vec![]);
     for (name, value) in variables {
         // A name that is not UTF-8 is none of ours.
         let (Some(name), value) = (name.to_str(), value.to_string_lossy().into_owned()) else { continue };
         if let Some(key) = name.strip_prefix("ENGINE__") {
             environment.push((key.to_lowercase().replace("__", "."), value));
-        } else if name == "DATA_DIR" && !value.is_empty() {
+        } else if let Some((_, key)) = NAMED.iter().find(|(named, _)| *named == name && !value.is_empty()) {
             // A path is a string, also where it would read as a number.
-            data_dir.push(("data.path".to_owned(), Value::String(value).to_string()));
+            known.push(((*key).to_owned(), Value::String(value).to_string()));
         }
     }
     environment.sort();
-    data_dir.extend(environment);
-    data_dir
+    known.extend(environment);
+    known
 }
 
 /// Reads `path` (defaults alone when `None`), applies the overrides and validates.

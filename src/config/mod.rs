@@ -183,6 +183,10 @@ pub struct CheckpointPolicy {
     pub keep: usize,
     /// Kept for good: every this many epochs, at most 5.
     pub keep_every_epochs: usize,
+    /// `s3://BUCKET/PREFIX`: checkpoints and logs go there as well; empty for nowhere.
+    pub remote: String,
+    /// From a request to stop to the end of the process: what does not reach `remote` by then stays on disk alone.
+    pub grace_seconds: f64,
 }
 
 /// Ends before the last epoch; 0 turns each off. None is part of the recipe: a run may go on with another.
@@ -314,7 +318,15 @@ impl Default for Eval {
 
 impl Default for CheckpointPolicy {
     fn default() -> Self {
-        Self { every_epochs: 1, every_minutes: 10.0, every_steps: 0, keep: 2, keep_every_epochs: 5 }
+        Self {
+            every_epochs: 1,
+            every_minutes: 10.0,
+            every_steps: 0,
+            keep: 2,
+            keep_every_epochs: 5,
+            remote: String::new(),
+            grace_seconds: 90.0,
+        }
     }
 }
 

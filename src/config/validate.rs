@@ -252,6 +252,18 @@ impl Config {
                 "at least 2: the last may be torn",
             ),
             require(
+                "checkpoint.remote",
+                format!("{:?}", checkpoint.remote),
+                checkpoint.remote.is_empty() || checkpoint.remote.starts_with("s3://"),
+                "\"\" or s3://BUCKET/PREFIX",
+            ),
+            require(
+                "checkpoint.grace_seconds",
+                checkpoint.grace_seconds,
+                (1.0..=3600.0).contains(&checkpoint.grace_seconds),
+                "1 to 3600",
+            ),
+            require(
                 "checkpoint.keep_every_epochs",
                 checkpoint.keep_every_epochs,
                 few(checkpoint.keep_every_epochs),

@@ -5,6 +5,7 @@ pub mod images;
 pub mod init;
 mod limit;
 pub mod lr_find;
+mod mirror;
 pub mod model_file;
 mod resume;
 pub mod state;

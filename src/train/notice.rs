@@ -5,24 +5,16 @@
 //! to look every 5 seconds. Where there is no such service, nothing is said and nothing is asked again.
 
 use super::stop::Stop;
+use crate::remote::metadata::{Answer, Metadata};
 use crate::terminal::message;
 use serde::Deserialize;
-use std::env;
 use std::thread;
-use std::time::Duration;
-use ureq::Agent;
-use ureq::http::StatusCode;
-
-/// The address that AWS's own programs use too, and the variables by which they are told otherwise.
-const SERVICE: &str = "http://169.254.169.254";
-const SERVICE_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-const OFF_VARIABLE: &str = "AWS_EC2_METADATA_DISABLED";
+use std::time::{Duration, SystemTime};
 
 const EVERY: Duration = Duration::from_secs(5);
-const LIMIT: Duration = Duration::from_secs(2);
 
-/// Of a token, in seconds; the longest that there is.
-const TOKEN_LIFE: &str = "21600";
+/// A run that leaves by itself is gone this long before its machine is.
+const MARGIN: Duration = Duration::from_secs(5);
 
 const ACTION: &str = "/latest/meta-data/spot/instance-action";
 const REBALANCE: &str = "/latest/meta-data/events/recommendations/rebalance";
@@ -34,50 +26,38 @@ struct Action {
     time: String,
 }
 
-/// What is known of the instance's future.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum News {
-    None,
-    /// The token is not taken any more.
-    NoToken,
-    /// Nobody answers, or not like EC2's service.
-    Silence,
-    Says(String),
-}
-
 /// Watches until the process ends or there is no such service. A notice asks `stop` to save and stop; a recommendation to
 /// leave asks it for a checkpoint, once.
 pub fn watch(stop: &Stop) {
-    if env::var(OFF_VARIABLE).is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
-        return;
-    }
-    let service = env::var(SERVICE_VARIABLE).unwrap_or_else(|_| SERVICE.to_owned());
-    let service = Service::new(service.trim_end_matches('/').to_owned());
+    let Some(service) = Metadata::here() else { return };
     let stop = stop.clone();
     // Without the thread, SIGTERM is what tells.
     let _ = thread::Builder::new().name("spot notice".into()).spawn(move || follow(&service, &stop));
 }
 
-fn follow(service: &Service, stop: &Stop) {
+fn follow(service: &Metadata, stop: &Stop) {
     let Some(mut token) = service.token() else { return };
     let mut is_advised = false;
     while !stop.requested() {
         match service.ask(ACTION, &token) {
-            News::Says(text) => {
+            Answer::Says(text) => {
                 message(format!("{}: saving and stopping", describe(&text)));
-                stop.request();
+                match time_left(&text, SystemTime::now()) {
+                    Some(time) => stop.request_within(time),
+                    None => stop.request(),
+                }
                 return;
             }
-            News::NoToken => match service.token() {
+            Answer::NoToken => match service.token() {
                 Some(new) => {
                     token = new;
                     continue;
                 }
                 None => return,
             },
-            News::None | News::Silence => {}
+            Answer::Nothing | Answer::Silence => {}
         }
-        if !is_advised && let News::Says(_) = service.ask(REBALANCE, &token) {
+        if !is_advised && let Answer::Says(_) = service.ask(REBALANCE, &token) {
             message("EC2 expects to take this spot instance before long: saving a checkpoint and going on");
             is_advised = true;
             stop.ask_for_checkpoint();
@@ -93,47 +73,11 @@ fn describe(text: &str) -> String {
     }
 }
 
-/// The metadata service of one instance.
-struct Service {
-    agent: Agent,
-    address: String,
-}
-
-impl Service {
-    fn new(address: String) -> Self {
-        let config = Agent::config_builder()
-            .timeout_global(Some(LIMIT))
-            // A link-local address is behind no proxy.
-            .proxy(None)
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .build();
-        Self { agent: config.into(), address }
-    }
-
-    /// None where nobody answers as EC2 does.
-    fn token(&self) -> Option<String> {
-        let address = format!("{}/latest/api/token", self.address);
-        let request = self.agent.put(address).header("X-aws-ec2-metadata-token-ttl-seconds", TOKEN_LIFE);
-        let mut response = request.send_empty().ok()?;
-        let text = response.body_mut().with_config().limit(1024).read_to_string().ok()?;
-        (response.status() == StatusCode::OK && !text.is_empty()).then_some(text)
-    }
-
-    fn ask(&self, path: &str, token: &str) -> News {
-        let request =
-            self.agent.get(format!("{}{path}", self.address)).header("X-aws-ec2-metadata-token", token);
-        let Ok(mut response) = request.call() else { return News::Silence };
-        match response.status() {
-            StatusCode::OK => {
-                let text = response.body_mut().with_config().limit(4096).read_to_string();
-                text.map_or(News::Silence, News::Says)
-            }
-            StatusCode::NOT_FOUND => News::None,
-            StatusCode::UNAUTHORIZED => News::NoToken,
-            _ => News::Silence,
-        }
-    }
+/// What is left before the time of a notice, less [`MARGIN`]; None where it has none.
+fn time_left(text: &str, now: SystemTime) -> Option<Duration> {
+    let Action { time, .. } = serde_json::from_str(text).ok()?;
+    let time = humantime::parse_rfc3339_weak(&time).ok()?;
+    Some(time.duration_since(now).unwrap_or_default().saturating_sub(MARGIN))
 }
 
 #[cfg(test)]
@@ -144,7 +88,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     /// A metadata service that gives `answers` by method and path; anything else is 404. What it was asked, in order.
-    fn service(answers: &'static [(&'static str, u16, &'static str)]) -> (Service, Arc<Mutex<Vec<String>>>) {
+    fn service(answers: &'static [(&'static str, u16, &'static str)]) -> (Metadata, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -166,7 +110,7 @@ mod tests {
                 );
             }
         });
-        (Service::new(address), asked)
+        (Metadata::at(address), asked)
     }
 
     const TOKEN: (&str, u16, &str) = ("PUT /latest/api/token", 200, "secret");
@@ -212,7 +156,7 @@ mod tests {
         follow(&other_cloud, &stop);
         assert_eq!(*asked.lock().unwrap(), ["PUT /latest/api/token"]);
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        follow(&Service::new(format!("http://{free}")), &stop);
+        follow(&Metadata::at(format!("http://{free}")), &stop);
         assert!(!stop.requested());
     }
 
@@ -220,5 +164,9 @@ mod tests {
     fn what_the_notice_says_is_told_and_what_it_should_not_say_is_no_end() {
         assert_eq!(describe(GOES.2), "EC2 will terminate this spot instance at 2026-11-01T08:22:00Z");
         assert_eq!(describe("<html>"), "EC2 takes this spot instance back");
+        let now = humantime::parse_rfc3339("2026-11-01T08:20:00Z").unwrap();
+        assert_eq!(time_left(GOES.2, now), Some(Duration::from_secs(115)));
+        assert_eq!(time_left(GOES.2, now + Duration::from_secs(500)), Some(Duration::ZERO));
+        assert_eq!(time_left("<html>", now), None);
     }
 }

@@ -20,7 +20,7 @@ pub struct Progress {
 const PLAIN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What one step adds to the picture.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Tick {
     /// Steps done in the epoch.
     pub step: usize,
@@ -32,6 +32,8 @@ pub struct Tick {
     pub waited: Duration,
     /// Steps of the epochs that follow.
     pub steps_after: usize,
+    /// Dollars spent and expected, in words; empty where no price is known.
+    pub money: String,
 }
 
 impl Progress {
@@ -60,9 +62,10 @@ impl Progress {
         let remaining = (self.steps - tick.step + tick.steps_after) * tick.batch;
         let left = Duration::from_secs((remaining as f64 / images_per_second.max(1e-9)).min(1e9) as u64);
         let message = format!(
-            "loss {:.3}  {} left  {images_per_second:.1} images/s  {:.1} % waiting for data",
+            "loss {:.3}  {} left{}  {images_per_second:.1} images/s  {:.1} % waiting for data",
             tick.loss,
             brief(left),
+            tick.money,
             100.0 * waiting
         );
         self.bar.set_position(tick.step as u64);

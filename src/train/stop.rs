@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Exit code after a second signal: whether there is a checkpoint is not known then, so it is not 75.
 const ENDED_AT_ONCE: i32 = 1;
@@ -14,6 +15,10 @@ const ENDED_AT_ONCE: i32 = 1;
 pub struct Stop {
     requested: Arc<AtomicBool>,
     checkpoint: Arc<AtomicBool>,
+    /// When the run first saw the request.
+    seen: Arc<OnceLock<Instant>>,
+    /// When the machine goes, where it said so.
+    goes: Arc<OnceLock<Instant>>,
 }
 
 impl Stop {
@@ -31,12 +36,29 @@ impl Stop {
     }
 
     pub fn requested(&self) -> bool {
-        self.requested.load(Ordering::Relaxed)
+        let requested = self.requested.load(Ordering::Relaxed);
+        if requested {
+            self.seen.get_or_init(Instant::now);
+        }
+        requested
+    }
+
+    /// What is left of `grace` since the request was first seen, and of the machine's own time.
+    pub fn time_left(&self, grace: Duration) -> Duration {
+        let end = *self.seen.get_or_init(Instant::now) + grace;
+        let end = self.goes.get().map_or(end, |goes| end.min(*goes));
+        end.saturating_duration_since(Instant::now())
     }
 
     /// What the first signal does.
     pub fn request(&self) {
         self.requested.store(true, Ordering::Relaxed);
+    }
+
+    /// The machine goes after `time`.
+    pub fn request_within(&self, time: Duration) {
+        self.goes.get_or_init(|| Instant::now() + time);
+        self.request();
     }
 
     /// A checkpoint soon, without stopping.

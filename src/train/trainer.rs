@@ -5,6 +5,7 @@ use super::goals::Goals;
 use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
 use super::limit::Limit;
+use super::mirror::Mirror;
 use super::model_file::Description;
 use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
@@ -12,7 +13,7 @@ use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
-use super::words::{finished, opening, summary, what_is_kept};
+use super::words::{diverged, finished, opening, summary, what_is_kept};
 use crate::backend::{Backend, Score, Weights};
 use crate::checkpoint::{BackgroundWriter, Store};
 use crate::config::{Config, recipe_keys};
@@ -21,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
 use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
+use crate::remote::Offer;
 use crate::terminal::{answer, message};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -68,6 +70,8 @@ pub fn train(
         config.checkpoint.keep_every_epochs as u32,
     )?;
     let fresh = RunState::new(recipe, environment);
+    let mut mirror = Mirror::open(&config.checkpoint)?;
+    mirror.bring(&options.resume, &output, &store, &fresh)?;
     let start = resume::start(fresh, options, &store, backend)?;
     let header = |run: &RunFile| {
         let (id, name) = (run.id.clone(), run.name.clone());
@@ -77,12 +81,15 @@ pub fn train(
         let Start { state, .. } = start;
         if let Some(run) = output.previous_run().filter(|run| run.recipe == state.recipe) {
             RunLog::mend(&output.folder, &header(&run), &state.history, state.total_steps)?;
+            mirror.claim(&run, &state, &output, &store)?;
         }
+        mirror.close(&state, &options.stop, Ok(()))?;
         message(finished(&state, &output));
         return Ok(());
     }
     let run = resume::run_file(config, &start, &options.resume, &output)?;
     let Start { state, notes, .. } = start;
+    mirror.claim(&run, &state, &output, &store)?;
     output.write_config(config)?;
     let mut log = RunLog::open(&output.folder, &header(&run), &state.history, state.total_steps)?;
     log.warnings().iter().for_each(|warning| message(format!("warning: {warning}")));
@@ -101,6 +108,7 @@ pub fn train(
         writer: BackgroundWriter::new(store.clone()),
         log,
         output: &output,
+        mirror: &mirror,
         goals: Goals::new(&config.stop, run.hours),
         run,
         stop: options.stop.clone(),
@@ -120,8 +128,9 @@ pub fn train(
     let finishing = trainer.log.finish();
     let recorded = output.write_run(&trainer.run);
     // The first that went wrong is the reason; the others may be its consequences.
-    outcome.and(durable).and(finishing).and(recorded)?;
-    message(finished(&trainer.state, &output));
+    let (outcome, state) = (outcome.and(durable).and(finishing).and(recorded), trainer.state);
+    mirror.close(&state, &options.stop, outcome)?;
+    message(finished(&state, &output));
     Ok(())
 }
 
@@ -138,6 +147,7 @@ struct Trainer<'a> {
     writer: BackgroundWriter,
     log: RunLog,
     output: &'a Output,
+    mirror: &'a Mirror,
     run: RunFile,
     goals: Goals<'a>,
     stop: Stop,
@@ -190,13 +200,14 @@ impl Trainer<'_> {
 
     fn epoch(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let mut loader = self.training_loader()?;
-        let all_steps = self.config.epochs * self.steps_per_epoch;
-        let money = self.goals.money(self.state.total_steps as f64 / all_steps as f64);
-        let title = format!("epoch {}/{}{money}", self.state.epoch + 1, self.config.epochs);
+        let title = format!("epoch {}/{}", self.state.epoch + 1, self.config.epochs);
         let mut progress = Progress::new(title, self.steps_per_epoch, self.state.step);
         self.limit.begin_epoch();
         while self.state.step < self.steps_per_epoch {
             self.step(backend, &mut loader, &mut progress)?;
+            if self.writer.has_ended() {
+                self.wait_for_save()?;
+            }
             if let Some(line) = self.limit.look(&loader, self.config.workers()) {
                 progress.line(&line);
             }
@@ -344,6 +355,7 @@ impl Trainer<'_> {
             clock,
         })?;
         let epochs_after = self.config.epochs - self.state.epoch - 1;
+        let all_steps = self.config.epochs * self.steps_per_epoch;
         if let Some(progress) = progress {
             progress.tick(Tick {
                 step: step.step,
@@ -351,6 +363,7 @@ impl Trainer<'_> {
                 loss: step.score.loss / step.score.count as f64,
                 waited: step.waited,
                 steps_after: epochs_after * self.steps_per_epoch,
+                money: self.goals.money(step.total_steps as f64 / all_steps as f64),
             });
         }
         Ok(())
@@ -449,10 +462,11 @@ impl Trainer<'_> {
     /// Waits for the save in flight. That there is one that is durable, and the time that it took, stand beside the
     /// checkpoints.
     fn wait_for_save(&mut self) -> Result<()> {
-        if self.writer.wait()?.is_some() {
+        if let Some(saved) = self.writer.wait()? {
             self.run.checkpointed = true;
             self.run.hours = self.goals.hours();
             self.output.write_run(&self.run)?;
+            self.mirror.offer(Offer { at: saved.at, best: self.state.best_position() });
         }
         Ok(())
     }
@@ -474,16 +488,8 @@ impl Trainer<'_> {
     fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
         // The newest checkpoint is named once it is known to be whole; failing to write it is the smaller news.
         let _ = self.wait_for_save();
-        let last = self.writer.store().newest().ok().and_then(|search| search.found);
-        let kept = last.map_or("there is no checkpoint yet".to_owned(), |found| {
-            format!("the last good checkpoint is {}", found.path.display())
-        });
-        Error::failed(format!(
-            "epoch {}, {place}: the loss is {} ({fault}); {kept}; a lower optim.lr or a longer schedule.warmup_epochs may \
-             help, in another --output or with --resume none",
-            self.state.epoch + 1,
-            score.loss / score.count.max(1) as f64,
-        ))
+        let place = format!("epoch {}, {place}", self.state.epoch + 1);
+        Error::failed(diverged(self.writer.store(), &place, score, fault))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::images::training_images;
 use super::output::Output;
 use super::state::RunState;
+use crate::backend::Score;
 use crate::checkpoint::Store;
 use crate::config::{Config, LossKind, RuleKind};
 use crate::data::{Dataset, JPEG_DECODER};
@@ -140,6 +141,19 @@ pub fn finished(state: &RunState, output: &Output) -> String {
     });
     let folder = output.checkpoints();
     format!("finished: {}{best}; checkpoints in {}", epochs(state.epoch), folder.display())
+}
+
+/// A loss that is no number any more.
+pub fn diverged(store: &Store, place: &str, score: Score, fault: &str) -> String {
+    let last = store.newest().ok().and_then(|search| search.found);
+    let kept = last.map_or("there is no checkpoint yet".to_owned(), |found| {
+        format!("the last good checkpoint is {}", found.path.display())
+    });
+    format!(
+        "{place}: the loss is {} ({fault}); {kept}; a lower optim.lr or a longer schedule.warmup_epochs may help, in another \
+         --output or with --resume none",
+        score.loss / score.count.max(1) as f64,
+    )
 }
 
 /// What is left of a run whose device is lost.

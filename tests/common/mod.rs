@@ -46,8 +46,9 @@ impl Done {
 pub fn engine<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
     for (name, _) in std::env::vars_os() {
-        let is_ours = name.to_str().is_some_and(|name| name.starts_with("ENGINE_"));
-        if is_ours || name == "DATA_DIR" || name == "OUTPUT_DIR" {
+        let is_ours =
+            name.to_str().is_some_and(|name| name.starts_with("ENGINE_") || name.starts_with("AWS_"));
+        if is_ours || name == "DATA_DIR" || name == "OUTPUT_DIR" || name == "OUTPUT_REMOTE" {
             command.env_remove(name);
         }
     }
