@@ -2,8 +2,9 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::config::{Config, Precision};
-use crate::data::JPEG_DECODER;
+use crate::comm::{Ranks, World};
+use crate::config::{Config, Precision, Workers};
+use crate::data::{JPEG_DECODER, available_workers};
 use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
@@ -78,6 +79,79 @@ pub fn precision(text: &str) -> Result<Precision, String> {
     Precision::deserialize(name).map_err(|_| "expected auto, fp32, tf32, fp16 or bf16".to_owned())
 }
 
+/// Refuses what ranks cannot share, before any data is read.
+pub fn check_ranks(config: &Config, device: Device, world: &World) -> Result<()> {
+    if world.is_alone() {
+        return Ok(());
+    }
+    let (micro_steps, ranks) = (config.micro_steps(), world.size);
+    if !micro_steps.is_multiple_of(ranks) {
+        let (batch, micro) = (config.data.batch, config.micro_batch());
+        return Err(Error::usage(format!(
+            "data.batch = {batch} goes through the device in {micro_steps} pieces of data.micro_batch = {micro}, which {ranks} \
+             ranks cannot share evenly: start as many ranks as divide {micro_steps}, or set data.micro_batch (another recipe, since \
+             batch norm sees a piece at a time)"
+        )));
+    }
+    if matches!(device, Device::Cuda(ordinal) if ordinal != 0) {
+        return Err(Error::usage(
+            "every rank takes the card of its own number on its host (LOCAL_RANK): give --device cuda, without a number",
+        ));
+    }
+    Ok(())
+}
+
+/// The same configuration with this rank's part of the host's cores, where the launcher has not bound it to some.
+pub fn share_cores(config: &mut Config, world: &World) {
+    let cores = available_workers();
+    if world.local_size == 1 || is_bound() {
+        return;
+    }
+    let own = (cores / world.local_size).max(1);
+    if config.device.threads == 0 {
+        config.device.threads = own;
+    }
+    if matches!(config.data.workers, Workers::Auto(_)) {
+        config.data.workers = Workers::Count(own);
+    }
+}
+
+/// Whether this process may use only some of the host's processors (proc(5), sysfs-devices-system-cpu).
+fn is_bound() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    match (allowed, online) {
+        (Some(allowed), Some(online)) => allowed.trim() != online.trim(),
+        _ => false,
+    }
+}
+
+/// As [`open`], for one of several ranks.
+pub fn open_among(
+    config: &Config,
+    classes: usize,
+    device: Device,
+    world: &World,
+    ranks: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
+    if world.is_alone() {
+        return open(config, classes, device);
+    }
+    let (backend, mut environment) = match device {
+        Device::Cuda(_) => open_cuda_among(config, classes, world, ranks)?,
+        Device::Auto if has_nvidia_card() => open_cuda_among(config, classes, world, ranks)?,
+        Device::Auto | Device::Cpu => {
+            let (mut backend, environment) = cpu(config, classes)?;
+            backend.join(Ranks::clone(ranks), config.model.sync_batch_norm);
+            let backend: Box<dyn Backend> = Box::new(backend);
+            (backend, environment)
+        }
+    };
+    environment.ranks = world.size;
+    Ok((backend, environment))
+}
+
 /// A freshly initialised backend for `classes` classes, and what its bits depend on besides the recipe.
 pub fn open(config: &Config, classes: usize, device: Device) -> Result<(Box<dyn Backend>, Environment)> {
     match device {
@@ -126,10 +200,16 @@ fn environment(device: String) -> Environment {
         device,
         isa: Isa::current().name().to_owned(),
         decoder: JPEG_DECODER.to_owned(),
+        ranks: 1,
     }
 }
 
 fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    let (backend, environment) = cpu(config, classes)?;
+    Ok((Box::new(backend), environment))
+}
+
+fn cpu(config: &Config, classes: usize) -> Result<(CpuBackend, Environment)> {
     check_cpu(config)?;
     let backend = CpuBackend::new(&CpuOptions {
         spec: spec(config, classes),
@@ -141,7 +221,7 @@ fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Enviro
         threads: config.device.threads,
         isa: Isa::current(),
     })?;
-    Ok((Box::new(backend), environment("cpu".to_owned())))
+    Ok((backend, environment("cpu".to_owned())))
 }
 
 /// What a card stores, and whether its f32 products may round their operands.
@@ -159,6 +239,21 @@ pub fn storage(precision: Precision) -> (crate::backend::cuda::storage::Storage,
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Environment)> {
     Err(Error::device("this engine was built without the feature cuda"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda_among(config: &Config, classes: usize, _: &World, _: &Ranks) -> Result<(Box<dyn Backend>, Environment)> {
+    open_cuda(config, classes, 0)
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda_among(
+    config: &Config,
+    classes: usize,
+    world: &World,
+    _: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
+    open_cuda(config, classes, world.local_rank)
 }
 
 #[cfg(feature = "cuda")]

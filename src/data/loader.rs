@@ -41,6 +41,30 @@ pub struct BadFile {
     pub message: String,
 }
 
+/// Which of an epoch's batches a loader makes: every `of`-th, from `index` on. The others are other ranks'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub index: usize,
+    pub of: usize,
+}
+
+impl Share {
+    pub const ALL: Self = Self { index: 0, of: 1 };
+
+    /// What belongs to this share of a list of items, batch by batch.
+    fn take<T: Copy>(self, items: Vec<T>, batch: usize) -> Vec<T> {
+        if self == Self::ALL {
+            return items;
+        }
+        items.chunks(batch).skip(self.index).step_by(self.of).flatten().copied().collect()
+    }
+
+    /// The number in the epoch of this share's batch `number`.
+    fn number(self, number: usize) -> usize {
+        number * self.of + self.index
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct TrainOptions {
     pub transform: TrainTransform,
@@ -49,7 +73,8 @@ pub struct TrainOptions {
     pub batch: usize,
     pub seed: u64,
     pub epoch: u64,
-    /// The first batch to give; those before it are neither read nor decoded.
+    pub share: Share,
+    /// The first batch to give, of the share; those before it are neither read nor decoded.
     pub start_batch: usize,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
@@ -67,6 +92,7 @@ impl TrainOptions {
             batch,
             seed: 0,
             epoch: 0,
+            share: Share::ALL,
             start_batch: 0,
             limit: 0,
             repeat: Repeat::OFF,
@@ -80,6 +106,7 @@ impl TrainOptions {
 pub struct EvalOptions {
     pub transform: EvalTransform,
     pub batch: usize,
+    pub share: Share,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
     pub workers: usize,
@@ -88,7 +115,7 @@ pub struct EvalOptions {
 
 impl EvalOptions {
     pub fn new(transform: EvalTransform, batch: usize) -> Self {
-        Self { transform, batch, limit: 0, workers: available_workers(), bad_share: 0.01 }
+        Self { transform, batch, share: Share::ALL, limit: 0, workers: available_workers(), bad_share: 0.01 }
     }
 }
 
@@ -129,6 +156,7 @@ struct Shared {
     /// Which of its sample's visits each position is; empty where every one is the first.
     copies: Vec<u8>,
     batch: usize,
+    share: Share,
     recipe: Recipe,
     state: Mutex<State>,
     /// A worker may have something to do.
@@ -177,6 +205,7 @@ impl Loader {
             split,
             (order, copies),
             batch,
+            options.share,
             recipe,
             options.start_batch,
             options.workers,
@@ -195,13 +224,16 @@ impl Loader {
             )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
-        Self::start(split, (order, Vec::new()), options.batch, recipe, 0, options.workers, options.bad_share)
+        let order = (order, Vec::new());
+        Self::start(split, order, options.batch, options.share, recipe, 0, options.workers, options.bad_share)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what training and evaluation say in structs of their own")]
     fn start(
         split: Arc<Split>,
         (order, copies): (Vec<u32>, Vec<u8>),
         batch: usize,
+        share: Share,
         recipe: Recipe,
         start_batch: usize,
         workers: usize,
@@ -214,6 +246,7 @@ impl Loader {
             );
             return Err(Error::usage(reason));
         }
+        let (order, copies) = (share.take(order, batch), share.take(copies, batch));
         let workers = workers.max(1);
         let batches = order.len().div_ceil(batch);
         let front = start_batch.min(batches);
@@ -224,6 +257,7 @@ impl Loader {
             order,
             copies,
             batch,
+            share,
             recipe,
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -262,7 +296,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches of a whole epoch, those before `start_batch` among them.
+    /// Batches of the share of a whole epoch, those before `start_batch` among them.
     pub fn batches_per_epoch(&self) -> usize {
         self.shared.order.len().div_ceil(self.shared.batch)
     }
@@ -342,7 +376,8 @@ impl Loader {
                 }
                 batch.fill(&bad_slots);
                 if let Some(mix) = mix {
-                    batch.mixes = mix.draw((seed, epoch, number as u64), batch.labels.len(), resolution);
+                    let number = self.shared.share.number(number) as u64;
+                    batch.mixes = mix.draw((seed, epoch, number), batch.labels.len(), resolution);
                 }
             }
             Recipe::Eval { .. } => batch.remove(&bad_slots),

@@ -65,7 +65,7 @@ pub use decode::{Decoder, Format, Image, JPEG_DECODER, Limits, Reading, Rect, de
 #[cfg(feature = "train")]
 pub use index::{Class, Dataset, Splits};
 #[cfg(feature = "train")]
-pub use loader::{BadFile, EvalOptions, Loader, TrainOptions, available_workers};
+pub use loader::{BadFile, EvalOptions, Loader, Share, TrainOptions, available_workers};
 #[cfg(feature = "train")]
 pub use mix::{MixForm, MixOptions};
 pub use preprocess::{EvalTransform, Preprocessor};

@@ -1,11 +1,13 @@
 //! The epoch loop.
 
-use super::evaluate::evaluate;
+use super::evaluate::{combine, score_share};
+use super::follow::follow;
 use super::goals::Goals;
-use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::images::{data_identity, loader_options, steps_per_epoch, validation};
 use super::init::Init;
 use super::limit::Limit;
 use super::model_file::Description;
+use super::orders::{self, Order, Outcomes};
 use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
 use super::progress::{Progress, Tick};
@@ -13,10 +15,11 @@ use super::resume::{self, Start};
 use super::state::{Best, Environment, RunState};
 use super::stop::Stop;
 use super::words::{finished, opening, summary, what_is_kept};
-use crate::backend::{Backend, Score, Weights};
-use crate::checkpoint::{BackgroundWriter, Store};
+use crate::backend::{Backend, Score};
+use crate::checkpoint::{BackgroundWriter, Checkpoint, Store, Values};
+use crate::comm::Ranks;
 use crate::config::{Config, recipe_keys};
-use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
+use crate::data::{BadFile, Dataset, Loader, Share};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
@@ -47,6 +50,7 @@ pub struct TrainOptions {
     /// First weights from elsewhere.
     pub init: Option<Init>,
     pub stop: Stop,
+    pub ranks: Ranks,
 }
 
 /// Trains until the last epoch, a signal or a fault. `backend` is freshly initialised. Epoch lines go to stdout,
@@ -58,16 +62,44 @@ pub fn train(
     backend: &mut dyn Backend,
     environment: Environment,
 ) -> Result<()> {
-    let output = Output::open(&options.output)?;
-    let steps_per_epoch = steps_per_epoch(config, dataset)?;
+    let ranks = &options.ranks;
     let mut recipe = recipe_keys(config);
     recipe.extend(data_identity(dataset));
+    if config.model.sync_batch_norm {
+        // Batch norm sees the images of all of them.
+        recipe.insert("ranks of model.sync_batch_norm".to_owned(), ranks.size().to_string());
+    }
+    orders::meet(ranks, &recipe, &environment)?;
+    if ranks.rank() > 0 {
+        return follow(config, dataset, backend, ranks, &options.stop);
+    }
+    let outcome = lead(config, options, dataset, backend, RunState::new(recipe, environment));
+    match &outcome {
+        // Ranks are gone, or silent: there is nobody to tell.
+        Err(error) if error.kind == Kind::Device => {}
+        outcome => {
+            let code = outcome.as_ref().map_or_else(Error::exit_code, |()| 0);
+            orders::give(ranks, Order::End(code))?;
+        }
+    }
+    outcome
+}
+
+/// The rank that reads and writes.
+fn lead(
+    config: &Config,
+    options: &TrainOptions,
+    dataset: &Dataset,
+    backend: &mut dyn Backend,
+    fresh: RunState,
+) -> Result<()> {
+    let output = Output::open(&options.output)?;
+    let steps_per_epoch = steps_per_epoch(config, dataset)?;
     let store = Store::open(
         &output.checkpoints(),
         config.checkpoint.keep,
         config.checkpoint.keep_every_epochs as u32,
     )?;
-    let fresh = RunState::new(recipe, environment);
     let start = resume::start(fresh, options, &store, backend)?;
     let header = |run: &RunFile| {
         let (id, name) = (run.id.clone(), run.name.clone());
@@ -81,6 +113,8 @@ pub fn train(
         message(finished(&state, &output));
         return Ok(());
     }
+    orders::give(&options.ranks, Order::Begin)?;
+    orders::share_state(&options.ranks, backend)?;
     let run = resume::run_file(config, &start, &options.resume, &output)?;
     let Start { state, notes, .. } = start;
     output.write_config(config)?;
@@ -93,7 +127,8 @@ pub fn train(
     let mut trainer = Trainer {
         config,
         dataset,
-        passes: Passes::new(config, steps_per_epoch),
+        passes: Passes::new(config, steps_per_epoch).among(options.ranks.size()),
+        outcomes: Outcomes::new(Ranks::clone(&options.ranks)),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
         steps_done: Arc::clone(&steps_done),
@@ -129,6 +164,7 @@ struct Trainer<'a> {
     config: &'a Config,
     dataset: &'a Dataset,
     passes: Passes<'a>,
+    outcomes: Outcomes,
     steps_per_epoch: usize,
     /// The network's description, as checkpoints carry it.
     model: String,
@@ -146,7 +182,7 @@ struct Trainer<'a> {
     saved: Instant,
     /// Optimiser step of the newest checkpoint that this process has handed over.
     saved_step: Option<(usize, u64)>,
-    /// Optimiser steps whose outcomes have not all come, oldest first.
+    /// Optimiser steps whose outcomes have not all come, from whichever rank, oldest first.
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
     named_bad: BTreeSet<(&'static str, u32)>,
@@ -250,8 +286,9 @@ impl Trainer<'_> {
         loader: &mut Loader,
         progress: &mut Progress,
     ) -> Result<()> {
-        let of = self.config.micro_steps();
-        let lr = self.passes.lr(self.at());
+        let (at, of, ranks) = (self.at(), self.config.micro_steps(), self.outcomes.ranks.size());
+        let lr = self.passes.lr(at);
+        orders::give(&self.outcomes.ranks, Order::Step(at)).map_err(|error| self.lost(error))?;
         self.underway.push_back(Underway {
             step: self.state.step + 1,
             total_steps: self.state.total_steps + 1,
@@ -260,20 +297,23 @@ impl Trainer<'_> {
             score: Score::default(),
             waited: loader.waited(),
         });
-        for index in 0..of {
+        let own = self.passes.own();
+        for index in 0..own {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            let submitted = backend.submit(&batch, &self.passes.step(self.at(), index));
+            let passes = at.passes + (index * ranks) as u64;
+            let submitted = backend.submit(&batch, &self.passes.step(At { passes, ..at }, index));
             submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
-            self.state.passes += 1;
-            if index + 1 == of {
+            if index + 1 == own {
+                self.state.passes += of as u64;
                 self.state.step += 1;
                 self.state.total_steps += 1;
                 self.steps_done.store(self.state.total_steps, Ordering::Relaxed);
             }
             self.collect(backend, Some(progress), false)?;
         }
-        Ok(())
+        self.outcomes.exchange(&self.stop).map_err(|error| self.lost(error))?;
+        self.settle(Some(progress))
     }
 
     /// Takes in the outcomes that have come; with `all`, waits until none is missing. The weights then are those of the
@@ -284,12 +324,26 @@ impl Trainer<'_> {
         mut progress: Option<&mut Progress>,
         all: bool,
     ) -> Result<()> {
+        if all {
+            orders::give(&self.outcomes.ranks, Order::Collect).map_err(|error| self.lost(error))?;
+        }
         loop {
             let outcome = if all { backend.wait() } else { backend.poll() };
-            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else {
-                assert!(!all || self.underway.is_empty(), "the backend keeps outcomes to itself");
-                return Ok(());
-            };
+            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else { break };
+            self.outcomes.add(outcome);
+            self.settle(progress.as_deref_mut())?;
+        }
+        if all {
+            self.outcomes.exchange(&self.stop).map_err(|error| self.lost(error))?;
+            self.settle(progress)?;
+            assert!(self.underway.is_empty(), "a backend keeps outcomes to itself");
+        }
+        Ok(())
+    }
+
+    /// Takes in what has been heard of passes, one after the other.
+    fn settle(&mut self, mut progress: Option<&mut Progress>) -> Result<()> {
+        while let Some(outcome) = self.outcomes.take() {
             let step =
                 self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
             if let Some(fault) = outcome.fault {
@@ -304,6 +358,7 @@ impl Trainer<'_> {
                 self.report_step(&step, outcome.loss_scale, outcome.skipped, progress.as_deref_mut())?;
             }
         }
+        Ok(())
     }
 
     /// A device that fails takes its memory along: what the newest checkpoint has is what is left.
@@ -313,7 +368,14 @@ impl Trainer<'_> {
         }
         let _ = self.wait_for_save();
         let kept = what_is_kept(self.writer.store(), self.state.total_steps);
-        Error::device(format!("{}; {kept}", error.message))
+        let at = match self.outcomes.ranks.size() {
+            1 => String::new(),
+            ranks => {
+                let (epoch, step) = (self.state.epoch + 1, self.state.step + 1);
+                format!("rank 0 of {ranks}, epoch {epoch}, step {step}: ")
+            }
+        };
+        Error::device(format!("{at}{}; {kept}", error.message))
     }
 
     fn at(&self) -> At {
@@ -357,21 +419,16 @@ impl Trainer<'_> {
     }
 
     fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
-        let (eval, interpolation) = (&self.config.eval, self.config.augment.interpolation);
-        let transform = EvalTransform::new(self.config.eval_resolution(), eval.crop_ratio, interpolation);
-        let mut loader = Loader::eval(
-            Arc::clone(&self.dataset.val),
-            EvalOptions {
-                transform,
-                batch: self.config.eval_batch(),
-                limit: 0,
-                workers: self.config.workers(),
-                bad_share: self.config.data.bad_share,
-            },
-        )?;
-        let weights = if self.config.ema.is_on() { Weights::Averaged } else { Weights::Live };
-        let score = evaluate(backend, &mut loader, weights, &self.stop)?;
-        Ok((score, loader.bad().to_vec()))
+        let ranks = &self.outcomes.ranks;
+        orders::give(ranks, Order::Validate)?;
+        let (mut loader, weights) = validation(self.config, self.dataset, self.share())?;
+        let own = score_share(backend, &mut loader, weights, &self.stop)?;
+        Ok((combine(ranks, own)?, loader.bad().to_vec()))
+    }
+
+    /// Of the images, that of rank 0.
+    fn share(&self) -> Share {
+        Share { index: 0, of: self.outcomes.ranks.size() }
     }
 
     fn judge(&mut self, score: Score, bad: &[BadFile]) -> Result<Score> {
@@ -419,7 +476,8 @@ impl Trainer<'_> {
 
     fn training_loader(&self) -> Result<Loader> {
         let mut options = loader_options(self.config, self.state.epoch);
-        options.start_batch = self.state.step * self.config.micro_steps();
+        options.share = self.share();
+        options.start_batch = self.state.step * self.passes.own();
         Loader::train(Arc::clone(&self.dataset.train), options)
     }
 
@@ -439,11 +497,23 @@ impl Trainer<'_> {
         self.log.flush()?;
         self.state.choices = backend.choices();
         let checkpoint = self.state.to_checkpoint(backend, &self.model).map_err(|error| self.lost(error))?;
+        self.compare(&checkpoint).map_err(|error| self.lost(error))?;
         self.wait_for_save()?;
         self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
         self.saved = Instant::now();
         self.saved_step = Some((self.state.epoch, self.state.total_steps));
         Ok(())
+    }
+
+    /// What goes to disk is what every rank has.
+    fn compare(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let ranks = &self.outcomes.ranks;
+        orders::give(ranks, Order::Compare)?;
+        let floats = checkpoint.tensors.iter().filter_map(|(name, tensor)| match &tensor.values {
+            Values::F32(values) => Some((name, &values[..])),
+            _ => None,
+        });
+        orders::compare(ranks, floats)
     }
 
     /// Waits for the save in flight. That there is one that is durable, and the time that it took, stand beside the

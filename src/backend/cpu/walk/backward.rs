@@ -4,10 +4,12 @@ use super::Walk;
 use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate, ParamGradients};
 use crate::backend::cpu::memory::Buffer;
 use crate::backend::cpu::params::Params;
-use crate::backend::cpu::{Cpu, Engine, pooling};
+use crate::backend::cpu::{Engine, pooling, ranks};
+use crate::error::Result;
 use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 use crate::simd::conv;
+use std::borrow::Cow;
 
 impl Walk {
     pub(super) fn backward(
@@ -16,9 +18,9 @@ impl Walk {
         params: &mut Params,
         index: usize,
         accumulate: bool,
-    ) {
+    ) -> Result<()> {
         match self.units[index].clone() {
-            Unit::Conv(unit) => self.backward_conv(engine, params, index, &unit, accumulate),
+            Unit::Conv(unit) => self.backward_conv(engine, params, index, &unit, accumulate)?,
             Unit::MaxPool { x, y } => {
                 let dy = self.take_gradient(y);
                 let mut dx = self.take(x);
@@ -44,7 +46,7 @@ impl Walk {
                 let dy = self.take_gradient(y);
                 let mut dx = self.take(x);
                 let shape = self.linear_shape(x, y);
-                let Engine { pool, isa, scratch } = engine;
+                let Engine { pool, isa, scratch, .. } = engine;
                 let from = self.memory.activation(x);
                 conv::wgrad(
                     pool,
@@ -67,6 +69,7 @@ impl Walk {
                 self.memory.gradient[x] = Some(dx);
             }
         }
+        Ok(())
     }
 
     fn backward_conv(
@@ -76,9 +79,9 @@ impl Walk {
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) {
-        let draw = self.backward_norm(engine.cpu(), params, index, unit, accumulate);
-        let Engine { pool, isa, scratch } = engine;
+    ) -> Result<()> {
+        let draw = self.backward_norm(engine, params, index, unit, accumulate)?;
+        let Engine { pool, isa, scratch, .. } = engine;
         let x = self.memory.activation(unit.x);
         let dw = &mut params.gradient[unit.weight];
         conv::wgrad(pool, *isa, &unit.shape, self.n, x, &draw, dw, accumulate, scratch);
@@ -101,19 +104,21 @@ impl Walk {
             self.memory.gradient[unit.x] = Some(dx);
         }
         self.memory.buffers.give(draw);
+        Ok(())
     }
 
     /// The gradient of a unit's convolution output; the residual gets its own on the way.
     fn backward_norm(
         &mut self,
-        cpu: Cpu,
+        engine: &Engine,
         params: &mut Params,
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) -> Buffer {
+    ) -> Result<Buffer> {
+        let cpu = engine.cpu();
         if !self.memory.factors[index].is_empty() {
-            return self.backward_norm_scaled(cpu, params, index, unit, accumulate);
+            return self.backward_norm_scaled(engine, params, index, unit, accumulate);
         }
         let mut dy = self.take_gradient(unit.y);
         // Behind a gate that is recomputed, the gradient is turned into the convolution's in place.
@@ -129,31 +134,32 @@ impl Walk {
             (true, None) => Gate::Recomputed(forward),
         };
         let gradients = batch_norm::backward_reduce(cpu, statistics, raw, gate, &mut dy);
-        let apply = BackwardApply::new(statistics, gamma, &gradients);
+        let apply = BackwardApply::new(statistics, gamma, over_all(engine, &gradients)?.as_ref());
         match &mut separate {
             Some(draw) => apply.run(cpu, raw, &dy, draw),
             None => apply.run_gated(cpu, forward, raw, &mut dy),
         }
         self.end_norm(params, unit, &gradients, accumulate);
-        let Some(draw) = separate else { return dy };
+        let Some(draw) = separate else { return Ok(dy) };
         match unit.residual {
             // The sum hands the same gradient to both of its terms.
             Some(residual) => self.memory.gradient[residual] = Some(dy),
             None => self.memory.buffers.give(dy),
         }
-        draw
+        Ok(draw)
     }
 
     /// The same where the normalised output was multiplied by a factor for each image: the residual's gradient is that behind
     /// the ReLU, the batch norm's is that times the factor.
     fn backward_norm_scaled(
         &mut self,
-        cpu: Cpu,
+        engine: &Engine,
         params: &mut Params,
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) -> Buffer {
+    ) -> Result<Buffer> {
+        let cpu = engine.cpu();
         let mut dy = self.take_gradient(unit.y);
         let (mut scaled, mut draw) = (self.take(unit.raw), self.take(unit.raw));
         let memory = &self.memory;
@@ -169,13 +175,13 @@ impl Walk {
             }
         });
         let gradients = batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled);
-        BackwardApply::new(statistics, &params.weight[unit.gamma], &gradients)
+        BackwardApply::new(statistics, &params.weight[unit.gamma], over_all(engine, &gradients)?.as_ref())
             .run(cpu, raw, &scaled, &mut draw);
         self.end_norm(params, unit, &gradients, accumulate);
         self.memory.buffers.give(scaled);
         let residual = unit.residual.expect("a factor is that of a block, which ends in a sum");
         self.memory.gradient[residual] = Some(dy);
-        draw
+        Ok(draw)
     }
 
     /// Hands on what a unit's batch norm has found, and gives up what it has read.
@@ -190,6 +196,15 @@ impl Walk {
         self.memory.gradient[tensor]
             .take()
             .expect("a unit's output has its gradient before the unit runs backward")
+    }
+}
+
+/// What the input's gradient is made of: sums over what the statistics are over. The parameters' own gradients are added up
+/// with all others, at the end of the step.
+fn over_all<'g>(engine: &Engine, own: &'g ParamGradients) -> Result<Cow<'g, ParamGradients>> {
+    match engine.sync_norms {
+        true => ranks::join_sums(&engine.ranks, own).map(Cow::Owned),
+        false => Ok(Cow::Borrowed(own)),
     }
 }
 

@@ -9,12 +9,13 @@ use super::batch_norm::{self, Statistics};
 use super::memory::{Buffer, Buffers};
 use super::params::Params;
 use super::pooling::PoolShape;
-use super::{Cpu, Engine, input};
+use super::{Cpu, Engine, input, ranks};
 use crate::backend::loss::Target;
 use crate::backend::{DropPath, Outcome, Step};
 use crate::data::Batch;
+use crate::error::Result;
 use crate::model::graph::{ConvShape, Graph, TensorId};
-use crate::model::units::{Unit, units};
+use crate::model::units::{ConvUnit, Unit, units};
 use crate::tensor::HostTensor;
 
 pub struct Walk {
@@ -98,59 +99,95 @@ impl Walk {
     }
 
     /// Forward, loss, backward; the last pass of an optimiser step updates the weights.
-    pub fn step(&mut self, engine: &mut Engine, params: &mut Params, batch: &Batch, step: &Step) -> Outcome {
+    pub fn step(
+        &mut self,
+        engine: &mut Engine,
+        params: &mut Params,
+        batch: &Batch,
+        step: &Step,
+    ) -> Result<Outcome> {
         if step.index == 0 {
             params.begin_step();
         }
         self.load(engine, batch);
         self.draw_factors(&step.drop_path);
         for index in 0..self.units.len() {
-            self.forward(engine, params, index, Mode::Training);
+            self.forward(engine, params, index, Mode::Training)?;
         }
-        let images = batch.labels.len() * step.of;
+        let images = batch.labels.len() * step.passes();
         let mut gradient = self.memory.buffers.take(batch.labels.len() * self.graph.spec.classes);
         let logits = self.memory.activation(self.graph.logits);
         let scale = 1.0 / images as f32;
         let score = step.loss.of(logits, &Target::all(batch), scale, Some(&mut gradient));
         self.memory.gradient[self.graph.logits] = Some(gradient);
-        let fault = if score.loss.is_finite() {
-            self.finish(engine, params, step)
-        } else {
-            Some(self.first_bad_value(params))
+        let fault = (!score.loss.is_finite()).then(|| self.first_bad_value(params));
+        let fault = match ranks::first_fault(&engine.ranks, "loss", fault)? {
+            None => self.finish(engine, params, step)?,
+            fault => fault,
         };
         if fault.is_some() {
             params.undo_step();
         }
         self.end_pass();
-        Outcome { score, fault, skipped: false, loss_scale: 1.0 }
+        Ok(Outcome { score, fault, skipped: false, loss_scale: 1.0 })
     }
 
     /// Backward and, at the last pass, the update; a non-finite gradient stops it before anything is changed.
-    fn finish(&mut self, engine: &mut Engine, params: &mut Params, step: &Step) -> Option<String> {
+    fn finish(&mut self, engine: &mut Engine, params: &mut Params, step: &Step) -> Result<Option<String>> {
         for index in (0..self.units.len()).rev() {
-            self.backward(engine, params, index, step.index > 0);
+            self.backward(engine, params, index, step.index > 0)?;
         }
-        if let Some(name) = params.first_bad_gradient(engine.cpu(), &self.graph) {
-            return Some(format!("the gradient of {name} is not finite"));
+        let bad = |params: &Params| {
+            let name = params.first_bad_gradient(engine.cpu(), &self.graph);
+            name.map(|name| format!("the gradient of {name} is not finite"))
+        };
+        if let Some(fault) = ranks::first_fault(&engine.ranks, "gradients", bad(params))? {
+            return Ok(Some(fault));
         }
-        for (unit, statistics) in self.units.iter().zip(&self.memory.statistics) {
-            if let Unit::Conv(unit) = unit {
-                let [mean, var] =
-                    params.running.get_disjoint_mut([unit.mean, unit.var]).expect("two buffers");
-                batch_norm::update_running(statistics, mean, var);
-            }
-        }
+        self.update_running(engine, params)?;
         if step.index + 1 == step.of {
+            ranks::add_up(&engine.ranks, &mut params.gradient)?;
+            // Sums leave the range of f32 on all ranks alike.
+            if let Some(fault) = bad(params).filter(|_| step.ranks > 1) {
+                return Ok(Some(fault));
+            }
             params.update(engine.cpu(), &self.graph, step);
         }
-        None
+        Ok(None)
+    }
+
+    /// Running statistics take in the batch's; those of other ranks in their order, as if one rank had seen all batches.
+    fn update_running(&self, engine: &Engine, params: &mut Params) -> Result<()> {
+        // Synchronised, all ranks have the same ones.
+        if engine.sync_norms || engine.ranks.size() == 1 {
+            self.take_in(params, self.norms().map(|(_, found)| found));
+            return Ok(());
+        }
+        let batches = ranks::gather_statistics(&engine.ranks, self.norms().map(|(_, found)| found))?;
+        batches.iter().for_each(|batch| self.take_in(params, batch.iter()));
+        Ok(())
+    }
+
+    fn take_in<'s>(&self, params: &mut Params, batch: impl Iterator<Item = &'s Statistics>) {
+        for ((unit, _), statistics) in self.norms().zip(batch) {
+            let [mean, var] = params.running.get_disjoint_mut([unit.mean, unit.var]).expect("two buffers");
+            batch_norm::update_running(statistics, mean, var);
+        }
+    }
+
+    /// Batch norms with the last pass's statistics.
+    fn norms(&self) -> impl Iterator<Item = (&ConvUnit, &Statistics)> {
+        self.units.iter().zip(&self.memory.statistics).filter_map(|(unit, statistics)| match unit {
+            Unit::Conv(unit) => Some((unit, statistics)),
+            _ => None,
+        })
     }
 
     /// Logits [n, classes] with the running statistics.
-    pub fn evaluate(&mut self, engine: &mut Engine, params: &Params, batch: &Batch) -> Vec<f32> {
+    pub fn evaluate(&mut self, engine: &mut Engine, params: &Params, batch: &Batch) -> Result<Vec<f32>> {
         self.load(engine, batch);
         for index in 0..self.units.len() {
-            self.forward(engine, params, index, Mode::Evaluation);
+            self.forward(engine, params, index, Mode::Evaluation)?;
             for x in self.units[index].inputs() {
                 if self.last_reader[x] == index {
                     self.memory.release_activation(x);
@@ -159,7 +196,7 @@ impl Walk {
         }
         let logits = self.memory.activation(self.graph.logits).to_vec();
         self.end_pass();
-        logits
+        Ok(logits)
     }
 
     /// An activation of the last pass that is still there.
