@@ -65,6 +65,7 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: true,
         drop_path: false,
         erase: false,
+        ranks: None,
     },
     Recipe {
         rule: Rule::Lars,
@@ -73,6 +74,7 @@ pub const EXTRAS: [Recipe; 3] = [
         clip: false,
         drop_path: true,
         erase: true,
+        ranks: None,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
 ];

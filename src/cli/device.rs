@@ -251,16 +251,35 @@ fn open_cuda_among(
     config: &Config,
     classes: usize,
     world: &World,
-    _: &Ranks,
+    ranks: &Ranks,
 ) -> Result<(Box<dyn Backend>, Environment)> {
-    open_cuda(config, classes, world.local_rank)
+    if config.model.sync_batch_norm {
+        return Err(Error::usage(
+            "model.sync_batch_norm is for the CPU backend: a card's plan has batch norm by rank alone; leave it false",
+        ));
+    }
+    // A launcher may show every rank its own card alone.
+    let visible = crate::backend::cuda::device::driver::cards()?;
+    let ordinal = if visible == 1 { 0 } else { world.local_rank };
+    open_card(config, classes, ordinal, Some(ranks))
 }
 
 #[cfg(feature = "cuda")]
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    open_card(config, classes, ordinal, None)
+}
+
+/// With `ranks`, joined with the cards of others.
+#[cfg(feature = "cuda")]
+fn open_card(
+    config: &Config,
+    classes: usize,
+    ordinal: usize,
+    ranks: Option<&Ranks>,
+) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
-    use crate::backend::cuda::plan::ScalePolicy;
+    use crate::backend::cuda::plan::{Recipe, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
@@ -275,8 +294,11 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         Storage::Bf16 | Storage::F32 => ScalePolicy::NONE,
     };
     let algorithms = device.algorithms.strip_prefix("file:").map(|path| File(path.into()));
-    let card =
+    let mut card =
         Card::open(CardOptions { ordinal, storage, tf32, deterministic: device.deterministic, algorithms })?;
+    if let Some(ranks) = ranks {
+        card.join(ranks)?;
+    }
     let identity = card.identity().to_owned();
     message(format!("training on {identity}"));
     let options = CudaOptions {
@@ -285,13 +307,14 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
-        recipe: recipe(config),
+        recipe: Recipe { ranks: ranks.map(|ranks| ranks.size()), ..recipe(config) },
         storage,
         scale,
         input_channels: device.input_channels,
         keep: false,
     };
-    let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;
+    let micro_steps = config.micro_steps() / ranks.map_or(1, |ranks| ranks.size());
+    let backend = CudaBackend::new(options, card, config.micro_batch(), micro_steps)?;
     Ok((Box::new(backend), environment(identity)))
 }
 
@@ -314,6 +337,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         clip: config.optim.clip_norm > 0.0,
         drop_path: config.model.drop_path > 0.0,
         erase: config.augment.erase > 0.0,
+        ranks: None,
     }
 }
 

@@ -49,7 +49,7 @@ impl Work {
         let of = |(region, access)| times(access) * touched(node, region, staging);
         let bytes = node.call.accesses().into_iter().map(of).sum();
         let operations = match &node.call {
-            Call::Kernel(_) => 0,
+            Call::Kernel(_) | Call::Collective(_) => 0,
             Call::Convolution(conv) => 2 * (conv.shape.macs() * conv.n) as u64,
             Call::Linear(linear) => 2 * (linear.n * linear.features * linear.classes) as u64,
         };
@@ -254,6 +254,9 @@ fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) -> String {
         }
         Call::Linear(linear) => {
             format!("{} {} -> {}: cublas", linear.pass.name(), linear.features, linear.classes)
+        }
+        Call::Collective(collective) => {
+            format!("{:?} {:.1} MB: nccl", collective.kind, collective.to.bytes as f64 / 1e6)
         }
     }
 }

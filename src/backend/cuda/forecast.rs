@@ -4,7 +4,7 @@
 
 use super::bench::Work;
 use super::device::card::WORKSPACE;
-use super::plan::node::STREAMS;
+use super::plan::node::COMPUTING;
 use super::plan::region::Arena;
 use super::plan::{Plan, PlanOptions, Purpose};
 use super::storage::Storage;
@@ -188,7 +188,7 @@ impl Plans {
                 *largest = bytes.max(*largest);
             }
         }
-        arenas.values().sum::<u64>() + STREAMS as u64 * WORKSPACE
+        arenas.values().sum::<u64>() + COMPUTING as u64 * WORKSPACE
     }
 }
 

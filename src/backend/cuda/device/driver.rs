@@ -220,6 +220,12 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
     }
 
+    /// As the card has written it by now.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: as in `slice`; what is read while the card writes it is of no more than a message.
+        unsafe { std::slice::from_raw_parts(self.at, self.bytes) }
+    }
+
     pub fn upload(&self, bytes: usize, to: Address, stream: &Stream) -> Result<()> {
         assert!(bytes <= self.bytes);
         // SAFETY: both ranges are inside (`Memory::at` has checked `to`), and the memory outlives the copy: its owner

@@ -37,7 +37,7 @@ pub const OLDEST_CUDNN: usize = 90000;
 pub const CUDNN_WITHOUT_VOLTA: usize = 91100;
 
 /// Every symbol that the backend calls: one that is missing is an error here, and would be a panic later.
-const SYMBOLS: [(Library, &[&str]); 3] = [
+const SYMBOLS: [(Library, &[&str]); 4] = [
     (
         Library::Driver,
         &[
@@ -87,6 +87,7 @@ const SYMBOLS: [(Library, &[&str]); 3] = [
     ),
     (Library::Cublas, super::cublas::SYMBOLS),
     (Library::Cudnn, super::cudnn::SYMBOLS),
+    (Library::Nccl, super::nccl::SYMBOLS),
 ];
 
 impl Library {

@@ -6,6 +6,7 @@
 //! | [`driver`] | memory, streams, events, graphs |
 //! | [`cudnn`], [`cublas`] | convolutions, matrix products |
 //! | [`algorithms`], `search` | which routine for which convolution |
+//! | [`nccl`] | what ranks exchange |
 //! | [`card`] | the machine |
 //! | [`measure`] | how long things take on it |
 //! | [`trace`] | what the host asks of the driver, and when |
@@ -20,6 +21,7 @@ pub mod cudnn;
 pub mod driver;
 pub mod libraries;
 pub mod measure;
+pub mod nccl;
 mod search;
 pub mod trace;
 mod watchdog;

@@ -3,6 +3,7 @@
 use super::node::{Arg, Call, Launch, Node, Stream};
 use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
+use super::ranks::Bucket;
 use super::region::{Access, Arena, Region};
 use super::{PlanOptions, StagingLayout};
 use crate::model::graph::{ConvShape, Graph, ParamId, TensorId};
@@ -12,6 +13,8 @@ use crate::model::units::ConvUnit;
 pub const MAIN: Stream = 0;
 /// Weight gradients, beside it.
 pub const SIDE: Stream = 1;
+/// What ranks exchange.
+pub const COMM: Stream = 2;
 
 pub struct Builder<'a> {
     pub graph: &'a Graph,
@@ -33,6 +36,8 @@ pub struct Builder<'a> {
     pub factors: Vec<Option<Region>>,
     /// The storage type's copy of the averaged weights, in an evaluation of those.
     pub averaged_weights: Option<Region>,
+    /// Of a pass whose gradients are added up over ranks.
+    pub buckets: Vec<Bucket>,
 }
 
 impl<'a> Builder<'a> {
@@ -52,6 +57,7 @@ impl<'a> Builder<'a> {
             pool_index: None,
             factors: vec![None; tensors],
             averaged_weights: None,
+            buckets: vec![],
         }
     }
 

@@ -6,6 +6,7 @@
 //! | [`params`] | where everything that outlives a pass lies |
 //! | [`chunks`] | that space in pieces of one parameter each |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
+//! | `ranks` | what the ranks of a run exchange |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -25,6 +26,7 @@ pub mod node;
 pub mod order;
 pub mod params;
 pub mod place;
+mod ranks;
 pub mod region;
 
 use super::abi;
@@ -119,6 +121,8 @@ pub struct Recipe {
     pub drop_path: bool,
     /// Rectangles of images are painted over.
     pub erase: bool,
+    /// How many ranks train together; with one they exchange what they would among several. `None`: nothing is exchanged.
+    pub ranks: Option<usize>,
 }
 
 impl Recipe {
@@ -130,6 +134,7 @@ impl Recipe {
         clip: false,
         drop_path: false,
         erase: false,
+        ranks: None,
     };
 
     /// Whether the update needs the norm of all gradients, or what is computed beside it.
