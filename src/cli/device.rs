@@ -2,6 +2,8 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::comm;
 use crate::comm::{Ranks, World};
 use crate::config::{Config, Precision, Workers};
 use crate::data::{JPEG_DECODER, available_workers};
@@ -266,7 +268,14 @@ fn open_cuda_among(
 
 #[cfg(feature = "cuda")]
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
-    open_card(config, classes, ordinal, None)
+    let alone = exchanges_alone().then(comm::alone);
+    open_card(config, classes, ordinal, alone.as_ref())
+}
+
+/// Whether a single card makes the exchanges that it would make among several: what they cost is measured so.
+#[cfg(feature = "cuda")]
+fn exchanges_alone() -> bool {
+    std::env::var("ENGINE_NCCL_ALONE").is_ok_and(|value| value == "1")
 }
 
 /// With `ranks`, joined with the cards of others.

@@ -327,7 +327,7 @@ impl Card {
     /// How far the exchanges of the pass under way have come.
     fn whereabouts(&self) -> String {
         let Exchanges { reached, ranks, .. } = self.exchanges();
-        let reached = bytemuck::pod_read_unaligned::<u32>(reached.bytes()) as usize;
+        let reached = reached.peek() as usize;
         let last = self.running.map(|id| &self.ready[id].plan).and_then(|plan| {
             let names: Vec<&str> = exchange_names(plan).map(|(_, name)| name).collect();
             let place = |index: Option<usize>| index.and_then(|index| names.get(index)).copied();

@@ -220,10 +220,11 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
     }
 
-    /// As the card has written it by now.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: as in `slice`; what is read while the card writes it is of no more than a message.
-        unsafe { std::slice::from_raw_parts(self.at, self.bytes) }
+    /// The first four bytes, as the card has written them by now.
+    pub fn peek(&self) -> u32 {
+        assert!(self.bytes >= 4);
+        // SAFETY: the memory is there and aligned to a page; the card writes the word at once.
+        unsafe { self.at.cast::<u32>().read_volatile() }
     }
 
     pub fn upload(&self, bytes: usize, to: Address, stream: &Stream) -> Result<()> {

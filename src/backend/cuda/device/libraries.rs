@@ -242,7 +242,7 @@ impl Library {
                 "install cuDNN 9, or pip install nvidia-cudnn-cu12 (V100: nvidia-cudnn-cu12==9.10.2.21), and put its folder into LD_LIBRARY_PATH"
             }
             Self::Nccl => {
-                "only several GPUs would use it, one GPU never: pip install nvidia-nccl-cu12, and link libnccl.so to libnccl.so.2 in its folder"
+                "several GPUs want it, one never: install libnccl-dev, or pip install nvidia-nccl-cu12 and, in its folder, ln -s libnccl.so.2 libnccl.so"
             }
         }
     }
