@@ -312,7 +312,7 @@ fn gather_callers(world: &World, master: &Master, limit: Duration) -> Result<Vec
     let mut callers: Vec<Option<TcpStream>> = (1..world.size).map(|_| None).collect();
     while callers.iter().any(Option::is_none) {
         match listener.accept() {
-            Ok((stream, _)) => greet(world, stream, &mut callers),
+            Ok((stream, _)) => greet(world, master, stream, &mut callers),
             Err(error) if is_late(error.kind()) => sleep(PAUSE / 5),
             Err(error) => return Err(broken(error)),
         }
@@ -332,15 +332,20 @@ fn gather_callers(world: &World, master: &Master, limit: Duration) -> Result<Vec
     Ok(callers.into_iter().flatten().collect())
 }
 
+/// What tells a job from its neighbours, whose ports may be candidates here.
+fn job(world: &World, master: &Master) -> u64 {
+    world.job ^ u64::from(master.port)
+}
+
 /// Keeps a caller that belongs here. Who does not is told, and is no reason to fail.
-fn greet(world: &World, mut stream: TcpStream, callers: &mut [Option<TcpStream>]) {
+fn greet(world: &World, master: &Master, mut stream: TcpStream, callers: &mut [Option<TcpStream>]) {
     let deadline = Instant::now() + GREETING;
     let mut bytes = [0; Greeting::BYTES];
     if stream.set_nonblocking(false).is_err() || read_exact(&mut stream, &mut bytes, deadline).is_err() {
         return;
     }
     let answer = match Greeting::read(bytes) {
-        Some(Greeting { job, rank, size }) if (job, size) == (world.job, world.size as u64) && rank > 0 => {
+        Some(Greeting { job, rank, size }) if (job, size) == (self::job(world, master), world.size as u64) && rank > 0 => {
             match callers.get(rank as usize - 1) {
                 Some(None) => WELCOME,
                 Some(Some(_)) => TWICE,
@@ -360,7 +365,7 @@ fn greet(world: &World, mut stream: TcpStream, callers: &mut [Option<TcpStream>]
 /// Calls rank 0 until it answers.
 fn call(world: &World, master: &Master, limit: Duration) -> Result<TcpStream> {
     let deadline = Instant::now() + limit;
-    let greeting = Greeting { job: world.job, rank: world.rank as u64, size: world.size as u64 };
+    let greeting = Greeting { job: job(world, master), rank: world.rank as u64, size: world.size as u64 };
     let mut reason = "nobody listens there".to_owned();
     while Instant::now() < deadline {
         for port in (master.port..).take(usize::from(CANDIDATES)) {

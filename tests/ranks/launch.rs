@@ -5,6 +5,8 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Who starts the ranks.
@@ -29,6 +31,9 @@ impl Launcher {
         all
     }
 }
+
+/// A whole run, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs a rank and keeps its number, code and words. `mpirun` ends all ranks as soon as one of them has ended, so each
 /// waits for the others.
@@ -120,14 +125,18 @@ impl Ranks {
 
     /// The exit code of one rank, once it has ended.
     pub fn code(&self, rank: usize) -> i32 {
-        wait_until(&format!("rank {rank} to end: {}", self.messages()), || self.file("code", rank).exists());
+        let began = Instant::now();
+        while !self.file("code", rank).exists() {
+            assert!(began.elapsed() < PATIENCE, "rank {rank} does not end\n{}", self.messages());
+            sleep(Duration::from_millis(20));
+        }
         self.read("code", rank).trim().parse().unwrap()
     }
 
     /// Those of all, once they have ended.
     pub fn codes(&mut self) -> Vec<i32> {
         let codes = (0..self.size).map(|rank| self.code(rank)).collect();
-        self.starters.drain(..).for_each(|mut starter| drop(starter.wait().unwrap()));
+        self.starters.drain(..).for_each(|mut starter| assert!(starter.wait().is_ok()));
         codes
     }
 
