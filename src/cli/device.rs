@@ -244,7 +244,12 @@ fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Enviro
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda_among(config: &Config, classes: usize, _: &World, _: &Ranks) -> Result<(Box<dyn Backend>, Environment)> {
+fn open_cuda_among(
+    config: &Config,
+    classes: usize,
+    _: &World,
+    _: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
     open_cuda(config, classes, 0)
 }
 

@@ -63,7 +63,8 @@ impl Loopback {
             if left.is_zero() {
                 return Err(silent(&Self::missing(&table), occasion));
             }
-            (table, _) = self.meeting.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner);
+            (table, _) =
+                self.meeting.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(table)
     }
@@ -150,7 +151,10 @@ mod tests {
         let occasion = Occasion { name: "sum", limit: Duration::from_millis(100) };
         let mut group = Loopback::group(2);
         let second = group.pop().unwrap();
-        assert_eq!(group[0].barrier(occasion).unwrap_err().message, "rank 1 has not answered for 0 s, at \"sum\"");
+        assert_eq!(
+            group[0].barrier(occasion).unwrap_err().message,
+            "rank 1 has not answered for 0 s, at \"sum\""
+        );
         drop(second);
         assert_eq!(group[0].barrier(occasion).unwrap_err().message, "rank 1 has left, at \"sum\"");
     }

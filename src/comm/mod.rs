@@ -86,7 +86,8 @@ impl Element {
     pub fn add(self, sum: &mut [u8], term: &[u8]) {
         macro_rules! add {
             ($size:literal, $read:expr) => {
-                for (sum, term) in sum.as_chunks_mut::<$size>().0.iter_mut().zip(term.as_chunks::<$size>().0) {
+                for (sum, term) in sum.as_chunks_mut::<$size>().0.iter_mut().zip(term.as_chunks::<$size>().0)
+                {
                     *sum = $read(*sum, *term);
                 }
             };
@@ -193,7 +194,9 @@ mod tests {
 
     #[test]
     fn sums_are_rounded_to_their_type() {
-        let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect() };
+        let bytes = |values: &[f32]| -> Vec<u8> {
+            values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+        };
         let mut sum = bytes(&[1.0, 2048.0, 65504.0]);
         Element::F16.add(&mut sum, &bytes(&[0.5, 1.0, 65504.0]));
         assert_eq!(sum, bytes(&[1.5, 2048.0, f32::INFINITY]));

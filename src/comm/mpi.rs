@@ -33,7 +33,9 @@ impl Mpi {
         let (universe, threading) = ::mpi::initialize_with_threading(Threading::Funneled)
             .ok_or_else(|| Error::failed("MPI was opened twice; this is a bug in engine"))?;
         if threading < Threading::Funneled {
-            return Err(Error::device("this MPI does not allow a process with threads: build OpenMPI with thread support"));
+            return Err(Error::device(
+                "this MPI does not allow a process with threads: build OpenMPI with thread support",
+            ));
         }
         let (mut rank, mut size) = (0, 0);
         // SAFETY: MPI is initialised, and both pointers are to integers of this frame.
@@ -132,10 +134,21 @@ impl Communicator for Mpi {
         // since `run` returns before that only where the process ends.
         let all = self.run(occasion, bytes.to_vec(), vec![0; total], |from, to, request| unsafe {
             let (kind, world) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
-            ffi::MPI_Iallgatherv(from, count, kind, to, counts.as_ptr(), starts.as_ptr(), kind, world, request)
+            ffi::MPI_Iallgatherv(
+                from,
+                count,
+                kind,
+                to,
+                counts.as_ptr(),
+                starts.as_ptr(),
+                kind,
+                world,
+                request,
+            )
         });
         let all = all.inspect_err(|_| std::mem::forget((counts.clone(), starts.clone())))?;
-        let piece = |(&start, &count): (&c_int, &c_int)| all[start as usize..(start + count) as usize].to_vec();
+        let piece =
+            |(&start, &count): (&c_int, &c_int)| all[start as usize..(start + count) as usize].to_vec();
         Ok(starts.iter().zip(&counts).map(piece).collect())
     }
 

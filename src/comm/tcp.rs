@@ -52,9 +52,7 @@ impl Broken {
     fn error(self, who: &str, occasion: Occasion) -> Error {
         let name = occasion.name;
         match self {
-            Self::Left => {
-                Error::device(format!("{who} has left, at \"{name}\": its own last line says why"))
-            }
+            Self::Left => Error::device(format!("{who} has left, at \"{name}\": its own last line says why")),
             Self::Silent => silent(who, occasion),
             Self::Odd(what) => Error::device(format!("{who}, at \"{name}\": {what}")),
         }
@@ -73,7 +71,8 @@ impl Star {
             _ => vec![call(world, master, limit)?],
         };
         for peer in &peers {
-            peer.set_nodelay(true).map_err(|error| Error::device(format!("a connection to a rank: {error}")))?;
+            peer.set_nodelay(true)
+                .map_err(|error| Error::device(format!("a connection to a rank: {error}")))?;
         }
         Ok(Self { rank: world.rank, size: world.size, peers: RefCell::new(peers), calls: Cell::new(0) })
     }
@@ -83,7 +82,8 @@ impl Star {
         let mut peers = self.peers.borrow_mut();
         let deadline = Instant::now() + occasion.limit;
         if self.rank > 0 {
-            self.send(&mut peers[0], occasion, bytes, deadline).map_err(|broken| broken.error("rank 0", occasion))?;
+            self.send(&mut peers[0], occasion, bytes, deadline)
+                .map_err(|broken| broken.error("rank 0", occasion))?;
             return Ok(vec![]);
         }
         let mut all = vec![bytes.to_vec()];
@@ -107,7 +107,9 @@ impl Star {
         if self.rank > 0 {
             // Rank 0 gives up first, and says on whom.
             let deadline = deadline + occasion.limit / 4;
-            return self.receive(&mut peers[0], occasion, deadline).map_err(|broken| broken.error("rank 0", occasion));
+            return self
+                .receive(&mut peers[0], occasion, deadline)
+                .map_err(|broken| broken.error("rank 0", occasion));
         }
         for index in 0..peers.len() {
             if let Err(broken) = self.send(&mut peers[index], occasion, bytes, deadline) {
@@ -119,13 +121,24 @@ impl Star {
         Ok(bytes.to_vec())
     }
 
-    fn send(&self, to: &mut TcpStream, occasion: Occasion, bytes: &[u8], deadline: Instant) -> Result<(), Broken> {
+    fn send(
+        &self,
+        to: &mut TcpStream,
+        occasion: Occasion,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> Result<(), Broken> {
         let header = [self.calls.get(), digest(occasion.name), bytes.len() as u64];
         write_all(to, bytemuck::cast_slice(&header), deadline)?;
         write_all(to, bytes, deadline)
     }
 
-    fn receive(&self, from: &mut TcpStream, occasion: Occasion, deadline: Instant) -> Result<Vec<u8>, Broken> {
+    fn receive(
+        &self,
+        from: &mut TcpStream,
+        occasion: Occasion,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Broken> {
         let mut header = [0u64; 3];
         read_exact(from, bytemuck::cast_slice_mut(&mut header), deadline)?;
         let [call, name, len] = header;
@@ -165,7 +178,8 @@ impl Communicator for Star {
             joined.extend(one);
         }
         let joined = self.distribute(occasion, &joined)?;
-        split(&joined, self.size).ok_or_else(|| Broken::Odd("it hands on too little".into()).error("rank 0", occasion))
+        split(&joined, self.size)
+            .ok_or_else(|| Broken::Odd("it hands on too little".into()).error("rank 0", occasion))
     }
 
     fn broadcast(&self, occasion: Occasion, bytes: &mut [u8]) -> Result<()> {
@@ -173,7 +187,9 @@ impl Communicator for Star {
         let got = self.distribute(occasion, bytes)?;
         if got.len() != bytes.len() {
             let (got, wanted) = (got.len(), bytes.len());
-            return Err(Broken::Odd(format!("it sends {got} bytes, {wanted} are expected")).error("rank 0", occasion));
+            return Err(
+                Broken::Odd(format!("it sends {got} bytes, {wanted} are expected")).error("rank 0", occasion)
+            );
         }
         bytes.copy_from_slice(&got);
         Ok(())
@@ -290,7 +306,10 @@ const TWICE: u8 = 2;
 fn listen(master: &Master) -> Result<TcpListener> {
     let mut last = None;
     for port in (master.port..).take(usize::from(CANDIDATES)) {
-        let addresses = [SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))];
+        let addresses = [
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        ];
         match TcpListener::bind(&addresses[..]) {
             Ok(listener) => return Ok(listener),
             Err(error) => last = Some(error),
@@ -317,8 +336,10 @@ fn gather_callers(world: &World, master: &Master, limit: Duration) -> Result<Vec
             Err(error) => return Err(broken(error)),
         }
         if Instant::now() > deadline {
-            let missing: Vec<String> =
-                (1..world.size).filter(|rank| callers[rank - 1].is_none()).map(|rank| rank.to_string()).collect();
+            let missing: Vec<String> = (1..world.size)
+                .filter(|rank| callers[rank - 1].is_none())
+                .map(|rank| rank.to_string())
+                .collect();
             return Err(Error::device(format!(
                 "rank {} of {} did not call within {:.0} s: is it started, does it know MASTER_ADDR={}, and is port {} open?",
                 missing.join(", "),
@@ -345,7 +366,9 @@ fn greet(world: &World, master: &Master, mut stream: TcpStream, callers: &mut [O
         return;
     }
     let answer = match Greeting::read(bytes) {
-        Some(Greeting { job, rank, size }) if (job, size) == (self::job(world, master), world.size as u64) && rank > 0 => {
+        Some(Greeting { job, rank, size })
+            if (job, size) == (self::job(world, master), world.size as u64) && rank > 0 =>
+        {
             match callers.get(rank as usize - 1) {
                 Some(None) => WELCOME,
                 Some(Some(_)) => TWICE,
@@ -394,7 +417,8 @@ fn call(world: &World, master: &Master, limit: Duration) -> Result<TcpStream> {
 
 fn call_once(at: (&str, u16), greeting: Greeting, deadline: Instant) -> std::io::Result<(TcpStream, u8)> {
     let address = at.to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| std::io::Error::new(ErrorKind::NotFound, "the name has no address"))?;
+    let address =
+        address.ok_or_else(|| std::io::Error::new(ErrorKind::NotFound, "the name has no address"))?;
     let mut stream = TcpStream::connect_timeout(&address, GREETING)?;
     let mut answer = [STRANGER];
     let said = write_all(&mut stream, &greeting.bytes(), deadline)

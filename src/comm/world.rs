@@ -43,8 +43,7 @@ const FIRST_PORT: u64 = 20_000;
 const PORTS: u64 = 10_000;
 
 impl World {
-    pub const ALONE: Self =
-        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, master: None, job: 0 };
+    pub const ALONE: Self = Self { rank: 0, size: 1, local_rank: 0, local_size: 1, master: None, job: 0 };
 
     pub fn is_alone(&self) -> bool {
         self.size == 1
@@ -71,9 +70,14 @@ impl World {
 
     fn check(self) -> Result<Self> {
         let Self { rank, size, local_rank, local_size, .. } = self;
-        let wrong = |text: String| Err(Error::usage(format!("{text}; the launcher's variables contradict each other")));
+        let wrong = |text: String| {
+            Err(Error::usage(format!("{text}; the launcher's variables contradict each other")))
+        };
         if size == 0 || rank >= size {
-            return wrong(format!("this is rank {rank} of {size}, ranks count from 0 to {}", size.max(1) - 1));
+            return wrong(format!(
+                "this is rank {rank} of {size}, ranks count from 0 to {}",
+                size.max(1) - 1
+            ));
         }
         if local_size == 0 || local_rank >= local_size {
             return wrong(format!("this is rank {local_rank} of {local_size} on its host"));
@@ -195,7 +199,8 @@ fn by_slurm(variables: &Variables) -> Result<World> {
     let local_rank = variables.number("SLURM_LOCALID")?.unwrap_or(0);
     // `2(x3),1` is one number for each node; this node's own is at its place.
     let node = variables.number("SLURM_NODEID")?.unwrap_or(0);
-    let per_node = variables.text("SLURM_STEP_TASKS_PER_NODE").or_else(|| variables.text("SLURM_TASKS_PER_NODE"));
+    let per_node =
+        variables.text("SLURM_STEP_TASKS_PER_NODE").or_else(|| variables.text("SLURM_TASKS_PER_NODE"));
     let local_size = per_node.and_then(|text| tasks_of(&text, node)).unwrap_or(size.min(local_rank + 1));
     let hosts = variables.text("SLURM_STEP_NODELIST").or_else(|| variables.text("SLURM_JOB_NODELIST"));
     let job = variables.job(&["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"]);
@@ -307,7 +312,8 @@ mod tests {
         // A batch script without srun, an Indexed Job of one pod, a SkyPilot task of one GPU.
         assert!(world(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4")]).unwrap().is_alone());
         assert!(world(&[("JOB_COMPLETION_INDEX", "0")]).unwrap().is_alone());
-        let sky = [("SKYPILOT_NUM_NODES", "1"), ("SKYPILOT_NODE_RANK", "0"), ("SKYPILOT_NUM_GPUS_PER_NODE", "1")];
+        let sky =
+            [("SKYPILOT_NUM_NODES", "1"), ("SKYPILOT_NODE_RANK", "0"), ("SKYPILOT_NUM_GPUS_PER_NODE", "1")];
         assert!(world(&sky).unwrap().is_alone());
     }
 
@@ -382,10 +388,7 @@ mod tests {
         for (variables, parts) in [
             (&[("RANK", "0")][..], ["RANK is set and WORLD_SIZE is not", "unset RANK"]),
             (&[("WORLD_SIZE", "2")], ["WORLD_SIZE is set and RANK is not", "set RANK"]),
-            (
-                &[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "x")],
-                ["rank 2 of 2", "contradict"],
-            ),
+            (&[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "x")], ["rank 2 of 2", "contradict"]),
             (&[("RANK", "x"), ("WORLD_SIZE", "2")], ["RANK=x is no number", "launcher"]),
             (&[("RANK", "-1"), ("WORLD_SIZE", "2")], ["RANK=-1 is no number", "launcher"]),
             (&[("RANK", "0"), ("WORLD_SIZE", "0")], ["rank 0 of 0", "contradict"]),
@@ -397,7 +400,11 @@ mod tests {
             (&[("OMPI_COMM_WORLD_RANK", "1")], ["OMPI_COMM_WORLD_SIZE is not", "alone"]),
             (&[("JOB_COMPLETION_INDEX", "1")], ["WORLD_SIZE is not set", "MASTER_ADDR"]),
             (
-                &[("SKYPILOT_NUM_NODES", "1"), ("SKYPILOT_NUM_GPUS_PER_NODE", "4"), ("SKYPILOT_NODE_IPS", "x")],
+                &[
+                    ("SKYPILOT_NUM_NODES", "1"),
+                    ("SKYPILOT_NUM_GPUS_PER_NODE", "4"),
+                    ("SKYPILOT_NODE_IPS", "x"),
+                ],
                 ["4 GPUs", "LOCAL_RANK=0 to 3"],
             ),
         ] {

@@ -253,7 +253,13 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), zero_gamma: true, init: Fan::FanOut, drop_path: 0.0, sync_batch_norm: false }
+        Self {
+            arch: "resnet50".into(),
+            zero_gamma: true,
+            init: Fan::FanOut,
+            drop_path: 0.0,
+            sync_batch_norm: false,
+        }
     }
 }
 

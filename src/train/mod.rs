@@ -18,6 +18,7 @@ pub mod trainer;
 mod output;
 pub mod passes;
 mod progress;
+mod validation;
 mod words;
 
 pub use trainer::{Resume, TrainOptions, train};

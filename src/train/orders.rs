@@ -6,6 +6,7 @@ use super::passes::At;
 use super::state::Environment;
 use super::stop::Stop;
 use crate::backend::{Backend, ELSEWHERE, NamedTensors, Outcome, Score};
+use crate::checkpoint::{Checkpoint, Values};
 use crate::comm::{Occasion, Ranks};
 use crate::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -202,7 +203,9 @@ pub fn share_state(ranks: &Ranks, backend: &mut dyn Backend) -> Result<()> {
         state.iter().flat_map(|(name, tensor)| format!("{name} {:?};", tensor.shape).into_bytes()).collect();
     let all = ranks.all_gather(Occasion::slow("names of tensors"), &Sha256::digest(&names))?;
     if let Some(rank) = all.iter().position(|other| other != &all[0]) {
-        return Err(Error::usage(format!("rank 0 and rank {rank} have other tensors: of different networks")));
+        return Err(Error::usage(format!(
+            "rank 0 and rank {rank} have other tensors: of different networks"
+        )));
     }
     for (name, tensor) in &mut state {
         ranks.broadcast(Occasion::slow(name), bytemuck::cast_slice_mut(&mut tensor.data))?;
@@ -214,6 +217,16 @@ pub fn share_state(ranks: &Ranks, backend: &mut dyn Backend) -> Result<()> {
         .map_err(|error| Error::device(format!("rank 0's routines cannot be read: {error}")))?;
     backend.set_choices(&choices);
     backend.load_state(&state)
+}
+
+/// What goes to disk at rank 0 is what every rank has.
+pub fn compare_checkpoint(ranks: &Ranks, checkpoint: &Checkpoint) -> Result<()> {
+    give(ranks, Order::Compare)?;
+    let floats = checkpoint.tensors.iter().filter_map(|(name, tensor)| match &tensor.values {
+        Values::F32(values) => Some((name, &values[..])),
+        _ => None,
+    });
+    compare(ranks, floats)
 }
 
 /// Fails on every rank, and so ends all, where a rank's tensors are not those of rank 0 to the bit.

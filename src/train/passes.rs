@@ -33,7 +33,12 @@ pub struct Passes<'a> {
 
 impl<'a> Passes<'a> {
     pub fn new(config: &'a Config, steps_per_epoch: usize) -> Self {
-        Self { config, rate: LearningRate::new(config, steps_per_epoch), averages: Averages::new(config), ranks: 1 }
+        Self {
+            config,
+            rate: LearningRate::new(config, steps_per_epoch),
+            averages: Averages::new(config),
+            ranks: 1,
+        }
     }
 
     /// Those of one of `ranks` ranks, which deal an optimiser step's passes out among them.

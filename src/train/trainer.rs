@@ -1,9 +1,8 @@
 //! The epoch loop.
 
-use super::evaluate::{combine, score_share};
 use super::follow::follow;
 use super::goals::Goals;
-use super::images::{data_identity, loader_options, steps_per_epoch, validation};
+use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
 use super::limit::Limit;
 use super::model_file::Description;
@@ -12,19 +11,19 @@ use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
 use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
-use super::state::{Best, Environment, RunState};
+use super::state::{Environment, RunState};
 use super::stop::Stop;
 use super::words::{finished, opening, summary, what_is_kept};
 use crate::backend::{Backend, Score};
-use crate::checkpoint::{BackgroundWriter, Checkpoint, Store, Values};
+use crate::checkpoint::{BackgroundWriter, Store};
 use crate::comm::Ranks;
 use crate::config::{Config, recipe_keys};
-use crate::data::{BadFile, Dataset, Loader, Share};
+use crate::data::{Dataset, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
-use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
-use crate::terminal::{answer, message};
+use crate::log::{RunHeader, RunLog, Scores, StepClock, StepRecord};
+use crate::terminal::message;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -160,23 +159,23 @@ fn lead(
     Ok(())
 }
 
-struct Trainer<'a> {
-    config: &'a Config,
-    dataset: &'a Dataset,
+pub(super) struct Trainer<'a> {
+    pub(super) config: &'a Config,
+    pub(super) dataset: &'a Dataset,
     passes: Passes<'a>,
-    outcomes: Outcomes,
+    pub(super) outcomes: Outcomes,
     steps_per_epoch: usize,
     /// The network's description, as checkpoints carry it.
     model: String,
-    state: RunState,
+    pub(super) state: RunState,
     /// Optimiser steps handed over, for who ends the process from outside.
     steps_done: Arc<AtomicU64>,
     writer: BackgroundWriter,
-    log: RunLog,
+    pub(super) log: RunLog,
     output: &'a Output,
     run: RunFile,
     goals: Goals<'a>,
-    stop: Stop,
+    pub(super) stop: Stop,
     /// Optimiser steps of the run before this process.
     began_at: u64,
     saved: Instant,
@@ -185,7 +184,7 @@ struct Trainer<'a> {
     /// Optimiser steps whose outcomes have not all come, from whichever rank, oldest first.
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
-    named_bad: BTreeSet<(&'static str, u32)>,
+    pub(super) named_bad: BTreeSet<(&'static str, u32)>,
     limit: Limit,
 }
 
@@ -418,62 +417,6 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
-        let ranks = &self.outcomes.ranks;
-        orders::give(ranks, Order::Validate)?;
-        let (mut loader, weights) = validation(self.config, self.dataset, self.share())?;
-        let own = score_share(backend, &mut loader, weights, &self.stop)?;
-        Ok((combine(ranks, own)?, loader.bad().to_vec()))
-    }
-
-    /// Of the images, that of rank 0.
-    fn share(&self) -> Share {
-        Share { index: 0, of: self.outcomes.ranks.size() }
-    }
-
-    fn judge(&mut self, score: Score, bad: &[BadFile]) -> Result<Score> {
-        self.report_bad("validation", bad);
-        // Also what a checkpoint could not be read back with: JSON has no NaN.
-        match score.loss.is_finite() {
-            true => Ok(score),
-            false => Err(self.fault("validation", score, "the logits are not finite")),
-        }
-    }
-
-    fn report_bad(&mut self, what: &'static str, bad: &[BadFile]) {
-        for bad in bad {
-            if self.named_bad.insert((what, bad.sample)) {
-                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
-            }
-        }
-    }
-
-    /// Turns the epoch's sums into its line.
-    fn close_epoch(&mut self, val: Score) -> Result<()> {
-        self.state.epoch += 1;
-        self.state.step = 0;
-        let epoch = EpochScores {
-            epoch: self.state.epoch as u32,
-            step: self.state.total_steps,
-            train: scores(self.state.sums),
-            val: scores(val),
-        };
-        self.state.sums = Score::default();
-        self.state.history.push(epoch);
-        if self.state.best.as_ref().is_none_or(|best| epoch.val.top1 > best.top1) {
-            let (epoch_number, total_steps) = (self.state.epoch, self.state.total_steps);
-            self.state.best = Some(Best { top1: epoch.val.top1, epoch: epoch_number, total_steps });
-        }
-        self.log.epoch(&epoch)?;
-        // The line is in logs.md; a closed or full standard output is no reason to stop.
-        let _ = answer(epoch.fields());
-        Ok(())
-    }
-
-    fn is_best(&self) -> bool {
-        self.state.best.as_ref().is_some_and(|best| best.epoch == self.state.epoch)
-    }
-
     fn training_loader(&self) -> Result<Loader> {
         let mut options = loader_options(self.config, self.state.epoch);
         options.share = self.share();
@@ -497,23 +440,12 @@ impl Trainer<'_> {
         self.log.flush()?;
         self.state.choices = backend.choices();
         let checkpoint = self.state.to_checkpoint(backend, &self.model).map_err(|error| self.lost(error))?;
-        self.compare(&checkpoint).map_err(|error| self.lost(error))?;
+        orders::compare_checkpoint(&self.outcomes.ranks, &checkpoint).map_err(|error| self.lost(error))?;
         self.wait_for_save()?;
         self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
         self.saved = Instant::now();
         self.saved_step = Some((self.state.epoch, self.state.total_steps));
         Ok(())
-    }
-
-    /// What goes to disk is what every rank has.
-    fn compare(&self, checkpoint: &Checkpoint) -> Result<()> {
-        let ranks = &self.outcomes.ranks;
-        orders::give(ranks, Order::Compare)?;
-        let floats = checkpoint.tensors.iter().filter_map(|(name, tensor)| match &tensor.values {
-            Values::F32(values) => Some((name, &values[..])),
-            _ => None,
-        });
-        orders::compare(ranks, floats)
     }
 
     /// Waits for the save in flight. That there is one that is durable, and the time that it took, stand beside the
@@ -541,7 +473,7 @@ impl Trainer<'_> {
         )))
     }
 
-    fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
+    pub(super) fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
         // The newest checkpoint is named once it is known to be whole; failing to write it is the smaller news.
         let _ = self.wait_for_save();
         let last = self.writer.store().newest().ok().and_then(|search| search.found);
@@ -557,7 +489,7 @@ impl Trainer<'_> {
     }
 }
 
-fn scores(score: Score) -> Scores {
+pub(super) fn scores(score: Score) -> Scores {
     let count = score.count.max(1) as f64;
     let percent = |hits: u64| 100.0 * hits as f64 / count;
     Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }

@@ -37,8 +37,13 @@ pub fn run(config: &Config, output: &Path, backend: &mut dyn Backend) -> Result<
         ranks: alone(),
     };
     let name = |text: &str| text.to_owned();
-    let environment =
-        Environment { engine: name("test"), device: name("test"), isa: name("test"), decoder: name("test"), ranks: 1 };
+    let environment = Environment {
+        engine: name("test"),
+        device: name("test"),
+        isa: name("test"),
+        decoder: name("test"),
+        ranks: 1,
+    };
     train(config, &options, &dataset, backend, environment)
 }
 

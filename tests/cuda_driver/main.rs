@@ -84,8 +84,20 @@ fn steps_follow_the_rules_and_nothing_inside_one_waits_for_the_card() {
 /// The exchanges of several ranks, of one: they are recorded into the graph, and taken apart before the communicator.
 #[test]
 fn exchanges_are_part_of_the_graph() {
-    let args =
-        ["bench", "train", "--arch", "resnet-tiny", "--resolution", "32", "--batch", "4", "--steps", "6", "--device", "cuda"];
+    let args = [
+        "bench",
+        "train",
+        "--arch",
+        "resnet-tiny",
+        "--resolution",
+        "32",
+        "--batch",
+        "4",
+        "--steps",
+        "6",
+        "--device",
+        "cuda",
+    ];
     let folder = temporary();
     let trace = folder.path().join("trace.json");
     let args = [&args[..], &["--trace", trace.to_str().unwrap()]].concat();

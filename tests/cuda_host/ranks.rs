@@ -204,7 +204,9 @@ fn buckets_leave_before_the_backward_pass_has_ended() {
     for sum in [false, true] {
         let mut plan = plan(&case, 8, sum);
         assert_eq!(races(&plan.nodes), [], "sum {sum}");
-        let find = |name: &str| plan.nodes.iter().position(|node| node.name == name).unwrap_or_else(|| panic!("{name}"));
+        let find = |name: &str| {
+            plan.nodes.iter().position(|node| node.name == name).unwrap_or_else(|| panic!("{name}"))
+        };
         let order = Order::of(&plan.nodes);
         let (first, stem) = (find("all_reduce.bucket 1"), find("conv1.wgrad"));
         assert!(first < stem && !order.before(stem, first), "the first bucket waits for the last gradient");

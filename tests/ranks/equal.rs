@@ -24,7 +24,8 @@ fn tensors(output: &Path) -> BTreeMap<String, Vec<f32>> {
 fn apart(got: &Path, want: &Path) -> (f64, String) {
     let (got, want) = (tensors(got), tensors(want));
     assert!(got.keys().eq(want.keys()));
-    let norms = got.iter().map(|(name, values)| (Difference::between(values, &want[name]).norm, name.clone()));
+    let norms =
+        got.iter().map(|(name, values)| (Difference::between(values, &want[name]).norm, name.clone()));
     norms.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
 }
 
@@ -69,7 +70,9 @@ fn a_run_of_several_ranks_goes_where_that_of_one_goes() {
         let among = temporary();
         train_among(launcher, 2, among.path(), &[]);
         let (apart, name) = apart(among.path(), alone.path());
-        println!("{launcher:?}, 2 ranks, 14 steps: {apart:.1e} apart in norm ({name}); two roundings of the rate: {moved:.1e}");
+        println!(
+            "{launcher:?}, 2 ranks, 14 steps: {apart:.1e} apart in norm ({name}); two roundings of the rate: {moved:.1e}"
+        );
         assert!(apart < 10.0 * moved + 1e-5, "{name}: {apart}, {moved}");
         assert_eq!(epoch_lines(among.path()).len(), 2);
         // Every image once.
@@ -120,7 +123,11 @@ fn ranks_that_do_not_fit_are_refused() {
     let output = temporary();
     let mut ranks = Ranks::start(Launcher::Variables, 3, &arguments(output.path(), &[]), &[]);
     assert_eq!(ranks.codes(), [2; 3], "{}", ranks.messages());
-    assert!(ranks.said(1).contains("4 pieces of data.micro_batch = 2, which 3 ranks cannot share"), "{}", ranks.said(1));
+    assert!(
+        ranks.said(1).contains("4 pieces of data.micro_batch = 2, which 3 ranks cannot share"),
+        "{}",
+        ranks.said(1)
+    );
 }
 
 /// Every rank says what it trains: the script puts its number into the file's name.

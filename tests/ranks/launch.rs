@@ -68,7 +68,8 @@ impl Ranks {
             let mut command = Command::new(program);
             for (name, _) in std::env::vars_os() {
                 let name = name.to_string_lossy().into_owned();
-                let is_told = ["ENGINE_", "OMPI_", "PMIX_", "SLURM_"].iter().any(|prefix| name.starts_with(prefix));
+                let is_told =
+                    ["ENGINE_", "OMPI_", "PMIX_", "SLURM_"].iter().any(|prefix| name.starts_with(prefix));
                 if is_told || ["DATA_DIR", "OUTPUT_DIR", "RANK", "WORLD_SIZE"].contains(&name.as_str()) {
                     command.env_remove(name);
                 }
@@ -84,11 +85,19 @@ impl Ranks {
             }
             command
         };
-        let run = |command: &mut Command| command.args(["sh", "-c", SCRIPT, "sh"]).args(args).spawn().unwrap();
+        let run =
+            |command: &mut Command| command.args(["sh", "-c", SCRIPT, "sh"]).args(args).spawn().unwrap();
         let starters = match launcher {
             Launcher::Mpirun => {
                 let mut mpirun = command("mpirun");
-                mpirun.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", &size.to_string()]);
+                mpirun.args([
+                    "--allow-run-as-root",
+                    "--oversubscribe",
+                    "--bind-to",
+                    "none",
+                    "-np",
+                    &size.to_string(),
+                ]);
                 vec![run(mpirun.stderr(Stdio::null()))]
             }
             Launcher::Variables => {
@@ -99,7 +108,9 @@ impl Ranks {
                 };
                 let start = |rank: usize| {
                     let mut env = command("env");
-                    env.envs(place(rank)).env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", free.to_string());
+                    env.envs(place(rank))
+                        .env("MASTER_ADDR", "127.0.0.1")
+                        .env("MASTER_PORT", free.to_string());
                     run(&mut env)
                 };
                 (0..size).map(start).collect()

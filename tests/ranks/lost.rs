@@ -34,11 +34,18 @@ fn a_rank_that_dies_ends_all_and_the_run_goes_on() {
             let left = 1 - dying;
             assert_eq!(ranks.code(left), 70, "{}", ranks.messages());
             ranks.codes();
-            println!("{launcher:?}, rank {dying} dies: after {:?} rank {left} says\n{}", began.elapsed(), ranks.said(left));
+            println!(
+                "{launcher:?}, rank {dying} dies: after {:?} rank {left} says\n{}",
+                began.elapsed(),
+                ranks.said(left)
+            );
             assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
             if left == 0 {
                 let said = ranks.said(0);
-                assert!(said.contains("epoch 1, step ") && said.contains("is whole, steps lost since"), "{said}");
+                assert!(
+                    said.contains("epoch 1, step ") && said.contains("is whole, steps lost since"),
+                    "{said}"
+                );
             }
             resumes(launcher, output.path(), &want, &format!("{launcher:?}, rank {dying}"));
         }
@@ -59,7 +66,11 @@ fn a_rank_that_hangs_ends_all_in_time() {
             let began = Instant::now();
             let left = 1 - hanging;
             assert_eq!(ranks.code(left), 70, "{}", ranks.messages());
-            println!("{launcher:?}, rank {hanging} hangs: after {:?} rank {left} says\n{}", began.elapsed(), ranks.said(left));
+            println!(
+                "{launcher:?}, rank {hanging} hangs: after {:?} rank {left} says\n{}",
+                began.elapsed(),
+                ranks.said(left)
+            );
             assert!(ranks.said(left).contains("has not answered for 4 s"), "{}", ranks.said(left));
             assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
             ranks.signal(hanging, "KILL");

@@ -30,7 +30,9 @@ const RECIPE: [&str; 9] = [
 /// The arguments of a training into `output`, with further `settings`.
 fn arguments(output: &Path, settings: &[&str]) -> Vec<String> {
     let mut args: Vec<String> =
-        ["train", "--device", "cpu", "--data", path(data()), "--output", path(output)].map(str::to_owned).to_vec();
+        ["train", "--device", "cpu", "--data", path(data()), "--output", path(output)]
+            .map(str::to_owned)
+            .to_vec();
     for setting in RECIPE.iter().chain(settings) {
         args.extend(["--set".to_owned(), (*setting).to_owned()]);
     }

@@ -71,7 +71,9 @@ pub fn join_statistics(ranks: &Ranks, own: &Statistics) -> Result<Statistics> {
     let all = ranks.all_gather(Occasion::step("a batch norm's statistics"), &pack(own))?;
     let all: Vec<Statistics> = all.iter().map(|bytes| unpack(&mut &bytes[..], channels)).collect();
     let count = all.iter().map(|one| one.count).sum::<usize>();
-    let mean_of = |c: usize| all.iter().map(|one| f64::from(one.mean[c]) * one.count as f64).sum::<f64>() / count as f64;
+    let mean_of = |c: usize| {
+        all.iter().map(|one| f64::from(one.mean[c]) * one.count as f64).sum::<f64>() / count as f64
+    };
     let mean: Vec<f64> = (0..channels).map(mean_of).collect();
     let var_of = |c: usize| {
         let squares = |one: &Statistics| {

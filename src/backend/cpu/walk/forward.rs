@@ -1,9 +1,9 @@
 //! Forward, unit by unit.
 
 use super::{Mode, Walk};
-use crate::backend::cpu::ranks;
 use crate::backend::cpu::batch_norm::{self, Affine, Epilogue, Statistics};
 use crate::backend::cpu::params::Params;
+use crate::backend::cpu::ranks;
 use crate::backend::cpu::{Cpu, Engine, pooling};
 use crate::error::Result;
 use crate::model::units::{ConvUnit, Unit};

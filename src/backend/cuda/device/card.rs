@@ -331,10 +331,15 @@ impl Card {
         let last = self.running.map(|id| &self.ready[id].plan).and_then(|plan| {
             let names: Vec<&str> = exchange_names(plan).map(|(_, name)| name).collect();
             let place = |index: Option<usize>| index.and_then(|index| names.get(index)).copied();
-            Some((place(reached.checked_sub(1)).unwrap_or("none"), place(Some(reached % names.len().max(1)))?))
+            Some((
+                place(reached.checked_sub(1)).unwrap_or("none"),
+                place(Some(reached % names.len().max(1)))?,
+            ))
         });
         match last {
-            Some((last, next)) => format!("{ranks:?}, last exchange that ended: {last}, expected next: {next}"),
+            Some((last, next)) => {
+                format!("{ranks:?}, last exchange that ended: {last}, expected next: {next}")
+            }
             None => format!("{ranks:?}"),
         }
     }
@@ -404,7 +409,11 @@ impl Drop for Card {
 /// A plan's exchanges, in the order in which they run: number of the node, and its name.
 fn exchange_names(plan: &Plan) -> impl Iterator<Item = (usize, &str)> {
     let is_exchange = |node: &Node| matches!(node.call, Call::Collective(_));
-    plan.nodes.iter().enumerate().filter(move |(_, node)| is_exchange(node)).map(|(id, node)| (id, node.name.as_str()))
+    plan.nodes
+        .iter()
+        .enumerate()
+        .filter(move |(_, node)| is_exchange(node))
+        .map(|(id, node)| (id, node.name.as_str()))
 }
 
 /// Whether the card has the arithmetic that is asked for.

@@ -68,7 +68,13 @@ impl Nccl {
     }
 
     /// Sends an exchange to `stream`, or records it where that captures.
-    pub fn exchange(&self, collective: &Collective, from: Address, to: Address, stream: &Stream) -> Result<()> {
+    pub fn exchange(
+        &self,
+        collective: &Collective,
+        from: Address,
+        to: Address,
+        stream: &Stream,
+    ) -> Result<()> {
         let (send, receive) = (from as *const _, to as *mut _);
         let bytes = collective.from.bytes as usize;
         let (kind, stream) = (collective.kind, stream.raw().cast());

@@ -5,12 +5,12 @@
 //! theirs first. Gradients carry one over the images of the whole optimiser step, all ranks together, so a sum leaves fp16's
 //! range only where a single rank's would.
 
+use super::Purpose;
 use super::builder::{Builder, COMM, SIDE, read, size, update};
 use super::geometry;
 use super::node::{Arg, Call, Collective, Exchange, Launch};
 use super::params::{ParamLayout, Statistic};
 use super::region::{Access, Arena, Region};
-use super::Purpose;
 use crate::backend::cuda::abi;
 use crate::backend::cuda::storage::Storage;
 use crate::backend::{BUCKET_BYTES, RUNNING_MOMENTUM};
@@ -110,7 +110,8 @@ impl Builder<'_> {
         let element = if is_matrix { storage.bytes() } else { 4 };
         let (arena, first) =
             if is_matrix { (Arena::GradientMatrices, 0) } else { (Arena::GradientVectors, matrix_end) };
-        let bytes = |size: u64, from: usize| (size * (elements.start - from) as u64, size * elements.len() as u64);
+        let bytes =
+            |size: u64, from: usize| (size * (elements.start - from) as u64, size * elements.len() as u64);
         let (offset, length) = bytes(element, first);
         let own = Region::new(arena, offset, length);
         let kind = if is_matrix { Exchange::sum(storage) } else { Exchange::sum(Storage::F32) };
@@ -175,7 +176,8 @@ mod tests {
         let layout = ParamLayout::new(&graph, 4);
         for element in [2, 4] {
             let buckets = buckets(&graph, &layout, element);
-            let bytes: Vec<u64> = buckets.iter().map(|bucket| element * bucket.elements.len() as u64).collect();
+            let bytes: Vec<u64> =
+                buckets.iter().map(|bucket| element * bucket.elements.len() as u64).collect();
             println!("{element} bytes an element: buckets of {bytes:?}");
             let ends: Vec<usize> = buckets.iter().map(|bucket| bucket.elements.end).collect();
             let begins: Vec<usize> = buckets.iter().map(|bucket| bucket.elements.start).collect();
