@@ -3,7 +3,7 @@
 //! | file | says |
 //! |---|---|
 //! | [`world`] | which rank this is, from a launcher's variables |
-//! | [`tcp`] | small things between hosts: rank 0 listens, the others call it |
+//! | [`tcp`], `meeting` | small things between hosts: rank 0 listens, the others call it |
 //! | `mpi` | everything, through MPI (feature `mpi`) |
 //! | [`loopback`] | ranks that are threads of one process |
 //!
@@ -11,6 +11,7 @@
 //! where a rank is gone or silent: the process then has to end, and the launcher starts all of them again.
 
 pub mod loopback;
+mod meeting;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod tcp;

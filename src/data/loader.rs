@@ -28,6 +28,7 @@ use super::batch::Batch;
 use super::mix::MixOptions;
 use super::order::{epoch_order, limited};
 use super::preprocess::EvalTransform;
+use super::share::Share;
 use super::split::Split;
 use super::stages::Stages;
 use super::worker::{self, Job, Place, Recipe, Slots};
@@ -39,30 +40,6 @@ use crate::model::graph::MAX_RESOLUTION;
 pub struct BadFile {
     pub sample: u32,
     pub message: String,
-}
-
-/// Which of an epoch's batches a loader makes: every `of`-th, from `index` on. The others are other ranks'.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
-    pub index: usize,
-    pub of: usize,
-}
-
-impl Share {
-    pub const ALL: Self = Self { index: 0, of: 1 };
-
-    /// What belongs to this share of a list of items, batch by batch.
-    fn take<T: Copy>(self, items: Vec<T>, batch: usize) -> Vec<T> {
-        if self == Self::ALL {
-            return items;
-        }
-        items.chunks(batch).skip(self.index).step_by(self.of).flatten().copied().collect()
-    }
-
-    /// The number in the epoch of this share's batch `number`.
-    fn number(self, number: usize) -> usize {
-        number * self.of + self.index
-    }
 }
 
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use super::state::Best;
 use super::trainer::{Trainer, scores};
 use crate::backend::{Backend, Score};
 use crate::data::{BadFile, Share};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::log::EpochScores;
 use crate::terminal::{answer, message};
 

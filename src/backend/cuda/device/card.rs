@@ -4,19 +4,17 @@ use super::algorithms::{Candidate, File};
 use super::cublas::{Cublas, Layer};
 use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
+use super::exchanges::Exchanges;
 use super::libraries::{Library, check_card, dotted};
-use super::nccl::Nccl;
 use super::trace::{Class, SUBMIT, traced};
 use super::watchdog::{SETUP, watched_for};
 use crate::backend::cuda::abi::Outcome;
 use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
-use crate::backend::cuda::patience::{Patience, SystemClock};
-use crate::backend::cuda::plan::node::{Arg, COMPUTING, Call, Collective, Launch, Linear, Node, Pass};
+use crate::backend::cuda::plan::node::{Arg, COMPUTING, Call, Launch, Linear, Pass};
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
-use crate::comm::{self, Ranks};
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
@@ -46,20 +44,6 @@ pub(super) struct Lane {
     pub(super) stream: Stream,
 }
 
-/// What a card needs to exchange with other ranks'.
-struct Exchanges {
-    nccl: Nccl,
-    stream: Stream,
-    ranks: Ranks,
-    /// u32 1, 2, ...: what each exchange of a pass, when it has ended, copies to `reached`.
-    numbers: Memory,
-    /// One u32.
-    reached: Pinned,
-}
-
-/// Exchanges of a pass that are told apart where one does not end.
-const NUMBERED: usize = 64;
-
 /// A plan, and what it needs to run.
 pub(super) struct Ready {
     pub(super) plan: Rc<Plan>,
@@ -75,7 +59,7 @@ pub(super) struct Ready {
 /// kernels that they name, handles before the context.
 pub struct Card {
     pub(super) ready: Vec<Ready>,
-    exchanges: Option<Exchanges>,
+    pub(super) exchanges: Option<Exchanges>,
     functions: HashMap<String, Function>,
     pub(super) lanes: Vec<Lane>,
     copies: Stream,
@@ -90,7 +74,7 @@ pub struct Card {
     /// As the card counts them.
     passes: usize,
     /// The plan that was started last.
-    running: Option<usize>,
+    pub(super) running: Option<usize>,
     pub(super) options: CardOptions,
     identity: String,
     pub(super) context: Rc<Context>,
@@ -142,43 +126,6 @@ impl Card {
             identity,
             context,
         })
-    }
-
-    /// From now on plans may exchange with the cards of `ranks`.
-    pub fn join(&mut self, ranks: &Ranks) -> Result<()> {
-        let numbers = Memory::new(&self.context, "numbers of exchanges", 4 * NUMBERED as u64)?;
-        let words: Vec<u32> = (1..=NUMBERED as u32).collect();
-        numbers.write(0, bytemuck::cast_slice(&words))?;
-        let exchanges = Exchanges {
-            nccl: Nccl::open(ranks)?,
-            stream: Stream::new(&self.context)?,
-            ranks: Ranks::clone(ranks),
-            numbers,
-            reached: Pinned::new(&self.context, 4)?,
-        };
-        self.exchanges = Some(exchanges);
-        Ok(())
-    }
-
-    fn stream_of(&self, node: &Node) -> &Stream {
-        match self.lanes.get(node.stream) {
-            Some(lane) => &lane.stream,
-            None => &self.exchanges().stream,
-        }
-    }
-
-    fn exchanges(&self) -> &Exchanges {
-        self.exchanges.as_ref().expect("a plan of several ranks is for a card that has joined them")
-    }
-
-    /// An exchange, and behind it a mark that the host can read without asking the driver.
-    fn collect(&self, plan: &Plan, id: usize, collective: &Collective) -> Result<()> {
-        let Exchanges { nccl, stream, numbers, reached, .. } = self.exchanges();
-        let [from, to] = [collective.from, collective.to].map(|region| self.at(region));
-        nccl.exchange(collective, from, to, stream)?;
-        let number = exchange_names(plan).take_while(|(other, _)| *other != id).count();
-        let number = number.min(NUMBERED - 1) as u64;
-        reached.download(0, 4, numbers.at(4 * number, 4), stream)
     }
 
     /// Card, driver and libraries: where the same recipe gives the same bits.
@@ -304,46 +251,6 @@ impl Card {
         self.context.synchronize()
     }
 
-    fn wait_for(&self, event: &Event) -> Result<()> {
-        let mut clock = SystemClock::default();
-        let Some(exchanges) = &self.exchanges else {
-            return Patience::of_a_pass().wait(&self.context.name, &mut clock, || event.has_ended());
-        };
-        // A pass ends when the slowest rank has had its batch.
-        let limit = comm::patience().max(Patience::of_a_pass().limit);
-        let patience = Patience { limit, ..Patience::of_a_pass() };
-        let mut asked = 0u32;
-        let ended = || {
-            asked = asked.wrapping_add(1);
-            // Errors of links are rare, and asking takes a lock.
-            if asked.is_multiple_of(1024) {
-                exchanges.nccl.check()?;
-            }
-            event.has_ended()
-        };
-        patience.wait(&self.context.name, &mut clock, ended).map_err(|error| error.within(self.whereabouts()))
-    }
-
-    /// How far the exchanges of the pass under way have come.
-    fn whereabouts(&self) -> String {
-        let Exchanges { reached, ranks, .. } = self.exchanges();
-        let reached = reached.peek() as usize;
-        let last = self.running.map(|id| &self.ready[id].plan).and_then(|plan| {
-            let names: Vec<&str> = exchange_names(plan).map(|(_, name)| name).collect();
-            let place = |index: Option<usize>| index.and_then(|index| names.get(index)).copied();
-            Some((
-                place(reached.checked_sub(1)).unwrap_or("none"),
-                place(Some(reached % names.len().max(1)))?,
-            ))
-        });
-        match last {
-            Some((last, next)) => {
-                format!("{ranks:?}, last exchange that ended: {last}, expected next: {next}")
-            }
-            None => format!("{ranks:?}"),
-        }
-    }
-
     /// Waits for all that was sent off. The driver's own waiting has no end where a card has none.
     fn drain(&self) -> Result<()> {
         let exchanges = self.exchanges.iter().map(|exchanges| &exchanges.stream);
@@ -404,16 +311,6 @@ impl Drop for Card {
         // Where it fails the card is gone, and with it what was under way.
         let _ = self.context.synchronize();
     }
-}
-
-/// A plan's exchanges, in the order in which they run: number of the node, and its name.
-fn exchange_names(plan: &Plan) -> impl Iterator<Item = (usize, &str)> {
-    let is_exchange = |node: &Node| matches!(node.call, Call::Collective(_));
-    plan.nodes
-        .iter()
-        .enumerate()
-        .filter(move |(_, node)| is_exchange(node))
-        .map(|(id, node)| (id, node.name.as_str()))
 }
 
 /// Whether the card has the arithmetic that is asked for.

@@ -6,7 +6,7 @@
 //! | [`driver`] | memory, streams, events, graphs |
 //! | [`cudnn`], [`cublas`] | convolutions, matrix products |
 //! | [`algorithms`], `search` | which routine for which convolution |
-//! | [`nccl`] | what ranks exchange |
+//! | [`nccl`], `exchanges` | what ranks exchange |
 //! | [`card`] | the machine |
 //! | [`measure`] | how long things take on it |
 //! | [`trace`] | what the host asks of the driver, and when |
@@ -19,6 +19,7 @@ pub mod card;
 pub mod cublas;
 pub mod cudnn;
 pub mod driver;
+mod exchanges;
 pub mod libraries;
 pub mod measure;
 pub mod nccl;
