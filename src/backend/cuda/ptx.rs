@@ -70,6 +70,7 @@ mod tests {
             clip: true,
             drop_path: true,
             erase: true,
+            ranks: None,
         };
         let recipes = [
             Recipe::PLAIN,
@@ -77,6 +78,7 @@ mod tests {
             Recipe { rule: Rule::Lars, ..all },
             Recipe { rule: Rule::Lars, ..Recipe::PLAIN },
             Recipe { clip: true, ..Recipe::PLAIN },
+            Recipe { ranks: Some(2), ..Recipe::PLAIN },
         ];
         for storage in Storage::ALL {
             for (purpose, recipe) in
