@@ -6,6 +6,7 @@
 //! | module | gives |
 //! |---|---|
 //! | [`error`], [`terminal`], `leave`, [`failpoint`], [`files`], [`base64`], [`cpu_time`], [`tensor`], [`rng`] | small things that everything uses |
+//! | [`comm`] | ranks that train together |
 //! | [`model`] | ResNet-50 once, lowered to a list of operations |
 //! | [`simd`] | CPU micro-kernels, packing, thread pool |
 //! | [`data`] | folder or tar -> decode -> augment -> ordered batches |
@@ -34,6 +35,8 @@ pub mod base64;
 pub mod cpu_time;
 pub mod tensor;
 pub mod rng;
+#[cfg(feature = "train")]
+pub mod comm;
 pub mod model;
 pub mod simd;
 pub mod data;

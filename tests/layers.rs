@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules in the order in which data goes through them. Modules of one line may import each other.
 const LAYERS: &[&[&str]] = &[
     &["error", "terminal", "leave", "failpoint", "files", "base64", "cpu_time", "tensor", "rng"],
+    &["comm"],
     &["model"],
     &["simd"],
     &["data"],

@@ -28,6 +28,10 @@ pub type NamedTensors = BTreeMap<String, HostTensor>;
 /// Batch norm: PyTorch's default, which torchvision keeps.
 pub const RUNNING_MOMENTUM: f64 = 0.1;
 
+/// About as many bytes of gradients are added up over ranks at a time (PyTorch's DDP): large enough for the links, small
+/// enough that the first leave while later ones are still being made.
+pub const BUCKET_BYTES: u64 = 25 << 20;
+
 /// Prefix of all that the optimiser has in a state.
 pub const OPTIMISER_PREFIX: &str = "optim.";
 
@@ -49,6 +53,8 @@ pub struct Step {
     /// Position of this pass in its optimiser step; the last one of `of` updates the weights.
     pub index: usize,
     pub of: usize,
+    /// Ranks that each do as many passes at the same time, on other images: the step is of `of * ranks` passes.
+    pub ranks: usize,
     pub rule: Rule,
     pub loss: Loss,
     /// The norm that the gradient of all parameters together is clipped to ([`crate::optim::clip`]); 0: no limit.
@@ -60,10 +66,15 @@ pub struct Step {
 }
 
 impl Step {
+    /// Passes of the whole optimiser step, over all ranks.
+    pub fn passes(&self) -> usize {
+        self.of * self.ranks
+    }
+
     /// SGD on softmax cross-entropy, and nothing else.
     pub fn plain(index: usize, of: usize, sgd: Sgd, label_smoothing: f32) -> Self {
         let (rule, loss) = (Rule::Sgd(sgd), Loss { label_smoothing, ..Loss::default() });
-        Self { index, of, rule, loss, clip_norm: 0.0, ema_decay: None, drop_path: DropPath::OFF }
+        Self { index, of, ranks: 1, rule, loss, clip_norm: 0.0, ema_decay: None, drop_path: DropPath::OFF }
     }
 }
 
@@ -91,6 +102,9 @@ impl Extras {
 /// Why an evaluation of averages cannot be.
 pub const NO_AVERAGES: &str =
     "there are no averages to evaluate; set ema.decay, or evaluate the weights themselves";
+
+/// The fault of a rank that has none of its own.
+pub const ELSEWHERE: &str = "another rank's loss is not finite";
 
 /// Which weights of a network: in an evaluation, and out of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

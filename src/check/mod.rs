@@ -71,6 +71,7 @@ pub const EXTRAS: [Recipe; 4] = [
         drop_path: false,
         erase: false,
         freeze: Freeze::NONE,
+        ranks: None,
     },
     Recipe {
         rule: Rule::Lars,
@@ -80,6 +81,7 @@ pub const EXTRAS: [Recipe; 4] = [
         drop_path: true,
         erase: true,
         freeze: Freeze::NONE,
+        ranks: None,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
     Recipe { averages: true, freeze: Freeze::up_to(1), ..Recipe::PLAIN },

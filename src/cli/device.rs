@@ -2,8 +2,11 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::config::{Config, Precision};
-use crate::data::JPEG_DECODER;
+#[cfg(feature = "cuda")]
+use crate::comm;
+use crate::comm::{Ranks, World};
+use crate::config::{Config, Precision, Workers};
+use crate::data::{JPEG_DECODER, available_workers};
 use crate::error::{Error, Result};
 use crate::model::spec::ResNetSpec;
 use crate::simd::isa::Isa;
@@ -78,6 +81,79 @@ pub fn precision(text: &str) -> Result<Precision, String> {
     Precision::deserialize(name).map_err(|_| "expected auto, fp32, tf32, fp16 or bf16".to_owned())
 }
 
+/// Refuses what ranks cannot share, before any data is read.
+pub fn check_ranks(config: &Config, device: Device, world: &World) -> Result<()> {
+    if world.is_alone() {
+        return Ok(());
+    }
+    let (micro_steps, ranks) = (config.micro_steps(), world.size);
+    if !micro_steps.is_multiple_of(ranks) {
+        let (batch, micro) = (config.data.batch, config.micro_batch());
+        return Err(Error::usage(format!(
+            "data.batch = {batch} goes through the device in {micro_steps} pieces of data.micro_batch = {micro}, which {ranks} \
+             ranks cannot share evenly: start as many ranks as divide {micro_steps}, or set data.micro_batch (another recipe, since \
+             batch norm sees a piece at a time)"
+        )));
+    }
+    if matches!(device, Device::Cuda(ordinal) if ordinal != 0) {
+        return Err(Error::usage(
+            "every rank takes the card of its own number on its host (LOCAL_RANK): give --device cuda, without a number",
+        ));
+    }
+    Ok(())
+}
+
+/// The same configuration with this rank's part of the host's cores, where the launcher has not bound it to some.
+pub fn share_cores(config: &mut Config, world: &World) {
+    let cores = available_workers();
+    if world.local_size == 1 || is_bound() {
+        return;
+    }
+    let own = (cores / world.local_size).max(1);
+    if config.device.threads == 0 {
+        config.device.threads = own;
+    }
+    if matches!(config.data.workers, Workers::Auto(_)) {
+        config.data.workers = Workers::Count(own);
+    }
+}
+
+/// Whether this process may use only some of the host's processors (proc(5), sysfs-devices-system-cpu).
+fn is_bound() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    match (allowed, online) {
+        (Some(allowed), Some(online)) => allowed.trim() != online.trim(),
+        _ => false,
+    }
+}
+
+/// As [`open`], for one of several ranks.
+pub fn open_among(
+    config: &Config,
+    classes: usize,
+    device: Device,
+    world: &World,
+    ranks: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
+    if world.is_alone() {
+        return open(config, classes, device);
+    }
+    let (backend, mut environment) = match device {
+        Device::Cuda(_) => open_cuda_among(config, classes, world, ranks)?,
+        Device::Auto if has_nvidia_card() => open_cuda_among(config, classes, world, ranks)?,
+        Device::Auto | Device::Cpu => {
+            let (mut backend, environment) = cpu(config, classes)?;
+            backend.join(Ranks::clone(ranks), config.model.sync_batch_norm);
+            let backend: Box<dyn Backend> = Box::new(backend);
+            (backend, environment)
+        }
+    };
+    environment.ranks = world.size;
+    Ok((backend, environment))
+}
+
 /// A freshly initialised backend for `classes` classes, and what its bits depend on besides the recipe.
 pub fn open(config: &Config, classes: usize, device: Device) -> Result<(Box<dyn Backend>, Environment)> {
     match device {
@@ -126,10 +202,16 @@ fn environment(device: String) -> Environment {
         device,
         isa: Isa::current().name().to_owned(),
         decoder: JPEG_DECODER.to_owned(),
+        ranks: 1,
     }
 }
 
 fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    let (backend, environment) = cpu(config, classes)?;
+    Ok((Box::new(backend), environment))
+}
+
+fn cpu(config: &Config, classes: usize) -> Result<(CpuBackend, Environment)> {
     check_cpu(config)?;
     let backend = CpuBackend::new(&CpuOptions {
         spec: spec(config, classes),
@@ -141,7 +223,7 @@ fn open_cpu(config: &Config, classes: usize) -> Result<(Box<dyn Backend>, Enviro
         threads: config.device.threads,
         isa: Isa::current(),
     })?;
-    Ok((Box::new(backend), environment("cpu".to_owned())))
+    Ok((backend, environment("cpu".to_owned())))
 }
 
 /// What a card stores, and whether its f32 products may round their operands.
@@ -161,11 +243,57 @@ fn open_cuda(_: &Config, _: usize, _: usize) -> Result<(Box<dyn Backend>, Enviro
     Err(Error::device("this engine was built without the feature cuda"))
 }
 
+#[cfg(not(feature = "cuda"))]
+fn open_cuda_among(
+    config: &Config,
+    classes: usize,
+    _: &World,
+    _: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
+    open_cuda(config, classes, 0)
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda_among(
+    config: &Config,
+    classes: usize,
+    world: &World,
+    ranks: &Ranks,
+) -> Result<(Box<dyn Backend>, Environment)> {
+    if config.model.sync_batch_norm {
+        return Err(Error::usage(
+            "model.sync_batch_norm is for the CPU backend: a card's plan has batch norm by rank alone; leave it false",
+        ));
+    }
+    // A launcher may show every rank its own card alone.
+    let visible = crate::backend::cuda::device::driver::cards()?;
+    let ordinal = if visible == 1 { 0 } else { world.local_rank };
+    open_card(config, classes, ordinal, Some(ranks))
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn Backend>, Environment)> {
+    let alone = exchanges_alone().then(comm::alone);
+    open_card(config, classes, ordinal, alone.as_ref())
+}
+
+/// Whether a single card makes the exchanges that it would make among several: what they cost is measured so.
+#[cfg(feature = "cuda")]
+fn exchanges_alone() -> bool {
+    std::env::var("ENGINE_NCCL_ALONE").is_ok_and(|value| value == "1")
+}
+
+/// With `ranks`, joined with the cards of others.
+#[cfg(feature = "cuda")]
+fn open_card(
+    config: &Config,
+    classes: usize,
+    ordinal: usize,
+    ranks: Option<&Ranks>,
+) -> Result<(Box<dyn Backend>, Environment)> {
     use crate::backend::cuda::device::algorithms::File;
     use crate::backend::cuda::device::card::{Card, CardOptions};
-    use crate::backend::cuda::plan::ScalePolicy;
+    use crate::backend::cuda::plan::{Recipe, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
     use crate::backend::cuda::{CudaBackend, CudaOptions};
     let device = &config.device;
@@ -180,12 +308,15 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         Storage::Bf16 | Storage::F32 => ScalePolicy::NONE,
     };
     let algorithms = device.algorithms.strip_prefix("file:").map(|path| File(path.into()));
-    let card = Card::open(CardOptions {
+    let mut card = Card::open(CardOptions {
         deterministic: device.deterministic,
         search: device.search,
         algorithms,
         ..CardOptions::new(ordinal, storage, tf32)
     })?;
+    if let Some(ranks) = ranks {
+        card.join(ranks)?;
+    }
     let identity = card.identity().to_owned();
     message(format!("training on {identity}"));
     let options = CudaOptions {
@@ -194,13 +325,14 @@ fn open_cuda(config: &Config, classes: usize, ordinal: usize) -> Result<(Box<dyn
         seed: config.seed,
         zero_gamma: config.model.zero_gamma,
         decay: config.optim.decay,
-        recipe: recipe(config),
+        recipe: Recipe { ranks: ranks.map(|ranks| ranks.size()), ..recipe(config) },
         storage,
         scale,
         form: device.form,
         keep: false,
     };
-    let backend = CudaBackend::new(options, card, config.micro_batch(), config.micro_steps())?;
+    let micro_steps = config.micro_steps() / ranks.map_or(1, |ranks| ranks.size());
+    let backend = CudaBackend::new(options, card, config.micro_batch(), micro_steps)?;
     Ok((Box::new(backend), environment(identity)))
 }
 
@@ -224,6 +356,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         drop_path: config.model.drop_path > 0.0,
         erase: config.augment.erase > 0.0,
         freeze: config.freeze(),
+        ranks: None,
     }
 }
 

@@ -3,13 +3,15 @@
 use super::args::{ConfigArgs, TrainArgs};
 use super::device;
 use crate::backend::Backend;
+use crate::comm::{self, Occasion, Ranks, World};
 use crate::config::{Config, changes};
 use crate::data::Dataset;
 use crate::data::synth::{self, SynthOptions};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
+use crate::leave::leave_silently;
 use crate::log::rate_plot::plot_rates;
-use crate::terminal::{answer, message};
+use crate::terminal::{answer, message, set_rank};
 use crate::train::lr_find::{Range, lr_find};
 use crate::train::notice;
 use crate::train::stop::Stop;
@@ -19,7 +21,9 @@ use std::path::{Path, PathBuf};
 pub fn run(args: &TrainArgs) -> Result<()> {
     // First of all: a signal while the data are opened also ends in a checkpoint and exit code 75.
     let stop = Stop::on_signals()?;
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
+    let world = World::from_environment()?;
+    set_rank(world.rank);
     if let (Some(_), Resume::From(path)) = (&args.begin.init, args.begin.resume()) {
         return Err(Error::usage(format!(
             "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
@@ -28,24 +32,57 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     if let Some(file) = &args.config.config {
         let changes = changes(file, &config)?;
-        if !changes.is_empty() {
+        if !changes.is_empty() && world.rank == 0 {
             message(format!("not the recipe of {}: {}", file.display(), changes.join("; ")));
         }
     }
     device::preflight(args.device, &config)?;
-    notice::watch(&stop);
-    let dataset = open_data(&config, &args.config)?;
-    let (mut backend, environment) = device::open(&config, dataset.classes.len(), args.device)?;
+    device::check_ranks(&config, args.device, &world)?;
+    if args.lr_find.is_some() && !world.is_alone() {
+        return Err(Error::usage("--lr-find runs on one rank: start it without a launcher"));
+    }
+    if world.local_rank == 0 {
+        notice::watch(&stop);
+    }
+    device::share_cores(&mut config, &world);
+    if world.is_alone() {
+        return train_among(args, &config, stop, &world, &comm::alone());
+    }
+    let ranks = comm::open(&world)?;
+    let outcome = train_among(args, &config, stop, &world, &ranks);
+    if let Err(error) = &outcome
+        && error.kind != Kind::Stopped
+    {
+        // What talks to the other ranks waits for them when it is taken apart, and they may be gone.
+        message(format!("engine: {error}"));
+        leave_silently(error.exit_code());
+    }
+    outcome
+}
+
+fn train_among(args: &TrainArgs, config: &Config, stop: Stop, world: &World, ranks: &Ranks) -> Result<()> {
+    // Rank 0 draws the embedded set, if it is that, before the others look for it.
+    let occasion = Occasion::slow("data");
+    if world.rank > 0 {
+        ranks.barrier(occasion)?;
+    }
+    let dataset = open_data(config, &args.config)?;
+    if world.rank == 0 {
+        ranks.barrier(occasion)?;
+    }
+    let (mut backend, environment) =
+        device::open_among(config, dataset.classes.len(), args.device, world, ranks)?;
     if let Some(steps) = args.lr_find {
-        return find_rate(args, &config, &dataset, backend.as_mut(), steps as usize, &stop);
+        return find_rate(args, config, &dataset, backend.as_mut(), steps as usize, &stop);
     }
     let options = TrainOptions {
         output: args.config.output.clone(),
         resume: args.begin.resume(),
         init: args.begin.init(),
         stop,
+        ranks: Ranks::clone(ranks),
     };
-    train(&config, &options, &dataset, backend.as_mut(), environment)
+    train(config, &options, &dataset, backend.as_mut(), environment)
 }
 
 /// The range test: a picture and a suggestion. The output folder's logs and checkpoints are not looked at.

@@ -63,6 +63,8 @@ pub struct Model {
     /// Share of the images that skip the residual branch of the last block; it rises evenly from 0 at the first (stochastic
     /// depth, arXiv:1603.09382).
     pub drop_path: f64,
+    /// Several ranks: batch norm sees the images of all of them in a pass, not each rank its own. CPU only.
+    pub sync_batch_norm: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -264,7 +266,13 @@ impl Default for Config {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), zero_gamma: true, init: Fan::FanOut, drop_path: 0.0 }
+        Self {
+            arch: "resnet50".into(),
+            zero_gamma: true,
+            init: Fan::FanOut,
+            drop_path: 0.0,
+            sync_batch_norm: false,
+        }
     }
 }
 

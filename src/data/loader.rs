@@ -28,6 +28,7 @@ use super::batch::Batch;
 use super::mix::MixOptions;
 use super::order::{epoch_order, limited};
 use super::preprocess::EvalTransform;
+use super::share::Share;
 use super::split::Split;
 use super::stages::Stages;
 use super::worker::{self, Job, Place, Recipe, Slots};
@@ -49,7 +50,8 @@ pub struct TrainOptions {
     pub batch: usize,
     pub seed: u64,
     pub epoch: u64,
-    /// The first batch to give; those before it are neither read nor decoded.
+    pub share: Share,
+    /// The first batch to give, of the share; those before it are neither read nor decoded.
     pub start_batch: usize,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
@@ -67,6 +69,7 @@ impl TrainOptions {
             batch,
             seed: 0,
             epoch: 0,
+            share: Share::ALL,
             start_batch: 0,
             limit: 0,
             repeat: Repeat::OFF,
@@ -80,6 +83,7 @@ impl TrainOptions {
 pub struct EvalOptions {
     pub transform: EvalTransform,
     pub batch: usize,
+    pub share: Share,
     /// The first N of a fixed shuffle of the split; 0: all of it.
     pub limit: usize,
     pub workers: usize,
@@ -88,7 +92,7 @@ pub struct EvalOptions {
 
 impl EvalOptions {
     pub fn new(transform: EvalTransform, batch: usize) -> Self {
-        Self { transform, batch, limit: 0, workers: available_workers(), bad_share: 0.01 }
+        Self { transform, batch, share: Share::ALL, limit: 0, workers: available_workers(), bad_share: 0.01 }
     }
 }
 
@@ -129,6 +133,7 @@ struct Shared {
     /// Which of its sample's visits each position is; empty where every one is the first.
     copies: Vec<u8>,
     batch: usize,
+    share: Share,
     recipe: Recipe,
     state: Mutex<State>,
     /// A worker may have something to do.
@@ -177,6 +182,7 @@ impl Loader {
             split,
             (order, copies),
             batch,
+            options.share,
             recipe,
             options.start_batch,
             options.workers,
@@ -195,13 +201,16 @@ impl Loader {
             )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
-        Self::start(split, (order, Vec::new()), options.batch, recipe, 0, options.workers, options.bad_share)
+        let order = (order, Vec::new());
+        Self::start(split, order, options.batch, options.share, recipe, 0, options.workers, options.bad_share)
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what training and evaluation say in structs of their own")]
     fn start(
         split: Arc<Split>,
         (order, copies): (Vec<u32>, Vec<u8>),
         batch: usize,
+        share: Share,
         recipe: Recipe,
         start_batch: usize,
         workers: usize,
@@ -214,6 +223,7 @@ impl Loader {
             );
             return Err(Error::usage(reason));
         }
+        let (order, copies) = (share.take(order, batch), share.take(copies, batch));
         let workers = workers.max(1);
         let batches = order.len().div_ceil(batch);
         let front = start_batch.min(batches);
@@ -224,6 +234,7 @@ impl Loader {
             order,
             copies,
             batch,
+            share,
             recipe,
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -262,7 +273,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches of a whole epoch, those before `start_batch` among them.
+    /// Batches of the share of a whole epoch, those before `start_batch` among them.
     pub fn batches_per_epoch(&self) -> usize {
         self.shared.order.len().div_ceil(self.shared.batch)
     }
@@ -343,7 +354,8 @@ impl Loader {
                 batch.fill(&bad_slots);
                 if let Some(mix) = mix {
                     batch.blend = mix.form.blend();
-                    batch.mixes = mix.draw((seed, epoch, number as u64), batch.labels.len(), resolution);
+                    let number = self.shared.share.number(number) as u64;
+                    batch.mixes = mix.draw((seed, epoch, number), batch.labels.len(), resolution);
                 }
             }
             Recipe::Eval { .. } => batch.remove(&bad_slots),

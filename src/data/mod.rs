@@ -7,7 +7,7 @@
 //! | [`decode`], `jpeg`, `turbo`, [`exif`] | bytes -> RGB |
 //! | [`resize`], [`augment`], [`preprocess`] | RGB -> the training or evaluation image, by torchvision's definitions |
 //! | [`synth`] | the embedded data set: drawn shapes as JPEGs |
-//! | [`order`], [`loader`], `worker`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
+//! | [`order`], [`loader`], `worker`, `share`, [`batch`], [`stages`] | samples -> batches, in order, from a pool of threads; where their time goes |
 //! | [`mix`] | which images of a batch are mixed, and how |
 //! | [`check`], [`batches`], [`bench`] | what is odd, the batches as a file, images a second |
 //! | [`pack`] | samples -> tar shards that the above reads in place |
@@ -45,6 +45,8 @@ pub mod resize;
 #[cfg(feature = "train")]
 mod shard;
 #[cfg(feature = "train")]
+mod share;
+#[cfg(feature = "train")]
 pub mod split;
 pub mod stages;
 #[cfg(feature = "train")]
@@ -70,5 +72,7 @@ pub use loader::{BadFile, EvalOptions, Loader, TrainOptions, available_workers};
 pub use mix::{MixForm, MixOptions};
 pub use preprocess::{EvalTransform, Preprocessor};
 pub use resize::Interpolation;
+#[cfg(feature = "train")]
+pub use share::Share;
 #[cfg(feature = "train")]
 pub use split::Split;

@@ -1,11 +1,15 @@
 //! What a run takes of its data: how images are read, how many steps an epoch has, what the result depends on.
 
+use crate::backend::Weights;
 use crate::config::Config;
 use crate::data::augment::Jitter;
 use crate::data::augment::erase::Erasing;
-use crate::data::{Crop, Dataset, TrainOptions as LoaderOptions, TrainTransform};
+use crate::data::{
+    Crop, Dataset, EvalOptions, EvalTransform, Loader, Share, TrainOptions as LoaderOptions, TrainTransform,
+};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// How training reads its images in an epoch, counted from 0; from its first batch.
 pub fn loader_options(config: &Config, epoch: usize) -> LoaderOptions {
@@ -33,12 +37,31 @@ pub fn loader_options(config: &Config, epoch: usize) -> LoaderOptions {
         batch: config.micro_batch(),
         seed: config.seed,
         epoch: epoch as u64,
+        share: Share::ALL,
         start_batch: 0,
         limit: config.data.limit,
         repeat: config.repeat(),
         workers: config.workers(),
         bad_share: config.data.bad_share,
     }
+}
+
+/// A share of the validation images, and which weights they are for.
+pub fn validation(config: &Config, dataset: &Dataset, share: Share) -> Result<(Loader, Weights)> {
+    let (eval, interpolation) = (&config.eval, config.augment.interpolation);
+    let transform = EvalTransform::new(config.eval_resolution(), eval.crop_ratio, interpolation);
+    let loader = Loader::eval(
+        Arc::clone(&dataset.val),
+        EvalOptions {
+            transform,
+            batch: config.eval_batch(),
+            share,
+            limit: 0,
+            workers: config.workers(),
+            bad_share: config.data.bad_share,
+        },
+    )?;
+    Ok((loader, if config.ema.is_on() { Weights::Averaged } else { Weights::Live }))
 }
 
 /// The reasons a run cannot begin that only show once the data are known.

@@ -1,6 +1,7 @@
 //! The trainer: epochs, validation, resume, progress.
 
 pub mod evaluate;
+mod follow;
 pub mod images;
 pub mod init;
 mod limit;
@@ -11,12 +12,14 @@ mod resume;
 pub mod state;
 mod goals;
 pub mod notice;
+mod orders;
 pub mod stop;
 pub mod sweep;
 pub mod trainer;
 mod output;
 pub mod passes;
 mod progress;
+mod validation;
 mod words;
 
 pub use trainer::{Resume, TrainOptions, train};

@@ -9,16 +9,17 @@ use crate::optim::lars::Lars;
 use crate::optim::schedule::LearningRate;
 use crate::optim::sgd::Sgd;
 use crate::rng::{Purpose, Rng};
+use serde::{Deserialize, Serialize};
 
 /// Where an optimiser step stands in its run. All count from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct At {
     pub epoch: usize,
     /// Of the epoch.
     pub step: usize,
     /// Of the run.
     pub total_steps: u64,
-    /// Forward and backward passes of the run before this one.
+    /// Forward and backward passes of the run before this one, in the order in which one rank would do them.
     pub passes: u64,
 }
 
@@ -27,11 +28,27 @@ pub struct Passes<'a> {
     config: &'a Config,
     rate: LearningRate,
     averages: Option<Averages>,
+    ranks: usize,
 }
 
 impl<'a> Passes<'a> {
     pub fn new(config: &'a Config, steps_per_epoch: usize) -> Self {
-        Self { config, rate: LearningRate::new(config, steps_per_epoch), averages: Averages::new(config) }
+        Self {
+            config,
+            rate: LearningRate::new(config, steps_per_epoch),
+            averages: Averages::new(config),
+            ranks: 1,
+        }
+    }
+
+    /// Those of one of `ranks` ranks, which deal an optimiser step's passes out among them.
+    pub fn among(self, ranks: usize) -> Self {
+        Self { ranks, ..self }
+    }
+
+    /// Passes that a rank has of an optimiser step.
+    pub fn own(&self) -> usize {
+        self.config.micro_steps() / self.ranks
     }
 
     pub fn lr(&self, at: At) -> f64 {
@@ -48,7 +65,8 @@ impl<'a> Passes<'a> {
         let optim = &self.config.optim;
         Step {
             index,
-            of: self.config.micro_steps(),
+            of: self.own(),
+            ranks: self.ranks,
             rule: self.rule(lr as f32),
             loss: loss(self.config),
             clip_norm: optim.clip_norm as f32,

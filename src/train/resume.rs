@@ -95,7 +95,9 @@ fn environment_note(there: &Environment, here: &Environment) -> Option<String> {
     if there == here {
         return None;
     }
-    let list = |e: &Environment| format!("engine {}, {}, {}, {}", e.engine, e.device, e.isa, e.decoder);
+    let ranks = |e: &Environment| if e.ranks == 1 { String::new() } else { format!(", {} ranks", e.ranks) };
+    let list =
+        |e: &Environment| format!("engine {}, {}, {}, {}{}", e.engine, e.device, e.isa, e.decoder, ranks(e));
     let note = format!(
         "resumed elsewhere ({} before, {} now): the same course, but no longer promised to the bit",
         list(there),

@@ -46,6 +46,17 @@ pub struct Environment {
     pub device: String,
     pub isa: String,
     pub decoder: String,
+    /// Ranks that train together.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 /// The epoch with the highest validation top-1, the first of equals.

@@ -1,29 +1,31 @@
 //! The epoch loop.
 
-use super::evaluate::evaluate;
+use super::follow::follow;
 use super::goals::Goals;
 use super::images::{data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
 use super::limit::Limit;
 use super::mirror::Mirror;
 use super::model_file::Description;
+use super::orders::{self, Order, Outcomes};
 use super::output::{Output, RunFile};
 use super::passes::{At, Passes};
 use super::progress::{Progress, Tick};
 use super::resume::{self, Start};
-use super::state::{Best, Environment, RunState};
+use super::state::{Environment, RunState};
 use super::stop::Stop;
 use super::words::{diverged, finished, opening, summary, what_is_kept};
-use crate::backend::{Backend, Score, Weights};
+use crate::backend::{Backend, Score};
 use crate::checkpoint::{BackgroundWriter, Store};
+use crate::comm::Ranks;
 use crate::config::{Config, recipe_keys};
-use crate::data::{BadFile, Dataset, EvalOptions, EvalTransform, Loader};
+use crate::data::{Dataset, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
-use crate::log::{EpochScores, RunHeader, RunLog, Scores, StepClock, StepRecord};
+use crate::log::{RunHeader, RunLog, Scores, StepClock, StepRecord};
 use crate::remote::Offer;
-use crate::terminal::{answer, message};
+use crate::terminal::message;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +51,7 @@ pub struct TrainOptions {
     /// First weights from elsewhere.
     pub init: Option<Init>,
     pub stop: Stop,
+    pub ranks: Ranks,
 }
 
 /// Trains until the last epoch, a signal or a fault. `backend` is freshly initialised. Epoch lines go to stdout,
@@ -60,16 +63,44 @@ pub fn train(
     backend: &mut dyn Backend,
     environment: Environment,
 ) -> Result<()> {
-    let output = Output::open(&options.output)?;
-    let steps_per_epoch = steps_per_epoch(config, dataset)?;
+    let ranks = &options.ranks;
     let mut recipe = recipe_keys(config);
     recipe.extend(data_identity(dataset));
+    if config.model.sync_batch_norm {
+        // Batch norm sees the images of all of them.
+        recipe.insert("ranks of model.sync_batch_norm".to_owned(), ranks.size().to_string());
+    }
+    orders::meet(ranks, &recipe, &environment)?;
+    if ranks.rank() > 0 {
+        return follow(config, dataset, backend, ranks, &options.stop);
+    }
+    let outcome = lead(config, options, dataset, backend, RunState::new(recipe, environment));
+    match &outcome {
+        // Ranks are gone, or silent: there is nobody to tell.
+        Err(error) if error.kind == Kind::Device => {}
+        outcome => {
+            let code = outcome.as_ref().map_or_else(Error::exit_code, |()| 0);
+            orders::give(ranks, Order::End(code))?;
+        }
+    }
+    outcome
+}
+
+/// The rank that reads and writes.
+fn lead(
+    config: &Config,
+    options: &TrainOptions,
+    dataset: &Dataset,
+    backend: &mut dyn Backend,
+    fresh: RunState,
+) -> Result<()> {
+    let output = Output::open(&options.output)?;
+    let steps_per_epoch = steps_per_epoch(config, dataset)?;
     let store = Store::open(
         &output.checkpoints(),
         config.checkpoint.keep,
         config.checkpoint.keep_every_epochs as u32,
     )?;
-    let fresh = RunState::new(recipe, environment);
     let mut mirror = Mirror::open(&config.checkpoint)?;
     mirror.bring(&options.resume, &output, &store, &fresh)?;
     let start = resume::start(fresh, options, &store, backend)?;
@@ -87,6 +118,8 @@ pub fn train(
         message(finished(&state, &output));
         return Ok(());
     }
+    orders::give(&options.ranks, Order::Begin)?;
+    orders::share_state(&options.ranks, backend)?;
     let run = resume::run_file(config, &start, &options.resume, &output)?;
     let Start { state, notes, .. } = start;
     mirror.claim(&run, &state, &output, &store)?;
@@ -100,7 +133,8 @@ pub fn train(
     let mut trainer = Trainer {
         config,
         dataset,
-        passes: Passes::new(config, steps_per_epoch),
+        passes: Passes::new(config, steps_per_epoch).among(options.ranks.size()),
+        outcomes: Outcomes::new(Ranks::clone(&options.ranks)),
         steps_per_epoch,
         model: Description::new(config, &dataset.classes).to_json(),
         steps_done: Arc::clone(&steps_done),
@@ -134,32 +168,33 @@ pub fn train(
     Ok(())
 }
 
-struct Trainer<'a> {
-    config: &'a Config,
-    dataset: &'a Dataset,
+pub(super) struct Trainer<'a> {
+    pub(super) config: &'a Config,
+    pub(super) dataset: &'a Dataset,
     passes: Passes<'a>,
+    pub(super) outcomes: Outcomes,
     steps_per_epoch: usize,
     /// The network's description, as checkpoints carry it.
     model: String,
-    state: RunState,
+    pub(super) state: RunState,
     /// Optimiser steps handed over, for who ends the process from outside.
     steps_done: Arc<AtomicU64>,
     writer: BackgroundWriter,
-    log: RunLog,
+    pub(super) log: RunLog,
     output: &'a Output,
     mirror: &'a Mirror,
     run: RunFile,
     goals: Goals<'a>,
-    stop: Stop,
+    pub(super) stop: Stop,
     /// Optimiser steps of the run before this process.
     began_at: u64,
     saved: Instant,
     /// Optimiser step of the newest checkpoint that this process has handed over.
     saved_step: Option<(usize, u64)>,
-    /// Optimiser steps whose outcomes have not all come, oldest first.
+    /// Optimiser steps whose outcomes have not all come, from whichever rank, oldest first.
     underway: VecDeque<Underway>,
     /// Bad files that have been named, so that each is named once and not in every epoch.
-    named_bad: BTreeSet<(&'static str, u32)>,
+    pub(super) named_bad: BTreeSet<(&'static str, u32)>,
     limit: Limit,
 }
 
@@ -261,8 +296,9 @@ impl Trainer<'_> {
         loader: &mut Loader,
         progress: &mut Progress,
     ) -> Result<()> {
-        let of = self.config.micro_steps();
-        let lr = self.passes.lr(self.at());
+        let (at, of, ranks) = (self.at(), self.config.micro_steps(), self.outcomes.ranks.size());
+        let lr = self.passes.lr(at);
+        orders::give(&self.outcomes.ranks, Order::Step(at)).map_err(|error| self.lost(error))?;
         self.underway.push_back(Underway {
             step: self.state.step + 1,
             total_steps: self.state.total_steps + 1,
@@ -271,20 +307,23 @@ impl Trainer<'_> {
             score: Score::default(),
             waited: loader.waited(),
         });
-        for index in 0..of {
+        let own = self.passes.own();
+        for index in 0..own {
             let batch = loader.next().ok_or_else(|| Error::failed("the loader ended before its epoch"))??;
-            let submitted = backend.submit(&batch, &self.passes.step(self.at(), index));
+            let passes = at.passes + (index * ranks) as u64;
+            let submitted = backend.submit(&batch, &self.passes.step(At { passes, ..at }, index));
             submitted.map_err(|error| self.lost(error))?;
             loader.recycle(batch);
-            self.state.passes += 1;
-            if index + 1 == of {
+            if index + 1 == own {
+                self.state.passes += of as u64;
                 self.state.step += 1;
                 self.state.total_steps += 1;
                 self.steps_done.store(self.state.total_steps, Ordering::Relaxed);
             }
             self.collect(backend, Some(progress), false)?;
         }
-        Ok(())
+        self.outcomes.exchange(&self.stop).map_err(|error| self.lost(error))?;
+        self.settle(Some(progress))
     }
 
     /// Takes in the outcomes that have come; with `all`, waits until none is missing. The weights then are those of the
@@ -295,12 +334,26 @@ impl Trainer<'_> {
         mut progress: Option<&mut Progress>,
         all: bool,
     ) -> Result<()> {
+        if all {
+            orders::give(&self.outcomes.ranks, Order::Collect).map_err(|error| self.lost(error))?;
+        }
         loop {
             let outcome = if all { backend.wait() } else { backend.poll() };
-            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else {
-                assert!(!all || self.underway.is_empty(), "the backend keeps outcomes to itself");
-                return Ok(());
-            };
+            let Some(outcome) = outcome.map_err(|error| self.lost(error))? else { break };
+            self.outcomes.add(outcome);
+            self.settle(progress.as_deref_mut())?;
+        }
+        if all {
+            self.outcomes.exchange(&self.stop).map_err(|error| self.lost(error))?;
+            self.settle(progress)?;
+            assert!(self.underway.is_empty(), "a backend keeps outcomes to itself");
+        }
+        Ok(())
+    }
+
+    /// Takes in what has been heard of passes, one after the other.
+    fn settle(&mut self, mut progress: Option<&mut Progress>) -> Result<()> {
+        while let Some(outcome) = self.outcomes.take() {
             let step =
                 self.underway.front_mut().expect("every outcome belongs to a step that was handed over");
             if let Some(fault) = outcome.fault {
@@ -315,6 +368,7 @@ impl Trainer<'_> {
                 self.report_step(&step, outcome.loss_scale, outcome.skipped, progress.as_deref_mut())?;
             }
         }
+        Ok(())
     }
 
     /// A device that fails takes its memory along: what the newest checkpoint has is what is left.
@@ -324,7 +378,14 @@ impl Trainer<'_> {
         }
         let _ = self.wait_for_save();
         let kept = what_is_kept(self.writer.store(), self.state.total_steps);
-        Error::device(format!("{}; {kept}", error.message))
+        let at = match self.outcomes.ranks.size() {
+            1 => String::new(),
+            ranks => {
+                let (epoch, step) = (self.state.epoch + 1, self.state.step + 1);
+                format!("rank 0 of {ranks}, epoch {epoch}, step {step}: ")
+            }
+        };
+        Error::device(format!("{at}{}; {kept}", error.message))
     }
 
     fn at(&self) -> At {
@@ -369,70 +430,10 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
-        let (eval, interpolation) = (&self.config.eval, self.config.augment.interpolation);
-        let transform = EvalTransform::new(self.config.eval_resolution(), eval.crop_ratio, interpolation);
-        let mut loader = Loader::eval(
-            Arc::clone(&self.dataset.val),
-            EvalOptions {
-                transform,
-                batch: self.config.eval_batch(),
-                limit: 0,
-                workers: self.config.workers(),
-                bad_share: self.config.data.bad_share,
-            },
-        )?;
-        let weights = if self.config.ema.is_on() { Weights::Averaged } else { Weights::Live };
-        let score = evaluate(backend, &mut loader, weights, &self.stop)?;
-        Ok((score, loader.bad().to_vec()))
-    }
-
-    fn judge(&mut self, score: Score, bad: &[BadFile]) -> Result<Score> {
-        self.report_bad("validation", bad);
-        // Also what a checkpoint could not be read back with: JSON has no NaN.
-        match score.loss.is_finite() {
-            true => Ok(score),
-            false => Err(self.fault("validation", score, "the logits are not finite")),
-        }
-    }
-
-    fn report_bad(&mut self, what: &'static str, bad: &[BadFile]) {
-        for bad in bad {
-            if self.named_bad.insert((what, bad.sample)) {
-                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
-            }
-        }
-    }
-
-    /// Turns the epoch's sums into its line.
-    fn close_epoch(&mut self, val: Score) -> Result<()> {
-        self.state.epoch += 1;
-        self.state.step = 0;
-        let epoch = EpochScores {
-            epoch: self.state.epoch as u32,
-            step: self.state.total_steps,
-            train: scores(self.state.sums),
-            val: scores(val),
-        };
-        self.state.sums = Score::default();
-        self.state.history.push(epoch);
-        if self.state.best.as_ref().is_none_or(|best| epoch.val.top1 > best.top1) {
-            let (epoch_number, total_steps) = (self.state.epoch, self.state.total_steps);
-            self.state.best = Some(Best { top1: epoch.val.top1, epoch: epoch_number, total_steps });
-        }
-        self.log.epoch(&epoch)?;
-        // The line is in logs.md; a closed or full standard output is no reason to stop.
-        let _ = answer(epoch.fields());
-        Ok(())
-    }
-
-    fn is_best(&self) -> bool {
-        self.state.best.as_ref().is_some_and(|best| best.epoch == self.state.epoch)
-    }
-
     fn training_loader(&self) -> Result<Loader> {
         let mut options = loader_options(self.config, self.state.epoch);
-        options.start_batch = self.state.step * self.config.micro_steps();
+        options.share = self.share();
+        options.start_batch = self.state.step * self.passes.own();
         Loader::train(Arc::clone(&self.dataset.train), options)
     }
 
@@ -452,6 +453,7 @@ impl Trainer<'_> {
         self.log.flush()?;
         self.state.choices = backend.choices();
         let checkpoint = self.state.to_checkpoint(backend, &self.model).map_err(|error| self.lost(error))?;
+        orders::compare_checkpoint(&self.outcomes.ranks, &checkpoint).map_err(|error| self.lost(error))?;
         self.wait_for_save()?;
         self.writer.submit(self.state.position(), checkpoint, self.state.best_position())?;
         self.saved = Instant::now();
@@ -485,7 +487,7 @@ impl Trainer<'_> {
         )))
     }
 
-    fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
+    pub(super) fn fault(&mut self, place: &str, score: Score, fault: &str) -> Error {
         // The newest checkpoint is named once it is known to be whole; failing to write it is the smaller news.
         let _ = self.wait_for_save();
         let place = format!("epoch {}, {place}", self.state.epoch + 1);
@@ -493,7 +495,7 @@ impl Trainer<'_> {
     }
 }
 
-fn scores(score: Score) -> Scores {
+pub(super) fn scores(score: Score) -> Scores {
     let count = score.count.max(1) as f64;
     let percent = |hits: u64| 100.0 * hits as f64 / count;
     Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }

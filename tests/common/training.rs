@@ -2,6 +2,7 @@
 
 use crate::common::{data, path};
 use engine::backend::Backend;
+use engine::comm::alone;
 use engine::config::{Config, Precision};
 use engine::data::Dataset;
 use engine::error::Result;
@@ -28,11 +29,21 @@ pub fn config() -> Config {
 /// Trains in `output`, from the newest checkpoint there.
 pub fn run(config: &Config, output: &Path, backend: &mut dyn Backend) -> Result<()> {
     let dataset = Dataset::open(data())?;
-    let options =
-        TrainOptions { output: output.to_owned(), resume: Resume::Auto, init: None, stop: Stop::default() };
+    let options = TrainOptions {
+        output: output.to_owned(),
+        resume: Resume::Auto,
+        init: None,
+        stop: Stop::default(),
+        ranks: alone(),
+    };
     let name = |text: &str| text.to_owned();
-    let environment =
-        Environment { engine: name("test"), device: name("test"), isa: name("test"), decoder: name("test") };
+    let environment = Environment {
+        engine: name("test"),
+        device: name("test"),
+        isa: name("test"),
+        decoder: name("test"),
+        ranks: 1,
+    };
     train(config, &options, &dataset, backend, environment)
 }
 

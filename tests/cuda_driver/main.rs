@@ -1,4 +1,4 @@
-//! The device layer against a driver, cuDNN, cuBLAS and cuBLASLt that hold it to the rules of NVIDIA's manuals and compute nothing
+//! The device layer against a driver, cuDNN, cuBLAS, cuBLASLt and NCCL that hold it to the rules of NVIDIA's manuals and compute nothing
 //! (mock.cpp says which): what can be known of it on a machine without a GPU. Skipped without a C++ compiler.
 
 #[path = "../common/mod.rs"]
@@ -33,7 +33,7 @@ fn libraries() -> Option<&'static Path> {
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         // One file under one name and links, so that the loader maps it once.
         fs::rename(&library, folder.join("libcuda.so")).unwrap();
-        for name in ["libcublas.so", "libcublasLt.so", "libcudnn.so"] {
+        for name in ["libcublas.so", "libcublasLt.so", "libcudnn.so", "libnccl.so"] {
             let _ = fs::remove_file(folder.join(name));
             fs::hard_link(folder.join("libcuda.so"), folder.join(name)).unwrap();
         }
@@ -78,6 +78,36 @@ fn steps_follow_the_rules_and_nothing_inside_one_waits_for_the_card() {
             assert_eq!(count(name), times, "{name} in {events:?}");
         }
         assert!(events.iter().all(|event| event["cat"] != "blocks"), "{events:?}");
+    }
+}
+
+/// The exchanges of several ranks, of one: they are recorded into the graph, and taken apart before the communicator.
+#[test]
+fn exchanges_are_part_of_the_graph() {
+    let args = [
+        "bench",
+        "train",
+        "--arch",
+        "resnet-tiny",
+        "--resolution",
+        "32",
+        "--batch",
+        "4",
+        "--steps",
+        "6",
+        "--device",
+        "cuda",
+    ];
+    let folder = temporary();
+    let trace = folder.path().join("trace.json");
+    let args = [&args[..], &["--trace", trace.to_str().unwrap()]].concat();
+    let Some(done) = run(&args, &[("ENGINE_NCCL_ALONE", "1")]) else { return };
+    let done = done.expect(0);
+    assert!(done.err.contains("6 steps; nothing between the first and the last waits"), "{}", done.err);
+    let events: Vec<Value> = serde_json::from_str(&fs::read_to_string(&trace).unwrap()).unwrap();
+    let count = |name: &str| events.iter().filter(|event| event["name"] == name).count();
+    for (name, times) in [("submit", 6), ("launch graph", 6), ("upload", 6), ("download", 6)] {
+        assert_eq!(count(name), times, "{name} in {events:?}");
     }
 }
 

@@ -1,9 +1,9 @@
-// A driver, cuDNN, cuBLAS and cuBLASLt that hold the caller to the rules of NVIDIA's manuals and compute nothing. One file under the
-// names of all four libraries; the tests put it before the loader. A broken rule ends the process with a sentence.
+// A driver, cuDNN, cuBLAS, cuBLASLt and NCCL that hold the caller to the rules of NVIDIA's manuals and compute nothing. One file under
+// the names of all five libraries; the tests put it before the loader. A broken rule ends the process with a sentence.
 //
 // What it enforces: sizes and types of every kernel's arguments by its PTX; every pointer inside live memory; no work in
 // our streams while the legacy stream still has a copy or fill; nothing read before its streams were waited for; captures
-// that fork and join, without calls that are illegal in them; graphs whose memory is alive when they run; shapes, types and
+// that fork and join, without calls that are illegal in them; graphs whose memory and communicators are alive when they run; shapes, types and
 // workspaces of products and convolutions; nothing destroyed before what uses it, twice, or left behind.
 //
 // Time is made up: each kind of work has a price, and events tell it. MOCK_CAPABILITY, MOCK_MEMORY (bytes), MOCK_HIDDEN
@@ -56,7 +56,7 @@ static bool current = false, legacy_busy = false;
 static std::map<u64, u64> memory;                 // address -> bytes
 static std::set<u64> untouched;                   // large pieces that nobody has written: the system's zero pages
 static std::map<void*, size_t> pinned;
-static std::set<void*> streams, events, graphs, execs, modules, cublas_handles, cudnn_handles, descriptors, lt_handles, lt_operations, lt_layouts, lt_preferences;
+static std::set<void*> streams, events, graphs, execs, modules, cublas_handles, cudnn_handles, descriptors, lt_handles, lt_operations, lt_layouts, lt_preferences, communicators;
 static u64 taken = 0;
 
 static void need_context(const char* call) { if (!current) broken("%s without a current context", call); }
@@ -130,9 +130,9 @@ Status cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 Status cuDevicePrimaryCtxRetain(void** context, int) { *context = &current; return 0; }
 Status cuDevicePrimaryCtxRelease_v2(int) {
-    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size() + lt_handles.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size())
+    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size() + lt_handles.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size() + communicators.size())
         broken("left behind: %zu pieces of memory, %zu pinned, %zu streams, %zu events, %zu graphs, %zu modules, %zu handles, %zu descriptors", memory.size(),
-               pinned.size(), streams.size(), events.size(), execs.size() + graphs.size(), modules.size(), cublas_handles.size() + cudnn_handles.size() + lt_handles.size(),
+               pinned.size(), streams.size(), events.size(), execs.size() + graphs.size(), modules.size(), cublas_handles.size() + cudnn_handles.size() + lt_handles.size() + communicators.size(),
                descriptors.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size());
     return 0;
 }
@@ -444,6 +444,48 @@ Status cublasLtMatmul(void* handle, void* operation, const float* alpha, const v
     work.ranges.push_back({(u64)workspace, bytes, "cublasLtMatmul workspace"});
     work.cost = algorithm[0] == 2 ? 5e-3 : 3e-4;
     enqueue(stream_of(stream, "cublasLtMatmul"), work, "cublasLtMatmul");
+    return 0;
+}
+
+// ---- NCCL -----------------------------------------------------------------------------------------------------------
+
+struct Id { char bytes[128]; };
+struct Communicator { int ranks, rank; };
+
+Status ncclGetVersion(int* version) { *version = 22203; return 0; }
+Status ncclGetUniqueId(Id* id) { memset(id->bytes, 7, sizeof id->bytes); return 0; }
+Status ncclCommInitRank(void** communicator, int ranks, Id id, int rank) {
+    not_in_capture("ncclCommInitRank");
+    for (char byte : id.bytes) if (byte != 7) broken("ncclCommInitRank with an id that is nobody's");
+    if (rank < 0 || rank >= ranks) broken("ncclCommInitRank: rank %d of %d", rank, ranks);
+    communicators.insert(*communicator = new Communicator{ranks, rank});
+    return 0;
+}
+Status ncclCommDestroy(void* communicator) {
+    idle("ncclCommDestroy");
+    if (execs.size()) broken("ncclCommDestroy while %zu graphs may name it", execs.size());
+    known<Communicator>(communicators, communicator, "communicator");
+    communicators.erase(communicator);
+    return 0;
+}
+Status ncclCommGetAsyncError(void* communicator, int* state) { known<Communicator>(communicators, communicator, "communicator"); *state = 0; return 0; }
+const char* ncclGetErrorString(int) { return "an error of the mock"; }
+static u64 nccl_bytes(int type) {
+    if (type == 3 || type == 7) return 4;
+    if (type == 6 || type == 9) return 2;
+    broken("NCCL type %d", type);
+}
+Status ncclAllReduce(const void* from, void* to, size_t count, int type, int operation, void* communicator, void* stream) {
+    known<Communicator>(communicators, communicator, "communicator");
+    if (from != to) broken("ncclAllReduce out of place");
+    if (type == 3 ? operation != 2 : operation != 0) broken("ncclAllReduce: type %d, operation %d", type, operation);
+    if ((u64)to % nccl_bytes(type)) broken("ncclAllReduce: not aligned");
+    enqueue(stream_of(stream, "ncclAllReduce"), {5e-5, {{(u64)to, nccl_bytes(type) * count, "ncclAllReduce"}}}, "ncclAllReduce");
+    return 0;
+}
+Status ncclAllGather(const void* from, void* to, size_t count, int type, void* communicator, void* stream) {
+    const u64 bytes = nccl_bytes(type) * count, ranks = known<Communicator>(communicators, communicator, "communicator")->ranks;
+    enqueue(stream_of(stream, "ncclAllGather"), {5e-5, {{(u64)from, bytes, "ncclAllGather from"}, {(u64)to, bytes * ranks, "ncclAllGather to"}}}, "ncclAllGather");
     return 0;
 }
 

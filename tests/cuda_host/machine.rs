@@ -7,11 +7,12 @@ use engine::backend::cuda::abi::Outcome;
 use engine::backend::cuda::machine::{Machine, Prepared};
 use engine::backend::cuda::network::{from_stored, to_stored};
 use engine::backend::cuda::plan::node::{
-    Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass, STREAMS,
+    Arg, Call, Collective, Convolution, Exchange, Launch, Linear, Node, NodeId, Pass, STREAMS,
 };
 use engine::backend::cuda::plan::region::{Access, Arena, Region};
 use engine::backend::cuda::plan::{OUTCOME_RING, Plan};
 use engine::backend::cuda::storage::Storage;
+use engine::comm::{Occasion, Ranks, alone};
 use engine::error::Result;
 use engine::model::graph::ConvShape;
 use engine::rng::{Purpose, Rng};
@@ -20,6 +21,7 @@ use engine::simd::isa::Isa;
 use engine::simd::pool::Pool;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// All bits set is NaN in every storage type, and an index far outside for integers.
 const POISON: u8 = 0xff;
@@ -55,6 +57,8 @@ pub struct HostMachine {
     pub tamper: Option<fn(&mut Plan)>,
     /// Spoils one element of what a node has written: likewise.
     pub plant: Option<Plant>,
+    /// Who else runs the same plans.
+    pub ranks: Ranks,
 }
 
 /// A wrong element.
@@ -82,6 +86,7 @@ impl HostMachine {
             capacity: u64::MAX,
             tamper: None,
             plant: None,
+            ranks: alone(),
         }
     }
 
@@ -132,6 +137,25 @@ impl HostMachine {
             Call::Kernel(launch) => self.kernel(launch),
             Call::Convolution(conv) => self.convolution(conv, storage),
             Call::Linear(linear) => self.linear(linear, storage),
+            Call::Collective(collective) => self.collective(collective),
+        }
+    }
+
+    fn collective(&mut self, collective: &Collective) {
+        let ranks = Ranks::clone(&self.ranks);
+        let occasion = Occasion { name: "exchange", limit: Duration::from_secs(100) };
+        let Collective { kind, from, to } = *collective;
+        match kind {
+            Exchange::Sum(element) => ranks.all_reduce(occasion, element, self.region(to)).unwrap(),
+            Exchange::Max => {
+                let all = ranks.all_gather(occasion, self.region(from)).unwrap();
+                let largest = all.iter().max_by_key(|word| u32::from_le_bytes(word[..].try_into().unwrap()));
+                self.region(to).copy_from_slice(largest.unwrap());
+            }
+            Exchange::Gather => {
+                let all = ranks.all_gather(occasion, self.region(from)).unwrap();
+                self.region(to).copy_from_slice(&all.concat());
+            }
         }
     }
 

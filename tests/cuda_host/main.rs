@@ -17,6 +17,7 @@ mod kernels;
 mod layers;
 mod machine;
 mod plan;
+mod ranks;
 mod recipe;
 mod runs;
 mod shim;

@@ -116,6 +116,7 @@ fn rules() -> [Rule; 3] {
 fn steps(backend: &mut CpuBackend, rule: Rule) {
     for pass in 0..4 {
         let step = Step {
+            ranks: 1,
             index: pass % 2,
             of: 2,
             rule,

@@ -282,6 +282,7 @@ impl Run {
         Step {
             index: 0,
             of: 1,
+            ranks: 1,
             rule: Rule::Lamb(Lamb {
                 lr: self.lr[t],
                 beta1: 0.9,

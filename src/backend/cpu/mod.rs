@@ -9,10 +9,12 @@ pub mod input;
 mod memory;
 pub mod pooling;
 mod params;
+mod ranks;
 mod update;
 mod walk;
 
 use super::{Backend, Extras, NO_AVERAGES, NamedTensors, Outcome, Step, Weights, check_batch};
+use crate::comm::{Ranks, alone};
 use crate::config::Decay;
 use crate::data::Batch;
 use crate::error::{Error, Result};
@@ -55,11 +57,14 @@ pub struct CpuBackend {
     keep: bool,
 }
 
-/// What computes.
+/// What computes, and who else does.
 struct Engine {
     pool: Pool,
     isa: Isa,
     scratch: Scratch,
+    ranks: Ranks,
+    /// Batch norm sees the images of all ranks.
+    sync_norms: bool,
 }
 
 /// Threads and instructions, handed down to every memory-bound operation.
@@ -74,8 +79,13 @@ impl CpuBackend {
     pub fn new(options: &CpuOptions) -> Result<Self> {
         let graph = lower(&options.spec, options.resolution)?;
         let params = Params::new(&graph, options);
-        let engine =
-            Engine { pool: Pool::new(options.threads), isa: options.isa, scratch: Scratch::default() };
+        let engine = Engine {
+            pool: Pool::new(options.threads),
+            isa: options.isa,
+            scratch: Scratch::default(),
+            ranks: alone(),
+            sync_norms: false,
+        };
         let training = Walk::new(graph, options.extras.freeze, false);
         Ok(Self {
             spec: options.spec,
@@ -87,6 +97,13 @@ impl CpuBackend {
             outcomes: VecDeque::new(),
             keep: false,
         })
+    }
+
+    /// From now on steps are those of all ranks together; with `sync_norms` batch norm's statistics are as well. Every rank
+    /// calls `submit` for as many images, and is told of the fault of any.
+    pub fn join(&mut self, ranks: Ranks, sync_norms: bool) {
+        self.engine.sync_norms = sync_norms && ranks.size() > 1;
+        self.engine.ranks = ranks;
     }
 
     /// For comparing backends layer by layer: from now on every activation that a pass makes stays until the next one,
@@ -124,7 +141,11 @@ impl Backend for CpuBackend {
         if batch.resolution != self.training.graph.resolution {
             self.training = self.walk(lower(&self.spec, batch.resolution)?);
         }
-        let outcome = self.training.step(&mut self.engine, &mut self.params, batch, step);
+        if step.ranks != self.engine.ranks.size() {
+            let (step, joined) = (step.ranks, self.engine.ranks.size());
+            return Err(Error::failed(format!("a step of {step} ranks for a network of {joined}")));
+        }
+        let outcome = self.training.step(&mut self.engine, &mut self.params, batch, step)?;
         self.outcomes.push_back(outcome);
         Ok(())
     }
@@ -149,11 +170,11 @@ impl Backend for CpuBackend {
         };
         let engine = &mut self.engine;
         let logits = match weights {
-            Weights::Live => walk.evaluate(engine, &self.params, batch),
+            Weights::Live => walk.evaluate(engine, &self.params, batch)?,
             Weights::Averaged => self
                 .params
                 .with_averages(|params| walk.evaluate(engine, params, batch))
-                .ok_or_else(|| Error::usage(NO_AVERAGES))?,
+                .ok_or_else(|| Error::usage(NO_AVERAGES))??,
         };
         HostTensor::new("logits", vec![batch.labels.len(), self.spec.classes], logits)
     }

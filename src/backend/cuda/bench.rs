@@ -61,6 +61,7 @@ impl Work {
         let bytes = node.call.traffic().into_iter().map(of).sum();
         let operations = match &node.call {
             Call::Kernel(launch) => operations(launch),
+            Call::Collective(_) => 0,
             Call::Convolution(conv) => 2 * (conv.shape.macs() * conv.n) as u64,
             Call::Linear(linear) => 2 * (linear.n * linear.features * linear.classes) as u64,
         };
@@ -259,6 +260,9 @@ pub(super) fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) ->
         }
         Call::Linear(linear) => {
             format!("{} {} -> {}: cublas", linear.pass.name(), linear.features, linear.classes)
+        }
+        Call::Collective(collective) => {
+            format!("{:?} {:.1} MB: nccl", collective.kind, collective.to.bytes as f64 / 1e6)
         }
     }
 }

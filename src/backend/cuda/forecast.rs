@@ -2,7 +2,7 @@
 //! of launch reaches ([`Shares`]). `engine plan` prints it, and says that it is a prediction.
 
 use super::bench::Work;
-use super::plan::node::STREAMS;
+use super::plan::node::COMPUTING;
 use super::plan::region::Arena;
 use super::plan::{Plan, PlanOptions, Purpose};
 use super::profile::Kind;
@@ -216,7 +216,7 @@ impl Plans {
                 *largest = bytes.max(*largest);
             }
         }
-        arenas.values().sum::<u64>() + STREAMS as u64 * Search::BASE.workspace_bytes()
+        arenas.values().sum::<u64>() + COMPUTING as u64 * Search::BASE.workspace_bytes()
     }
 }
 

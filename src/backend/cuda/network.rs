@@ -14,7 +14,7 @@ use super::storage::Storage;
 pub use super::storage::{from_stored, to_stored};
 use crate::backend::fault::BadOutput;
 use crate::backend::{
-    Backend, DropPath, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
+    Backend, DropPath, ELSEWHERE, NO_AVERAGES, NamedTensors, Outcome, Score, Step, Weights, check_batch,
 };
 use crate::config::{Decay, Form};
 use crate::data::Batch;
@@ -202,6 +202,7 @@ impl<M: Machine> CudaBackend<M> {
         let unknown = "all weights are finite: an activation left the range of its type";
         Ok(match self.replay(pass) {
             Ok(Some(bad)) => bad.to_string(),
+            Ok(None) if self.options.recipe.ranks.is_some_and(|ranks| ranks > 1) => ELSEWHERE.to_owned(),
             Ok(None) => "all weights are finite, and so are all outputs when the same batch is run again: the card's memory \
                          or an algorithm that is not deterministic is at fault"
                 .to_owned(),

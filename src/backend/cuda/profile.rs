@@ -31,12 +31,14 @@ pub enum Kind {
     Loss,
     /// From the finite check to the averages.
     Update,
+    /// What ranks exchange.
+    Ranks,
     /// What a form moves about.
     Other,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Input,
         Self::ConvForward,
         Self::ConvDgrad,
@@ -46,6 +48,7 @@ impl Kind {
         Self::Pool,
         Self::Loss,
         Self::Update,
+        Self::Ranks,
         Self::Other,
     ];
 
@@ -58,6 +61,7 @@ impl Kind {
             },
             Call::Linear(_) => Self::Loss,
             Call::Kernel(launch) => Self::of_kernel(&launch.kernel),
+            Call::Collective(_) => Self::Ranks,
         }
     }
 
@@ -102,6 +106,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Loss => "loss",
             Self::Update => "update",
+            Self::Ranks => "ranks",
             Self::Other => "other",
         }
     }

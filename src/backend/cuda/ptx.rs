@@ -72,6 +72,7 @@ mod tests {
             drop_path: true,
             erase: true,
             freeze: Freeze::NONE,
+            ranks: None,
         };
         let recipes = [
             Recipe::PLAIN,
@@ -80,6 +81,7 @@ mod tests {
             Recipe { rule: Rule::Lars, ..Recipe::PLAIN },
             Recipe { clip: true, ..Recipe::PLAIN },
             Recipe { freeze: Freeze::up_to(1), ..all },
+            Recipe { ranks: Some(2), ..Recipe::PLAIN },
         ];
         let slabs = Slabs { cache_kb: 30, launch_kb: 0 };
         let forms = [Form::BASE, Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE }];

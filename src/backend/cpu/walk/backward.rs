@@ -4,10 +4,12 @@ use super::Walk;
 use crate::backend::cpu::batch_norm::{self, Affine, BackwardApply, Gate, ParamGradients, Statistics};
 use crate::backend::cpu::memory::Buffer;
 use crate::backend::cpu::params::Params;
-use crate::backend::cpu::{Cpu, Engine, pooling};
+use crate::backend::cpu::{Engine, pooling, ranks};
+use crate::error::Result;
 use crate::model::graph::TensorId;
 use crate::model::units::{ConvUnit, Unit};
 use crate::simd::conv;
+use std::borrow::Cow;
 
 impl Walk {
     pub(super) fn backward(
@@ -16,9 +18,9 @@ impl Walk {
         params: &mut Params,
         index: usize,
         accumulate: bool,
-    ) {
+    ) -> Result<()> {
         match self.units[index].clone() {
-            Unit::Conv(unit) => self.backward_conv(engine, params, index, &unit, accumulate),
+            Unit::Conv(unit) => self.backward_conv(engine, params, index, &unit, accumulate)?,
             Unit::MaxPool { x, y } => {
                 let dy = self.take_gradient(y);
                 let mut dx = self.take(x);
@@ -43,7 +45,7 @@ impl Walk {
             Unit::Linear { x, y, weight, bias } => {
                 let dy = self.take_gradient(y);
                 let shape = self.linear_shape(x, y);
-                let Engine { pool, isa, scratch } = engine;
+                let Engine { pool, isa, scratch, .. } = engine;
                 if self.demand.trains[index] {
                     let from = self.memory.activation(x);
                     let dw = &mut params.gradient[weight];
@@ -58,6 +60,7 @@ impl Walk {
                 self.memory.buffers.give(dy);
             }
         }
+        Ok(())
     }
 
     fn backward_conv(
@@ -67,9 +70,9 @@ impl Walk {
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) {
-        let draw = self.backward_norm(engine.cpu(), params, index, unit, accumulate);
-        let Engine { pool, isa, scratch } = engine;
+    ) -> Result<()> {
+        let draw = self.backward_norm(engine, params, index, unit, accumulate)?;
+        let Engine { pool, isa, scratch, .. } = engine;
         if self.demand.trains[index] {
             let x = self.memory.activation(unit.x);
             let dw = &mut params.gradient[unit.weight];
@@ -84,19 +87,21 @@ impl Walk {
             self.memory.gradient[unit.x] = Some(dx);
         }
         self.memory.buffers.give(draw);
+        Ok(())
     }
 
     /// The gradient of a unit's convolution output; the residual gets its own on the way.
     fn backward_norm(
         &mut self,
-        cpu: Cpu,
+        engine: &Engine,
         params: &mut Params,
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) -> Buffer {
+    ) -> Result<Buffer> {
+        let cpu = engine.cpu();
         if !self.memory.factors[index].is_empty() {
-            return self.backward_norm_scaled(cpu, params, index, unit, accumulate);
+            return self.backward_norm_scaled(engine, params, index, unit, accumulate);
         }
         let mut dy = self.take_gradient(unit.y);
         // Behind a gate that is recomputed, the gradient is turned into the convolution's in place.
@@ -116,31 +121,32 @@ impl Walk {
         if !trains {
             batch_norm::pass_output_gate(cpu, gate, &mut dy);
         }
-        let apply = backward_apply(statistics, gamma, found.as_ref());
+        let apply = backward_apply(engine, statistics, gamma, found.as_ref())?;
         match &mut separate {
             Some(draw) => apply.run(cpu, raw, &dy, draw),
             None => apply.run_gated(cpu, forward, raw, &mut dy),
         }
         self.end_norm(params, unit, found.as_ref(), accumulate);
-        let Some(draw) = separate else { return dy };
+        let Some(draw) = separate else { return Ok(dy) };
         match unit.residual {
             // The sum hands the same gradient to both of its terms.
             Some(residual) if self.demand.wants(residual) => self.memory.gradient[residual] = Some(dy),
             _ => self.memory.buffers.give(dy),
         }
-        draw
+        Ok(draw)
     }
 
     /// The same where the normalised output was multiplied by a factor for each image: the residual's gradient is that behind
     /// the ReLU, the batch norm's is that times the factor.
     fn backward_norm_scaled(
         &mut self,
-        cpu: Cpu,
+        engine: &Engine,
         params: &mut Params,
         index: usize,
         unit: &ConvUnit,
         accumulate: bool,
-    ) -> Buffer {
+    ) -> Result<Buffer> {
+        let cpu = engine.cpu();
         let mut dy = self.take_gradient(unit.y);
         let (mut scaled, mut draw) = (self.take(unit.raw), self.take(unit.raw));
         let memory = &self.memory;
@@ -158,7 +164,7 @@ impl Walk {
         let trains = self.demand.trains[index];
         let found =
             trains.then(|| batch_norm::backward_reduce(cpu, statistics, raw, Gate::Open, &mut scaled));
-        backward_apply(statistics, &params.weight[unit.gamma], found.as_ref())
+        backward_apply(engine, statistics, &params.weight[unit.gamma], found.as_ref())?
             .run(cpu, raw, &scaled, &mut draw);
         self.end_norm(params, unit, found.as_ref(), accumulate);
         self.memory.buffers.give(scaled);
@@ -167,7 +173,7 @@ impl Walk {
             true => self.memory.gradient[residual] = Some(dy),
             false => self.memory.buffers.give(dy),
         }
-        draw
+        Ok(draw)
     }
 
     /// Hands on what a unit's batch norm has found, and gives up what it has read.
@@ -193,12 +199,20 @@ impl Walk {
     }
 }
 
-/// `found` is `None` where the batch norm is frozen.
-fn backward_apply(statistics: &Statistics, gamma: &[f32], found: Option<&ParamGradients>) -> BackwardApply {
-    match found {
-        Some(found) => BackwardApply::new(statistics, gamma, found),
-        None => BackwardApply::fixed(statistics, gamma),
-    }
+/// The parameters' own gradients are added up over ranks with all others, at the end of the step; what the input's gradient
+/// is made of are sums over what the statistics are over. `found` is `None` where the batch norm is frozen.
+fn backward_apply(
+    engine: &Engine,
+    statistics: &Statistics,
+    gamma: &[f32],
+    found: Option<&ParamGradients>,
+) -> Result<BackwardApply> {
+    let Some(own) = found else { return Ok(BackwardApply::fixed(statistics, gamma)) };
+    let all = match engine.sync_norms {
+        true => Cow::Owned(ranks::join_sums(&engine.ranks, own)?),
+        false => Cow::Borrowed(own),
+    };
+    Ok(BackwardApply::new(statistics, gamma, &all))
 }
 
 /// dy [rows][k] -> [k]

@@ -3,14 +3,22 @@
 use super::{Mode, Walk};
 use crate::backend::cpu::batch_norm::{self, Affine, Epilogue, Statistics};
 use crate::backend::cpu::params::Params;
+use crate::backend::cpu::ranks;
 use crate::backend::cpu::{Cpu, Engine, pooling};
+use crate::error::Result;
 use crate::model::units::{ConvUnit, Unit};
 use crate::simd::conv;
 
 impl Walk {
-    pub(super) fn forward(&mut self, engine: &mut Engine, params: &Params, index: usize, mode: Mode) {
+    pub(super) fn forward(
+        &mut self,
+        engine: &mut Engine,
+        params: &Params,
+        index: usize,
+        mode: Mode,
+    ) -> Result<()> {
         match self.units[index].clone() {
-            Unit::Conv(unit) => self.forward_conv(engine, params, index, &unit, mode),
+            Unit::Conv(unit) => self.forward_conv(engine, params, index, &unit, mode)?,
             Unit::MaxPool { x, y } => {
                 let mut out = self.take(y);
                 let shape = self.pool_shape(x);
@@ -33,7 +41,7 @@ impl Walk {
             Unit::Linear { x, y, weight, bias } => {
                 let mut out = self.take(y);
                 let shape = self.linear_shape(x, y);
-                let Engine { pool, isa, scratch } = engine;
+                let Engine { pool, isa, scratch, .. } = engine;
                 let from = self.memory.activation(x);
                 conv::forward(pool, *isa, &shape, 1, from, &params.weight[weight], &mut out, scratch);
                 let bias = &params.weight[bias];
@@ -42,6 +50,7 @@ impl Walk {
                 self.memory.activation[y] = Some(out);
             }
         }
+        Ok(())
     }
 
     fn forward_conv(
@@ -51,15 +60,18 @@ impl Walk {
         index: usize,
         unit: &ConvUnit,
         mode: Mode,
-    ) {
+    ) -> Result<()> {
         let mut raw = self.take(unit.raw);
         let mut y = self.take(unit.y);
-        let Engine { pool, isa, scratch } = engine;
+        let Engine { pool, isa, scratch, .. } = engine;
         let x = self.memory.activation(unit.x);
         conv::forward(pool, *isa, &unit.shape, self.n, x, &params.weight[unit.weight], &mut raw, scratch);
         let cpu = engine.cpu();
         let statistics = match mode {
-            Mode::Training if self.demand.trains[index] => batch_norm::statistics(cpu, &raw, unit.shape.k),
+            Mode::Training if self.demand.trains[index] => {
+                let own = batch_norm::statistics(cpu, &raw, unit.shape.k);
+                if engine.sync_norms { ranks::join_statistics(&engine.ranks, &own)? } else { own }
+            }
             _ => Statistics::running(&params.running[unit.mean], &params.running[unit.var]),
         };
         let (gamma, beta) = (&params.weight[unit.gamma], &params.weight[unit.beta]);
@@ -82,6 +94,7 @@ impl Walk {
             _ if self.memory.keep => self.memory.activation[unit.raw] = Some(raw),
             _ => self.memory.buffers.give(raw),
         }
+        Ok(())
     }
 }
 

@@ -9,10 +9,11 @@ use super::batch_norm::{self, Statistics};
 use super::memory::{Buffer, Buffers};
 use super::params::Params;
 use super::pooling::PoolShape;
-use super::{Cpu, Engine, input};
+use super::{Cpu, Engine, input, ranks};
 use crate::backend::loss::Target;
 use crate::backend::{DropPath, Outcome, Step};
 use crate::data::Batch;
+use crate::error::Result;
 use crate::model::freeze::{Demand, Freeze};
 use crate::model::graph::{ConvShape, Graph, TensorId};
 use crate::model::units::{ConvUnit, Unit, units};
@@ -105,69 +106,103 @@ impl Walk {
     }
 
     /// Forward, loss, backward; the last pass of an optimiser step updates the weights.
-    pub fn step(&mut self, engine: &mut Engine, params: &mut Params, batch: &Batch, step: &Step) -> Outcome {
+    pub fn step(
+        &mut self,
+        engine: &mut Engine,
+        params: &mut Params,
+        batch: &Batch,
+        step: &Step,
+    ) -> Result<Outcome> {
         if step.index == 0 {
             params.begin_step();
         }
         self.load(engine, batch);
         self.draw_factors(&step.drop_path);
         for index in 0..self.units.len() {
-            self.forward(engine, params, index, Mode::Training);
+            self.forward(engine, params, index, Mode::Training)?;
             self.release_inputs(index, |walk, x| !walk.read_again[x]);
         }
-        let images = batch.labels.len() * step.of;
+        let images = batch.labels.len() * step.passes();
         let mut gradient = self.memory.buffers.take(batch.labels.len() * self.graph.spec.classes);
         let logits = self.memory.activation(self.graph.logits);
         let scale = 1.0 / images as f32;
         let score = step.loss.of(logits, &Target::all(batch), scale, Some(&mut gradient));
         self.memory.gradient[self.graph.logits] = Some(gradient);
-        let fault = if score.loss.is_finite() {
-            self.finish(engine, params, step)
-        } else {
-            Some(self.first_bad_value(params))
+        let fault = (!score.loss.is_finite()).then(|| self.first_bad_value(params));
+        let fault = match ranks::first_fault(&engine.ranks, "loss", fault)? {
+            None => self.finish(engine, params, step)?,
+            fault => fault,
         };
         if fault.is_some() {
             params.undo_step();
         }
         self.end_pass();
-        Outcome { score, fault, skipped: false, loss_scale: 1.0 }
+        Ok(Outcome { score, fault, skipped: false, loss_scale: 1.0 })
     }
 
     /// Backward and, at the last pass, the update; a non-finite gradient stops it before anything is changed.
-    fn finish(&mut self, engine: &mut Engine, params: &mut Params, step: &Step) -> Option<String> {
+    fn finish(&mut self, engine: &mut Engine, params: &mut Params, step: &Step) -> Result<Option<String>> {
         let wanted = |index: &usize| self.demand.wants(self.units[*index].output());
         for index in (0..self.units.len()).rev().filter(wanted).collect::<Vec<_>>() {
-            self.backward(engine, params, index, step.index > 0);
+            self.backward(engine, params, index, step.index > 0)?;
         }
-        if let Some(name) = params.first_bad_gradient(engine.cpu(), &self.graph) {
-            return Some(format!("the gradient of {name} is not finite"));
+        let bad = |params: &Params| {
+            let name = params.first_bad_gradient(engine.cpu(), &self.graph);
+            name.map(|name| format!("the gradient of {name} is not finite"))
+        };
+        if let Some(fault) = ranks::first_fault(&engine.ranks, "gradients", bad(params))? {
+            return Ok(Some(fault));
         }
-        let units = self.units.iter().zip(&self.demand.trains).zip(&self.memory.statistics);
-        for ((unit, &trains), statistics) in units {
-            if let Unit::Conv(unit) = unit
-                && trains
-            {
-                let [mean, var] =
-                    params.running.get_disjoint_mut([unit.mean, unit.var]).expect("two buffers");
-                batch_norm::update_running(statistics, mean, var);
-            }
-        }
+        self.update_running(engine, params)?;
         if step.index + 1 == step.of {
+            ranks::add_up(&engine.ranks, &mut params.gradient)?;
+            // Sums leave the range of f32 on all ranks alike.
+            if let Some(fault) = bad(params).filter(|_| step.ranks > 1) {
+                return Ok(Some(fault));
+            }
             params.update(engine.cpu(), &self.graph, step);
         }
-        None
+        Ok(None)
+    }
+
+    /// Running statistics take in the batch's; those of other ranks in their order, as if one rank had seen all batches.
+    fn update_running(&self, engine: &Engine, params: &mut Params) -> Result<()> {
+        // Synchronised, all ranks have the same ones.
+        if engine.sync_norms || engine.ranks.size() == 1 {
+            self.take_in(params, self.norms().map(|(_, found)| found));
+            return Ok(());
+        }
+        let batches = ranks::gather_statistics(&engine.ranks, self.norms().map(|(_, found)| found))?;
+        batches.iter().for_each(|batch| self.take_in(params, batch.iter()));
+        Ok(())
+    }
+
+    fn take_in<'s>(&self, params: &mut Params, batch: impl Iterator<Item = &'s Statistics>) {
+        for ((unit, _), statistics) in self.norms().zip(batch) {
+            let [mean, var] = params.running.get_disjoint_mut([unit.mean, unit.var]).expect("two buffers");
+            batch_norm::update_running(statistics, mean, var);
+        }
+    }
+
+    /// Batch norms that take the batch's statistics, with those of the last pass.
+    fn norms(&self) -> impl Iterator<Item = (&ConvUnit, &Statistics)> {
+        let units = self.units.iter().zip(&self.demand.trains).zip(&self.memory.statistics);
+        units.filter_map(|((unit, &trains), statistics)| match unit {
+            Unit::Conv(unit) if trains => Some((unit, statistics)),
+            _ => None,
+        })
     }
 
     /// Logits [n, classes] with the running statistics.
-    pub fn evaluate(&mut self, engine: &mut Engine, params: &Params, batch: &Batch) -> Vec<f32> {
+    pub fn evaluate(&mut self, engine: &mut Engine, params: &Params, batch: &Batch) -> Result<Vec<f32>> {
         self.load(engine, batch);
         for index in 0..self.units.len() {
-            self.forward(engine, params, index, Mode::Evaluation);
+            self.forward(engine, params, index, Mode::Evaluation)?;
             self.release_inputs(index, |_, _| true);
         }
         let logits = self.memory.activation(self.graph.logits).to_vec();
         self.end_pass();
-        logits
+        Ok(logits)
     }
 
     /// Gives up what unit `index` was the last to read, forward.

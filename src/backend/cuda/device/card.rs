@@ -5,13 +5,13 @@ use super::cublas::{Cublas, Layer};
 use super::cublaslt::CublasLt;
 use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
+use super::exchanges::Exchanges;
 use super::libraries::{Library, check_card, dotted};
 use super::trace::{Class, SUBMIT, traced};
 use super::watchdog::{SETUP, watched_for};
 use crate::backend::cuda::abi::Outcome;
 use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
-use crate::backend::cuda::patience::{Patience, SystemClock};
-use crate::backend::cuda::plan::node::{Arg, Call, Launch, Linear, Pass, STREAMS};
+use crate::backend::cuda::plan::node::{Arg, COMPUTING, Call, Launch, Linear, Pass};
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
@@ -67,10 +67,11 @@ pub(super) struct Ready {
     pub(super) graph: Option<Graph>,
 }
 
-/// One card. When its work has ended, fields are dropped in this order: graphs before the memory and the kernels that
-/// they name, handles before the context.
+/// One card. When its work has ended, fields are dropped in this order: graphs before the exchanges, the memory and the
+/// kernels that they name, handles before the context.
 pub struct Card {
     pub(super) ready: Vec<Ready>,
+    pub(super) exchanges: Option<Exchanges>,
     functions: HashMap<String, Function>,
     pub(super) lanes: Vec<Lane>,
     copies: Stream,
@@ -84,6 +85,8 @@ pub struct Card {
     pub(super) choices: BTreeMap<String, String>,
     /// As the card counts them.
     passes: usize,
+    /// The plan that was started last.
+    pub(super) running: Option<usize>,
     pub(super) options: CardOptions,
     identity: String,
     pub(super) context: Rc<Context>,
@@ -120,10 +123,11 @@ impl Card {
         }
         let load = |(name, text): &(&str, &str)| Module::load(&context, name, text);
         let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
-        let lanes = (0..STREAMS).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
+        let lanes = (0..COMPUTING).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
         let events = |count: usize| (0..count).map(|_| Event::new(&context)).collect::<Result<Vec<_>>>();
         Ok(Self {
             ready: vec![],
+            exchanges: None,
             functions: HashMap::new(),
             lanes,
             copies: Stream::new(&context)?,
@@ -135,6 +139,7 @@ impl Card {
             modules,
             choices,
             passes: 0,
+            running: None,
             options,
             identity,
             context,
@@ -197,14 +202,15 @@ impl Card {
     /// Sends one node to its stream.
     pub(super) fn send(&self, ready: &Ready, id: usize) -> Result<()> {
         let node = &ready.plan.nodes[id];
-        let lane = &self.lanes[node.stream];
+        let lane = || &self.lanes[node.stream];
         match &node.call {
-            Call::Kernel(launch) => self.launch(lane, launch),
-            Call::Linear(linear) => self.linear(lane, linear),
+            Call::Kernel(launch) => self.launch(lane(), launch),
+            Call::Linear(linear) => self.linear(lane(), linear),
             Call::Convolution(conv) => {
                 let (descriptors, candidate) = &ready.convolutions[&id];
-                self.convolve(lane, conv, descriptors, candidate)
+                self.convolve(lane(), conv, descriptors, candidate)
             }
+            Call::Collective(collective) => self.collect(&ready.plan, id, collective),
         }
         .map_err(|error| error.within(&node.name))
     }
@@ -241,7 +247,7 @@ impl Card {
     /// Sends all nodes; streams wait for each other where the plan says so.
     fn send_all(&self, ready: &Ready) -> Result<()> {
         for (id, node) in ready.plan.nodes.iter().enumerate() {
-            let stream = &self.lanes[node.stream].stream;
+            let stream = self.stream_of(node);
             node.waits.iter().try_for_each(|wait| stream.wait(&ready.events[wait]))?;
             self.send(ready, id)?;
             if let Some(event) = ready.events.get(&id) {
@@ -255,6 +261,7 @@ impl Card {
     /// for one pass only.
     fn warm_up(&self, ready: &Ready) -> Result<()> {
         for (id, node) in ready.plan.nodes.iter().enumerate() {
+            // The first of NCCL's calls may set up links, which graphs may not.
             if !matches!(node.call, Call::Kernel(_)) {
                 self.send(ready, id)?;
             }
@@ -262,13 +269,10 @@ impl Card {
         self.context.synchronize()
     }
 
-    fn wait_for(&self, event: &Event) -> Result<()> {
-        Patience::of_a_pass().wait(&self.context.name, &mut SystemClock::default(), || event.has_ended())
-    }
-
     /// Waits for all that was sent off. The driver's own waiting has no end where a card has none.
     fn drain(&self) -> Result<()> {
-        let streams = self.lanes.iter().map(|lane| &lane.stream).chain([&self.copies]);
+        let exchanges = self.exchanges.iter().map(|exchanges| &exchanges.stream);
+        let streams = self.lanes.iter().map(|lane| &lane.stream).chain([&self.copies]).chain(exchanges);
         for stream in streams {
             let event = Event::new(&self.context)?;
             event.record(stream)?;
@@ -289,6 +293,7 @@ impl Card {
 
     pub(super) fn start(&mut self, prepared: Prepared) -> Result<()> {
         self.capture(prepared)?;
+        self.running = Some(prepared.0);
         let graph = self.ready[prepared.0].graph.as_ref().expect("captured above");
         self.lanes[0].stream.run(graph)
     }

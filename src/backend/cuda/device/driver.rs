@@ -220,6 +220,13 @@ impl Pinned {
         unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
     }
 
+    /// The first four bytes, as the card has written them by now.
+    pub fn peek(&self) -> u32 {
+        assert!(self.bytes >= 4);
+        // SAFETY: the memory is there and aligned to a page; the card writes the word at once.
+        unsafe { self.at.cast::<u32>().read_volatile() }
+    }
+
     pub fn upload(&self, bytes: usize, to: Address, stream: &Stream) -> Result<()> {
         assert!(bytes <= self.bytes);
         // SAFETY: both ranges are inside (`Memory::at` has checked `to`), and the memory outlives the copy: its owner

@@ -39,7 +39,7 @@ pub const OLDEST_CUDNN: usize = 90000;
 pub const CUDNN_WITHOUT_VOLTA: usize = 91100;
 
 /// Every symbol that the backend calls: one that is missing is an error here, and would be a panic later.
-const SYMBOLS: [(Library, &[&str]); 4] = [
+const SYMBOLS: [(Library, &[&str]); 5] = [
     (
         Library::Driver,
         &[
@@ -90,6 +90,7 @@ const SYMBOLS: [(Library, &[&str]); 4] = [
     (Library::Cublas, super::cublas::SYMBOLS),
     (Library::CublasLt, super::cublaslt::SYMBOLS),
     (Library::Cudnn, super::cudnn::SYMBOLS),
+    (Library::Nccl, super::nccl::SYMBOLS),
 ];
 
 impl Library {
@@ -249,7 +250,7 @@ impl Library {
                 "install cuDNN 9, or pip install nvidia-cudnn-cu12 (V100: nvidia-cudnn-cu12==9.10.2.21), and put its folder into LD_LIBRARY_PATH"
             }
             Self::Nccl => {
-                "only several GPUs would use it, one GPU never: pip install nvidia-nccl-cu12, and link libnccl.so to libnccl.so.2 in its folder"
+                "several GPUs want it, one never: install libnccl-dev, or pip install nvidia-nccl-cu12 and, in its folder, ln -s libnccl.so.2 libnccl.so"
             }
         }
     }

@@ -6,6 +6,7 @@
 //! | [`driver`] | memory, streams, events, graphs |
 //! | [`cudnn`], [`cublas`], [`cublaslt`] | convolutions, matrix products |
 //! | [`algorithms`], `search` | which routine for which convolution |
+//! | [`nccl`], `exchanges` | what ranks exchange |
 //! | [`card`] | the machine |
 //! | [`measure`] | how long things take on it |
 //! | [`trace`] | what the host asks of the driver, and when |
@@ -19,8 +20,10 @@ pub mod cublas;
 pub mod cublaslt;
 pub mod cudnn;
 pub mod driver;
+mod exchanges;
 pub mod libraries;
 pub mod measure;
+pub mod nccl;
 mod search;
 pub mod trace;
 mod watchdog;

@@ -60,7 +60,7 @@ pub(super) fn hyper(batch: &Batch, step: &Step) -> Hyper {
         lr: step.rule.lr(),
         weight_decay: step.rule.weight_decay(),
         label_smoothing: step.loss.label_smoothing,
-        gradient_scale: 1.0 / (images * step.of) as f32,
+        gradient_scale: 1.0 / (images * step.passes()) as f32,
         images: images as u32,
         first: u32::from(step.index == 0),
         // An average that is all of itself stays to the bit.

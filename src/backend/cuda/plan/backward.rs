@@ -33,6 +33,7 @@ impl Gate {
 impl Builder<'_> {
     /// From the gradient of the logits to those of all parameters that are trained.
     pub fn backward(&mut self, units: &[Unit]) {
+        self.open_buckets();
         for unit in units.iter().rev() {
             if !self.demand.wants(unit.output()) {
                 continue;
@@ -43,6 +44,7 @@ impl Builder<'_> {
                 Unit::AvgPool { x, y } => self.average_pool_backward(x, y),
                 Unit::Linear { x, y, weight, bias } => self.linear_backward(x, y, weight, bias),
             }
+            self.send_full_buckets(unit);
         }
     }
 

@@ -3,6 +3,7 @@
 use super::node::{Arg, Call, Launch, Node, Stream};
 use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
+use super::ranks::Bucket;
 use super::region::{Access, Arena, Region};
 use super::stem::stem_shape;
 use super::{PlanOptions, StagingLayout};
@@ -15,6 +16,8 @@ use crate::model::units::ConvUnit;
 pub const MAIN: Stream = 0;
 /// Weight gradients, beside it.
 pub const SIDE: Stream = 1;
+/// What ranks exchange.
+pub const COMM: Stream = 2;
 
 pub struct Builder<'a> {
     pub graph: &'a Graph,
@@ -39,6 +42,8 @@ pub struct Builder<'a> {
     pub factors: Vec<Option<Region>>,
     /// The storage type's copy of the averaged weights, in an evaluation of those.
     pub averaged_weights: Option<Region>,
+    /// Of a pass whose gradients are added up over ranks.
+    pub buckets: Vec<Bucket>,
 }
 
 impl<'a> Builder<'a> {
@@ -60,6 +65,7 @@ impl<'a> Builder<'a> {
             pool_index: None,
             factors: vec![None; tensors],
             averaged_weights: None,
+            buckets: vec![],
         }
     }
 

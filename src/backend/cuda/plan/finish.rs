@@ -13,7 +13,9 @@ impl Builder<'_> {
             Purpose::Finish { sum } => (sum, true),
             Purpose::Evaluate | Purpose::Replay => unreachable!("neither has gradients"),
         };
-        if sum {
+        if self.reduces() {
+            self.send_vectors();
+        } else if sum {
             self.accumulate();
         }
         if finishing {

@@ -41,7 +41,13 @@ impl Builder<'_> {
         self.absorb_norms(units);
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
-        self.running_statistics();
+        match self.options.recipe.ranks {
+            Some(ranks) => self.running_statistics_of(ranks),
+            None => self.running_statistics(),
+        }
+        if self.reduces() {
+            self.agree_on_loss();
+        }
     }
 
     /// Image to logits, bias included, in [`Arena::Logits`].

@@ -8,6 +8,7 @@
 //! | [`stem`] | the first convolution in its forms |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
 //! | [`pointwise`] | 1x1 convolutions by our own kernel |
+//! | `ranks` | what the ranks of a run exchange |
 //! | [`slab`] | batch norms that read once, through the cache |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
@@ -29,6 +30,7 @@ pub mod order;
 pub mod params;
 pub mod place;
 pub mod pointwise;
+mod ranks;
 pub mod region;
 pub mod slab;
 pub mod stem;
@@ -127,6 +129,8 @@ pub struct Recipe {
     pub erase: bool,
     /// What is not trained.
     pub freeze: Freeze,
+    /// How many ranks train together; with one they exchange what they would among several. `None`: nothing is exchanged.
+    pub ranks: Option<usize>,
 }
 
 impl Recipe {
@@ -139,6 +143,7 @@ impl Recipe {
         drop_path: false,
         erase: false,
         freeze: Freeze::NONE,
+        ranks: None,
     };
 
     /// Whether the update needs the norm of all gradients, or what is computed beside it.

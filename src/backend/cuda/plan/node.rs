@@ -2,16 +2,21 @@
 
 use super::geometry::Geometry;
 use super::region::{Access, Region};
+use crate::backend::cuda::storage::Storage;
+use crate::comm::Element;
 use crate::model::graph::ConvShape;
 
 /// Index into a plan's nodes, which stand in an order that is one of the legal ones.
 pub type NodeId = usize;
 
-/// 0 is the critical path; 1 runs weight gradients beside it.
+/// 0 is the critical path; 1 runs weight gradients beside it; 2 is what ranks exchange.
 pub type Stream = usize;
 
 /// Streams of a plan.
-pub const STREAMS: usize = 2;
+pub const STREAMS: usize = 3;
+
+/// The first of them run kernels and libraries.
+pub const COMPUTING: usize = 2;
 
 /// One call, and when it may run: after the node before it on its stream, and after `waits`.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +37,36 @@ pub enum Call {
     Convolution(Convolution),
     /// A library matrix product for the classifier.
     Linear(Linear),
+    /// What all ranks do together, in the same order.
+    Collective(Collective),
+}
+
+/// An exchange between the ranks of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Collective {
+    pub kind: Exchange,
+    pub from: Region,
+    pub to: Region,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exchange {
+    /// `to`, which is `from`, becomes the sum over ranks.
+    Sum(Element),
+    /// `to`, which is `from`, becomes the largest over ranks: u32.
+    Max,
+    /// `to` becomes every rank's `from`, in their order: f32.
+    Gather,
+}
+
+impl Exchange {
+    pub fn sum(storage: Storage) -> Self {
+        Self::Sum(match storage {
+            Storage::F16 => Element::F16,
+            Storage::Bf16 => Element::Bf16,
+            Storage::F32 => Element::F32,
+        })
+    }
 }
 
 /// A kernel of `kernels/`, by its full name, with its arguments in their order.
@@ -126,6 +161,10 @@ impl Call {
                 product(conv.pass, [conv.x, conv.w, conv.y], result)
             }
             Self::Linear(linear) => product(linear.pass, [linear.x, linear.w, linear.y], Access::Write),
+            Self::Collective(Collective { kind: Exchange::Gather, from, to }) => {
+                vec![(*from, Access::Read), (*to, Access::Write)]
+            }
+            Self::Collective(Collective { to, .. }) => vec![(*to, Access::Update)],
         }
     }
 
@@ -159,6 +198,7 @@ impl Call {
             Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => {
                 vec![x, w, y]
             }
+            Self::Collective(Collective { from, to, .. }) => vec![from, to],
         }
     }
 }
