@@ -173,6 +173,7 @@ for want, name, operator, backward in [
     ("conv-forward", "sm80_xmma_fprop_implicit_gemm_indexed_f16f16_f16f32_f32_nhwckrsc_nhwc", "aten::cudnn_convolution", False),
     ("conv-forward", "volta_fp16_s884gemm_fp16_256x64_ldg8_f2f_nn", "aten::cudnn_convolution", False),
     ("conv-dgrad", "sm90_xmma_dgrad_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc", "aten::convolution_backward", True),
+    ("conv-dgrad", "volta_fp16_s884gemm_fp16_128x128_ldg8_f2f_nn", "aten::convolution_backward", True),
     ("conv-wgrad", "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816wgrad_optimized_f16>", "aten::convolution_backward", True),
     ("norm-forward", "void cudnn::bn_fw_tr_1C11_singleread<__half, 512, true>", "aten::cudnn_batch_norm", False),
     ("norm-backward", "void cudnn::bn_bw_1C11_singleread<__half>", "aten::cudnn_batch_norm_backward", True),

@@ -3,7 +3,8 @@
     python bench/peers/step_profile.py --device cuda --amp fp16 --batch 256 --resolution 224 [--compile] [--beside profile.json]
 
 The step is that of train_throughput.py. torch.profiler gives each kernel's time and the operator that launched it; a kernel
-is sorted by its own name where that says what it does, else by its operator. `--beside` prints the sums of an engine's
+is sorted by its own name where that says what it does, else by its operator; a gradient of a convolution whose name says
+neither which is counted as dgrad. `--beside` prints the sums of an engine's
 profile (the JSON of `engine bench step --profile --json`) in the next column. On the CPU operators take the place of kernels.
 """
 
@@ -25,7 +26,7 @@ NAMES = [
     ("pool", ["max_pool", "avg_pool", "maxpool", "avgpool", "adaptive", "low_memory_max_pool"]),
     ("norm-backward", ["batch_norm_backward", "batchnormbackward", "bn_bw", "bnbw", "threshold_backward", "batch_norm_elementwise_backward", "norm_bwd"]),
     ("norm-forward", ["batch_norm", "batchnorm", "bn_fw", "bnfw", "relu", "clamp_min", "welford", "aten::add_"]),
-    ("conv-forward", ["cudnn_convolution", "mkldnn_convolution", "fprop", "implicit_convolve", "aten::conv", "xmma_fprop"]),
+    ("conv-forward", ["cudnn_convolution", "mkldnn_convolution", "fprop", "implicit_convolve", "aten::convolution_overrideable"]),
 ]
 
 
@@ -39,9 +40,9 @@ def kind(name, operator, backward):
         for found, parts in NAMES:
             if any(part in text for part in parts):
                 return found
-    if "convolution_backward" in operator:
-        # A matrix product for a 1x1: which of the two it is, the name does not say.
-        return "conv-wgrad" if name.endswith("_tn") or "_nt_" in name else "conv-dgrad"
+        if "convolution_backward" in operator:
+            # A matrix product for a 1x1, or both gradients at once: the name does not say which.
+            return "conv-dgrad"
     if backward and operator in ("aten::add", "aten::add_"):
         return "norm-backward"
     return "other"

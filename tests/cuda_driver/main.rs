@@ -296,11 +296,10 @@ fn what_is_expected_of_the_variants_needs_no_card() {
     let args = [&STEP[..], &["--variants", "--predict", "v100"]].concat();
     let done = finish(&mut engine(&args)).expect(0);
     assert!(done.out.contains("stem-space-to-depth") && done.out.contains("data sheet"), "{}", done.out);
-    finish(&mut engine(&[&STEP[..], &["--variants", "--predict", "k80"]].concat()))
-        .fails(2, &["k80", "v100"]);
-    finish(&mut engine(&[&STEP[..], &["--variants", "--only", "x"]].concat()))
+    finish(&mut engine([&STEP[..], &["--variants", "--predict", "k80"]].concat())).fails(2, &["k80", "v100"]);
+    finish(&mut engine([&STEP[..], &["--variants", "--only", "x"]].concat()))
         .fails(2, &["--only x", "wgrad-behind"]);
-    finish(&mut engine(&[&STEP[..], &["--device", "cpu"]].concat())).fails(2, &["measures a GPU"]);
+    finish(&mut engine([&STEP[..], &["--device", "cpu"]].concat())).fails(2, &["measures a GPU"]);
 }
 
 #[test]
