@@ -149,8 +149,12 @@ impl Claim {
     /// The run's files, the manifest, and only then the removal of what it names no longer.
     fn publish(&mut self, offer: Offer, patience: &Patience) -> Answer<()> {
         let mut next = self.stored.manifest.clone();
-        next.files = self.upload_files(patience)?;
         self.uploaded.iter().cloned().for_each(|step| next.add(step));
+        if next.checkpoints.is_empty() {
+            // Logs alone are nothing to go on from, and would keep the run that begins anew out of its prefix.
+            return Ok(());
+        }
+        next.files = self.upload_files(patience)?;
         // One that is not here yet takes no other's place.
         next.best = offer.best.filter(|best| next.has((best.epoch, best.step))).or(next.best);
         let (kept, dropped) = self.retention(&next.checkpoints, next.best);
