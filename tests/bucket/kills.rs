@@ -119,13 +119,19 @@ fn every_stage_of_an_upload() {
 #[test]
 fn every_stage_of_what_is_brought() {
     let Some(server) = Server::start() else { return };
+    let mut tried = 0;
     let stages = ["tmp_synced", "renamed"];
     for (stage, number) in stages.iter().flat_map(|stage| (1..=5).map(move |number| (stage, number))) {
         let prefix = format!("bring/{stage}{number}");
         dies_with_a_backlog(temporary().path(), &server.host, &prefix, "remote.published:2");
+        if is_over(&server.host, &prefix) {
+            continue;
+        }
+        tried += 1;
         let folder = temporary();
         dies(&mut run(folder.path(), &server.host, &prefix), &format!("fetch.{stage}:{number}"));
         finish(&mut run(folder.path(), &server.host, &prefix)).expect(0);
         assert_same_with_lost_disks(&server.host, &prefix, folder.path(), whole());
     }
+    assert!(tried > 0, "every run was over before its bucket was left");
 }
