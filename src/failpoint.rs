@@ -2,8 +2,8 @@
 //!
 //! With `ENGINE_FAILPOINT=NAME` in the environment the process aborts the first time it reaches NAME, with `NAME:3`
 //! the third time: no destructor runs and no buffer is flushed, as under SIGKILL. With `NAME:3:panic` it panics there
-//! instead, as where the program has a bug. Without the variable a point costs one atomic load. [`ALL`] is the list of
-//! names.
+//! instead, as where the program has a bug. Without the variable a point costs one atomic load. [`ALL`] and [`REMOTE`]
+//! are the lists of names.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +38,16 @@ pub const ALL: &[&str] = &[
     "train.step",
 ];
 
+/// Between a run and its bucket, where one is given.
+pub const REMOTE: &[&str] = &[
+    // A checkpoint is in the bucket, its manifest names it not yet.
+    "remote.uploaded",
+    // The manifest is new, what it names no longer is still there.
+    "remote.published",
+    // After each removal.
+    "remote.removed",
+];
+
 struct Armed {
     name: String,
     /// The hit that kills, counted from 1.
@@ -63,13 +73,14 @@ fn parse(text: &str) -> Option<Armed> {
     };
     let stage = name.split_once('.').map_or(name, |(_, stage)| stage);
     match at {
-        Some(at) if ALL.contains(&name) || ALL[..4].contains(&stage) => {
+        Some(at) if ALL.contains(&name) || REMOTE.contains(&name) || ALL[..4].contains(&stage) => {
             Some(Armed { name: name.to_owned(), at, panics, hits: AtomicU64::new(0) })
         }
         _ => {
             eprintln!(
-                "ENGINE_FAILPOINT={text}: want NAME, NAME:N or NAME:N:panic, NAME one of {}",
-                ALL.join(", ")
+                "ENGINE_FAILPOINT={text}: want NAME, NAME:N or NAME:N:panic, NAME one of {}, {}",
+                ALL.join(", "),
+                REMOTE.join(", ")
             );
             std::process::exit(2);
         }

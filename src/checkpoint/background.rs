@@ -13,6 +13,8 @@ use crate::terminal;
 #[derive(Debug, Clone)]
 pub struct Saved {
     pub at: Position,
+    /// The best one by then.
+    pub best: Option<Position>,
     pub path: PathBuf,
     pub took: Duration,
 }
@@ -46,7 +48,7 @@ impl BackgroundWriter {
         let write = move || {
             let start = Instant::now();
             let path = store.save(at, &checkpoint, best)?;
-            Ok(Saved { at, path, took: start.elapsed() })
+            Ok(Saved { at, best, path, took: start.elapsed() })
         };
         let thread = Builder::new().name("checkpoint".into()).spawn(write);
         self.in_flight =

@@ -7,7 +7,7 @@ use super::retry::{Patience, retry};
 use crate::checkpoint::{Found, Position, Store};
 use crate::error::{Error, Kind, Result};
 use crate::files;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 /// What was brought, and a sentence for each object that was passed over.
@@ -18,7 +18,8 @@ pub struct Brought {
 }
 
 /// Brings the newest checkpoint of `manifest` that verifies, if it is newer than the folder's own (`here`), with the best
-/// one and the run's files. Each gets its name only once it is whole.
+/// one and the run's files. Each gets its name only once it is whole, the newest after all others: nothing is brought any more
+/// where that one is.
 pub fn bring(
     client: &Client,
     manifest: &Manifest,
@@ -30,7 +31,11 @@ pub fn bring(
     let mut brought = Brought::default();
     let newer = |step: &&Step| here.is_none_or(|here| step.place() > place(here));
     for step in manifest.checkpoints.iter().filter(newer) {
-        match checkpoint(client, step, store, patience) {
+        let mut passed_over = vec![];
+        let beside = || passed_over = others(client, manifest, step, folder, store, patience);
+        let outcome = checkpoint(client, step, store, patience, beside);
+        brought.passed_over.append(&mut passed_over);
+        match outcome {
             Ok(()) => {
                 brought.newest = Some(step.at);
                 break;
@@ -39,21 +44,32 @@ pub fn bring(
             Err(error) => brought.passed_over.push(format!("passed over {}", error.error)),
         }
     }
-    if brought.newest.is_none() {
-        return Ok(brought);
-    }
-    let best = manifest.checkpoints.iter().find(|step| Some(step.at) == manifest.best);
+    Ok(brought)
+}
+
+/// The best checkpoint and the run's files, beside `newest`. A sentence for each that was passed over.
+fn others(
+    client: &Client,
+    manifest: &Manifest,
+    newest: &Step,
+    folder: &Path,
+    store: &Store,
+    patience: &Patience,
+) -> Vec<String> {
+    let mut passed_over = vec![];
+    let is_best = |step: &&Step| Some(step.at) == manifest.best && step.at != newest.at;
+    let best = manifest.checkpoints.iter().find(is_best);
     if let Some(best) = best.filter(|best| !store.path(best.at).exists())
-        && let Err(error) = checkpoint(client, best, store, patience)
+        && let Err(error) = checkpoint(client, best, store, patience, || ())
     {
-        brought.passed_over.push(format!("without the best checkpoint: {}", error.error));
+        passed_over.push(format!("without the best checkpoint: {}", error.error));
     }
     for name in ["run.json", "metrics.jsonl", "logs.md"] {
         if let Err(reason) = run_file(client, name, folder, patience) {
-            brought.passed_over.push(format!("{}/{name} was not brought: {reason}", client.address));
+            passed_over.push(format!("{}/{name} was not brought: {reason}", client.address));
         }
     }
-    Ok(brought)
+    passed_over
 }
 
 /// Why a checkpoint was not brought. Where this machine cannot write, an older one would not help.
@@ -62,7 +78,14 @@ struct NotBrought {
     is_local: bool,
 }
 
-fn checkpoint(client: &Client, step: &Step, store: &Store, patience: &Patience) -> Result<(), NotBrought> {
+/// `beside` comes once it is whole, and before it has its name.
+fn checkpoint(
+    client: &Client,
+    step: &Step,
+    store: &Store,
+    patience: &Patience,
+    beside: impl FnOnce(),
+) -> Result<(), NotBrought> {
     let path = store.path(step.at);
     let key = client.address.key(&step.object);
     let mut failure = None;
@@ -76,7 +99,7 @@ fn checkpoint(client: &Client, step: &Step, store: &Store, patience: &Patience) 
                 Err(std::io::ErrorKind::Other.into())
             }
         },
-        |temporary| Found::read(temporary).map(|_| ()),
+        |temporary| Found::read(temporary).map(|_| beside()),
     );
     let name = format!("{}/{}", client.address, step.object);
     match (written, failure) {
@@ -99,6 +122,11 @@ pub fn run_file(client: &Client, name: &str, folder: &Path, patience: &Patience)
         return Ok(());
     }
     let Some(content) = content_of(client, &key, patience)? else { return Ok(()) };
+    let is_here =
+        File::open(&path).and_then(|file| Content::of_file(&file)).is_ok_and(|here| here == content);
+    if is_here {
+        return Ok(());
+    }
     let on_disk = |error: Error| Failure::Lasting(error.message);
     if name == "metrics.jsonl" && path.exists() {
         let aside = folder.join(format!("{name}.aside"));

@@ -5,6 +5,7 @@ use super::manifest::{self, CHECKPOINTS, FILES, Manifest, Over, Owner, Step, Sto
 use super::object::{self, Content};
 use super::retry::{Patience, retry};
 use crate::checkpoint::{Position, Store};
+use crate::failpoint;
 use crate::terminal::message;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,6 +34,8 @@ pub struct Job {
 pub struct Claim {
     client: Arc<Client>,
     stored: Stored,
+    /// In the bucket whole, and not yet named by its manifest.
+    uploaded: Vec<Step>,
     folder: PathBuf,
     store: Store,
 }
@@ -65,7 +68,7 @@ impl Claim {
                 written => break written?,
             }
         };
-        let claim = Self { client, stored, folder, store };
+        let claim = Self { client, stored, uploaded: vec![], folder, store };
         claim.sweep(patience)?;
         Ok(claim)
     }
@@ -83,22 +86,26 @@ impl Claim {
         Ok(())
     }
 
-    /// Makes the bucket hold what the folder does, each checkpoint with a manifest behind it: first what is kept for good, which no
-    /// machine that goes on from a later one would make again, then the newest, then the rest.
+    /// Makes the bucket hold what the folder does. What is kept for good goes first and is named together: a machine that goes on
+    /// from a later checkpoint would make none of it again. Then the newest, then the rest, each named once it is there.
     fn mirror(&mut self, offer: Offer, patience: &Patience) -> Answer<()> {
         self.is_still_ours(patience)?;
         let local = self.store.present().map_err(|error| Failure::Lasting(error.message))?;
         let is_new = |at: (u32, u64)| (at.1, at.0) <= place(offer.at) && !self.stored.manifest.has(at);
-        let mut new: Vec<_> = local.into_iter().filter(|(at, _)| is_new(*at)).collect();
-        // A stable sort: the newest stay first among the others.
-        new.sort_by_key(|(at, path)| !self.is_for_good(*at, path, offer.best));
-        let mut is_written = false;
-        for (_, path) in new {
-            let Some(step) = self.upload_checkpoint(&path, patience)? else { continue };
-            self.publish(Some(step), offer, patience)?;
-            is_written = true;
+        let new = local.into_iter().filter(|(at, _)| is_new(*at));
+        let (for_good, others): (Vec<_>, Vec<_>) =
+            new.partition(|(at, path)| self.is_for_good(*at, path, offer.best));
+        for (_, path) in for_good {
+            self.upload_checkpoint(&path, patience)?;
         }
-        if is_written { Ok(()) } else { self.publish(None, offer, patience) }
+        if !self.uploaded.is_empty() || others.is_empty() {
+            self.publish(offer, patience)?;
+        }
+        for (_, path) in others {
+            self.upload_checkpoint(&path, patience)?;
+            self.publish(offer, patience)?;
+        }
+        Ok(())
     }
 
     fn is_for_good(&self, at: (u32, u64), path: &Path, best: Option<Position>) -> bool {
@@ -119,48 +126,58 @@ impl Claim {
         }
     }
 
-    /// None: retention has removed it meanwhile.
-    fn upload_checkpoint(&self, path: &Path, patience: &Patience) -> Answer<Option<Step>> {
+    /// Nothing where it is there already, or where retention has removed it meanwhile.
+    fn upload_checkpoint(&mut self, path: &Path, patience: &Patience) -> Answer<()> {
         let local =
             |reason: &dyn std::fmt::Display| Failure::Lasting(format!("{}: {reason}", path.display()));
         // Open, it can be read to its end, also where it is removed meanwhile.
         let file = match File::open(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             file => file.map_err(|error| local(&error))?,
         };
         let at = self.store.position(path).map_err(|error| Failure::Lasting(error.message))?;
-        let content = Content::of_file(&file).map_err(|error| local(&error))?;
-        let step = Step::new(at, content);
+        if self.uploaded.iter().any(|step| step.at == at) {
+            return Ok(());
+        }
+        let step = Step::new(at, Content::of_file(&file).map_err(|error| local(&error))?);
         object::upload(&self.client, &self.client.address.key(&step.object), &file, &step.content, patience)?;
-        Ok(Some(step))
+        self.uploaded.push(step);
+        failpoint::hit("remote", "uploaded");
+        Ok(())
     }
 
     /// The run's files, the manifest, and only then the removal of what it names no longer.
-    fn publish(&mut self, step: Option<Step>, offer: Offer, patience: &Patience) -> Answer<()> {
+    fn publish(&mut self, offer: Offer, patience: &Patience) -> Answer<()> {
         let mut next = self.stored.manifest.clone();
-        next.files = self.upload_files(patience)?;
-        if let Some(step) = step {
-            next.add(step);
+        self.uploaded.iter().cloned().for_each(|step| next.add(step));
+        if next.checkpoints.is_empty() {
+            // Logs alone are nothing to go on from, and would keep the run that begins anew out of its prefix.
+            return Ok(());
         }
-        next.best = offer.best.filter(|best| next.has((best.epoch, best.step)));
-        let (kept, dropped) = self.retention(&next.checkpoints, offer);
+        next.files = self.upload_files(patience)?;
+        // One that is not here yet takes no other's place.
+        next.best = offer.best.filter(|best| next.has((best.epoch, best.step))).or(next.best);
+        let (kept, dropped) = self.retention(&next.checkpoints, next.best);
         next.checkpoints = kept;
         if next != self.stored.manifest {
             self.stored = manifest::write(&self.client, &next, Over::This(&self.stored), patience)?;
+            failpoint::hit("remote", "published");
         }
+        self.uploaded.clear();
         for step in dropped {
             // What cannot be removed now goes at the run's next beginning.
             let _ = retry(patience, || self.client.delete(&self.client.address.key(&step.object)));
+            failpoint::hit("remote", "removed");
         }
         Ok(())
     }
 
     /// The rule of the folder, on what the bucket has.
-    fn retention(&self, checkpoints: &[Step], offer: Offer) -> (Vec<Step>, Vec<Step>) {
+    fn retention(&self, checkpoints: &[Step], best: Option<Position>) -> (Vec<Step>, Vec<Step>) {
         let mut newer = 0;
         checkpoints.iter().cloned().partition(|step| {
             newer += 1;
-            self.store.keeps(newer, (step.at.epoch, step.at.step), offer.best, || step.at.epoch_end)
+            self.store.keeps(newer, (step.at.epoch, step.at.step), best, || step.at.epoch_end)
         })
     }
 

@@ -468,7 +468,7 @@ impl Trainer<'_> {
             self.run.checkpointed = true;
             self.run.hours = self.goals.hours();
             self.output.write_run(&self.run)?;
-            self.mirror.offer(Offer { at: saved.at, best: self.state.best_position() });
+            self.mirror.offer(Offer { at: saved.at, best: saved.best });
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 mod common;
 
 mod faults;
+mod kills;
 mod large;
 mod night;
 mod proxy;

@@ -3,11 +3,9 @@
 //!
 //! `cargo test --release --test bucket -- --ignored --nocapture` runs the long night and times a notice with ResNet-50's state.
 
-use crate::common::{assert_same, contents, data, engine, finish, path, set, temporary, tiny};
+use crate::common::{contents, data, engine, finish, path, set, temporary, tiny};
 use crate::proxy::{Fault, now_and_then, start};
-use crate::server::{Server, address, assert_mirrors, client, patience, stored, with_keys};
-use engine::remote::object::download;
-use std::collections::BTreeMap;
+use crate::server::{Server, address, assert_same_with_lost_disks, stored, with_keys};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -171,40 +169,8 @@ fn night(server: &Server, epochs: usize, interruptions: usize, pace: Duration, w
     metadata.renew();
     let done = finish(&mut instance(folder.path())).expect(0);
     assert!(done.err.contains(&format!("finished: {epochs} epochs")), "{}", done.err);
-    let (mut got, want) = (contents(folder.path()), contents(whole.path()));
-    got.insert("config.toml".into(), want["config.toml"].clone());
-    // Checkpoints that are kept for good and went with a disk are in the bucket.
-    let there = checkpoints_in_the_bucket(server);
-    for (name, bytes) in there {
-        got.entry(name).or_insert(bytes);
-    }
-    assert_same(&got, &want, "the night");
-    assert_mirrors_what_is_here(server, folder.path());
+    assert_same_with_lost_disks(&server.host, "night", folder.path(), &contents(whole.path()));
     night
-}
-
-/// By their names in a folder.
-fn checkpoints_in_the_bucket(server: &Server) -> BTreeMap<String, Vec<u8>> {
-    let client = client(&server.host, "night");
-    let mut found = BTreeMap::new();
-    for step in stored(&server.host, "night").unwrap().checkpoints {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        download(&client, &client.address.key(&step.object), &step.content, file.as_file_mut(), &patience())
-            .unwrap();
-        found.insert(step.at.file_name(), fs::read(file.path()).unwrap());
-    }
-    found
-}
-
-/// A lost disk's checkpoints are put back, so that the whole bucket can be compared with the folder.
-fn assert_mirrors_what_is_here(server: &Server, folder: &Path) {
-    for (name, bytes) in checkpoints_in_the_bucket(server) {
-        let path = folder.join("checkpoints").join(name);
-        if !path.exists() {
-            fs::write(path, bytes).unwrap();
-        }
-    }
-    assert_mirrors(&server.host, "night", folder);
 }
 
 #[test]

@@ -26,12 +26,8 @@ pub enum Fault {
 /// One request, for who decides what happens to it.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// From 0.
-    pub number: usize,
     pub method: String,
     pub path: String,
-    /// Bytes of its body.
-    pub bytes: usize,
 }
 
 type Plan = dyn FnMut(&Seen) -> Fault + Send;
@@ -41,7 +37,7 @@ pub fn start(server: &str, plan: impl FnMut(&Seen) -> Fault + Send + 'static) ->
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let server = server.to_owned();
-    let plan: Arc<Mutex<(usize, Box<Plan>)>> = Arc::new(Mutex::new((0, Box::new(plan))));
+    let plan: Arc<Mutex<Box<Plan>>> = Arc::new(Mutex::new(Box::new(plan)));
     thread::spawn(move || {
         for stream in listener.incoming() {
             let (server, plan) = (server.clone(), Arc::clone(&plan));
@@ -53,16 +49,15 @@ pub fn start(server: &str, plan: impl FnMut(&Seen) -> Fault + Send + 'static) ->
 }
 
 /// One request a connection: the answer says that it closes.
-fn pass(mut client: TcpStream, server: &str, plan: &Mutex<(usize, Box<Plan>)>) -> std::io::Result<()> {
+fn pass(mut client: TcpStream, server: &str, plan: &Mutex<Box<Plan>>) -> std::io::Result<()> {
     let (head, mut body) = request(&mut client)?;
     let mut words = head.split(' ').map(str::to_owned);
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let fault = {
         let mut plan = plan.lock().unwrap();
-        let seen = Seen { number: plan.0, method, path, bytes: body.len() };
-        plan.0 += 1;
+        let seen = Seen { method, path };
         let is_object = !seen.path.contains("list-type=");
-        match (plan.1)(&seen) {
+        match plan(&seen) {
             Fault::ChangedRequest if seen.method != "PUT" => Fault::None,
             Fault::ChangedAnswer if seen.method != "GET" || !is_object => Fault::None,
             fault => fault,

@@ -1,17 +1,17 @@
 //! The S3 server, a bucket in it, and runs that use it.
 
-use crate::common::{engine, path, set, temporary, tiny};
+use crate::common::{assert_same, contents, engine, path, set, temporary, tiny};
 use engine::remote::credentials::Keyring;
-use engine::remote::object::list;
+use engine::remote::object::{download, list};
 use engine::remote::region::Place;
 use engine::remote::{Address, Client, Manifest, Patience, manifest};
 use rusty_s3::S3Action;
 use std::collections::BTreeMap;
-use std::env;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 use tempfile::TempDir;
 
 pub const KEY: &str = "AKIDENGINE";
@@ -169,18 +169,45 @@ pub fn assert_mirrors(host: &str, prefix: &str, output: &Path) {
     }
     for (local, (object, content)) in there {
         let mut file = tempfile::tempfile().unwrap();
-        engine::remote::object::download(
-            &client,
-            &client.address.key(&object),
-            &content,
-            &mut file,
-            &patience(),
-        )
-        .unwrap();
+        download(&client, &client.address.key(&object), &content, &mut file, &patience()).unwrap();
         assert_eq!(
-            engine::remote::object::Content::of(&std::fs::read(output.join(&local)).unwrap()),
+            engine::remote::object::Content::of(&fs::read(output.join(&local)).unwrap()),
             content,
             "{local}"
         );
     }
+}
+
+/// Checkpoints in the bucket, by their names in a folder.
+fn checkpoints_in_the_bucket(host: &str, prefix: &str) -> BTreeMap<String, Vec<u8>> {
+    let client = client(host, prefix);
+    let mut found = BTreeMap::new();
+    for step in stored(host, prefix).expect("a manifest").checkpoints {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let key = client.address.key(&step.object);
+        download(&client, &key, &step.content, file.as_file_mut(), &patience()).unwrap();
+        found.insert(step.at.file_name(), fs::read(file.path()).unwrap());
+    }
+    found
+}
+
+/// Folder and bucket together have what an undisturbed run has: what is kept for good and went with a disk is in the bucket.
+#[track_caller]
+pub fn assert_same_with_lost_disks(
+    host: &str,
+    prefix: &str,
+    output: &Path,
+    want: &BTreeMap<String, Vec<u8>>,
+) {
+    let mut got = contents(output);
+    got.insert("config.toml".into(), want["config.toml"].clone());
+    for (name, bytes) in checkpoints_in_the_bucket(host, prefix) {
+        let path = output.join("checkpoints").join(&name);
+        if !path.exists() {
+            fs::write(path, &bytes).unwrap();
+        }
+        got.entry(name).or_insert(bytes);
+    }
+    assert_same(&got, want, prefix);
+    assert_mirrors(host, prefix, output);
 }
