@@ -1,6 +1,6 @@
 //! Whole steps from the card's own launch lists, against the CPU backend.
 
-use crate::compare::close_in_norm;
+use crate::compare::{close, close_in_norm};
 use crate::harness::Host;
 use crate::machine::{HostMachine, Plant};
 use engine::backend::cuda::network::{SCALE_STATE, from_stored, to_stored};
@@ -13,8 +13,9 @@ use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
 use engine::check::trajectory::Trajectory;
 use engine::check::{Case, EXTRAS, FORMS, step};
-use engine::config::{Form, Slabs};
-use engine::data::Batch;
+use engine::config::{Form, Pointwise, Slabs, Wgrad};
+use engine::data::{Batch, Blend};
+use engine::model::freeze::{Freeze, Part};
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
 
@@ -129,6 +130,61 @@ fn forms_have_no_races_and_share_their_checkpoints() {
         let mut other = host_backend(&case, host, 2);
         other.load_state(&state).unwrap();
         assert_eq!(other.state().unwrap(), state, "{form}");
+    }
+}
+
+/// Mixed bytes give the CPU's activations, whichever the batch: up to roundings, which open a gate here and there (batch 1 has
+/// one) that is shut on the other side, so that gradients are compared where none is. Ten convolutions in a row add up at most
+/// 288 products each: 10 sqrt(288) 6e-8.
+#[test]
+fn activations_of_mixed_bytes_are_the_cpu_backends() {
+    let Some(host) = Host::kernels() else { return };
+    let case = Case { recipe: EXTRAS[2], batch: 16, ..TINY };
+    for seed in [1, 2, 7] {
+        let batch = case.batch(seed);
+        assert_eq!(batch.blend, Blend::Bytes);
+        let options = CudaOptions { keep: true, ..case.cuda_options() };
+        let mut card = CudaBackend::new(options, HostMachine::new(host, 6), case.batch, 1).unwrap();
+        let mut cpu = case.cpu().unwrap();
+        cpu.keep_activations();
+        engine::check::pass(&mut card, &batch, &case.step(0)).unwrap();
+        engine::check::pass(&mut cpu, &batch, &case.step(0)).unwrap();
+        for name in ["relu", "layer1.0.relu", "layer1.1.relu", "layer2.0.relu", "avgpool"] {
+            let [got, want] = [&card as &dyn Backend, &cpu].map(|backend| backend.read(name).unwrap().data);
+            close(&format!("batch {seed}, {name}"), &got, &want, 1e-5);
+        }
+    }
+}
+
+/// The stem and the first stage are frozen, or a stage between others that train. Their batch norms take running statistics in
+/// every form: nothing of theirs is summed, in slabs or otherwise, and nobody waits for a gradient that is not there.
+#[test]
+fn frozen_parts_in_every_form_are_the_cpu_backend() {
+    let all = Form { wgrad: Wgrad::Behind, pointwise: Pointwise::Fused, ..FORMS[3] };
+    let cuts =
+        [(Freeze::up_to(1), ["conv1", "layer1"]), (Freeze::only(Part::Layer(1)), ["layer1", "layer1"])];
+    for (form, (freeze, frozen)) in
+        FORMS.into_iter().chain([all]).flat_map(|form| cuts.map(|cut| (form, cut)))
+    {
+        let recipe = Recipe { freeze, averages: true, ..Recipe::PLAIN };
+        let case = Case { recipe, form, storage: Storage::F16, batch: 16, steps: 1, ..TINY };
+        let plan = plan_of(case);
+        assert_eq!(races(&plan.nodes), [], "{form} {freeze:?}");
+        let sums =
+            ["bn_stats", "bn_slab", "bn_finalize", "forward_stats", "bn_backward_slab", "bn_backward_reduce"];
+        for node in plan.nodes.iter().filter(|node| sums.iter().any(|sum| node.name.contains(sum))) {
+            let is_frozen = frozen.iter().any(|part| node.name.split('.').next() == Some(part));
+            assert!(!is_frozen, "{form} {freeze:?}: {} sums over what is frozen", node.name);
+        }
+        let has = |what: &str| plan.nodes.iter().any(|node| node.name.contains(what));
+        assert_eq!(
+            has("forward_stats"),
+            form.pointwise == Pointwise::Fused,
+            "{form}: nothing is left to fuse"
+        );
+        assert_eq!(has("bn_slab"), form.slabs != Slabs::default(), "{form}: nothing is left to cut");
+        compare_steps(case, 1);
+        compare_steps(Case { storage: Storage::F32, of: 2, ..case }, 2);
     }
 }
 

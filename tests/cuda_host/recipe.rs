@@ -12,7 +12,7 @@ use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{
     Backend, EMA_PREFIX, MOMENTUM_PREFIX, NamedTensors, Outcome, SECOND_MOMENT_PREFIX, Weights,
 };
-use engine::check::{CLIP_NORM, Case, EMA_DECAY, EXTRAS, LAMB, LARS, SGD};
+use engine::check::{CLIP_NORM, Case, EMA_DECAY, EXTRAS, FORMS, LAMB, LARS, SGD};
 use engine::config::{Decay, Form};
 use engine::model::graph::{Graph, lower};
 use engine::model::spec::RESNET_TINY;
@@ -353,20 +353,22 @@ fn plans_with_every_extra_have_no_race() {
         Purpose::Evaluate,
         Purpose::Replay,
     ];
-    for (purpose, recipe) in purposes.into_iter().flat_map(|p| EXTRAS.map(|recipe| (p, recipe))) {
+    let forms = FORMS.into_iter().chain([Form::BASE]);
+    let all = forms.flat_map(|form| EXTRAS.map(|recipe| (form, recipe)));
+    for (purpose, (form, recipe)) in all.flat_map(|of| purposes.map(|purpose| (purpose, of))) {
         let options = PlanOptions {
             spec: CASE.spec,
             resolution: CASE.resolution,
             batch: CASE.batch,
             storage: Storage::F16,
             purpose,
-            form: Form::BASE,
+            form,
             decay: Decay::Weights,
             recipe,
             scale: ScalePolicy::FP16,
             keep: false,
         };
         let plan = Plan::new(&options).unwrap();
-        assert_eq!(races(&plan.nodes), [], "{purpose:?} {recipe:?}");
+        assert_eq!(races(&plan.nodes), [], "{purpose:?} {form} {recipe:?}");
     }
 }
