@@ -1,5 +1,8 @@
 //! `--resume`, `--init` and `--reset-head`: where a run begins.
 
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::freeze::Part;
 use crate::train::Resume;
 use crate::train::init::Init;
 use clap::Args;
@@ -22,6 +25,23 @@ pub struct BeginArgs {
 }
 
 impl BeginArgs {
+    /// What does not go together.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        if let (Some(_), Resume::From(path)) = (&self.init, self.resume()) {
+            return Err(Error::usage(format!(
+                "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
+                path.display()
+            )));
+        }
+        if self.reset_head && config.freeze().has(Part::Fc) {
+            return Err(Error::usage(format!(
+                "--reset-head begins fc anew, and optim.freeze = \"{}\" never trains it; leave fc out of one of the two",
+                config.optim.freeze
+            )));
+        }
+        Ok(())
+    }
+
     pub fn resume(&self) -> Resume {
         match self.resume.as_str() {
             "auto" => Resume::Auto,

@@ -15,7 +15,7 @@ use crate::terminal::{answer, message, set_rank};
 use crate::train::lr_find::{Range, lr_find};
 use crate::train::notice;
 use crate::train::stop::Stop;
-use crate::train::{Resume, TrainOptions, train};
+use crate::train::{TrainOptions, train};
 use std::path::{Path, PathBuf};
 
 pub fn run(args: &TrainArgs) -> Result<()> {
@@ -24,12 +24,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut config = args.config.load()?;
     let world = World::from_environment()?;
     set_rank(world.rank);
-    if let (Some(_), Resume::From(path)) = (&args.begin.init, args.begin.resume()) {
-        return Err(Error::usage(format!(
-            "--init begins a run with the weights of a file, --resume {} goes on with one; give one of the two",
-            path.display()
-        )));
-    }
+    args.begin.check(&config)?;
     if let Some(file) = &args.config.config {
         let changes = changes(file, &config)?;
         if !changes.is_empty() && world.rank == 0 {

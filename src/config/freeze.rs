@@ -33,15 +33,18 @@ pub fn parse(text: &str, spec: &ResNetSpec) -> Result<Freeze, String> {
 
 fn unknown(name: &str, spec: &ResNetSpec) -> String {
     let parts: Vec<String> = Part::all(spec).iter().map(Part::to_string).collect();
+    let expected = format!(
+        "expected parts of {}: {}, or a range of them as in stem..layer3",
+        spec.name,
+        parts.join(", ")
+    );
+    if name.is_empty() {
+        return format!("has nothing where a name belongs; {expected}");
+    }
     let other = OTHER_NAMES.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
     let distance = |part: &&String| strsim::damerau_levenshtein(part, name);
     let nearest = parts.iter().min_by_key(distance).map(String::as_str).unwrap_or_default();
-    format!(
-        "names \"{name}\", the nearest is {}; expected parts of {}: {}, or a range of them as in stem..layer3",
-        other.unwrap_or(nearest),
-        spec.name,
-        parts.join(", ")
-    )
+    format!("names \"{name}\", the nearest is {}; {expected}", other.unwrap_or(nearest))
 }
 
 #[cfg(test)]
@@ -83,7 +86,7 @@ mod tests {
         assert!(error("conv1").contains("the nearest is stem;"));
         assert!(error("layer3..stem").contains("layer3 comes after stem"));
         assert!(error("stem..fc").contains("nothing is left to train"));
-        assert!(error("stem,,fc").contains("names \"\""));
+        assert!(error("stem,,fc").starts_with("has nothing where a name belongs"));
         assert!(parse("layer3", &RESNET_TINY).unwrap_err().contains("stem, layer1, layer2, fc"));
     }
 }

@@ -94,7 +94,7 @@ impl Finding {
         format!(
             "the data are the limit, not the device: it waits {:.0} % of the time for {:.0} images/s; an image takes {:.2} ms \
              of a core (read {:.2}, decode {:.2}, resize {:.2}, augment {:.2}) and {:.2} ms of waiting for the disk, with {} \
-             workers on {} cores and {JPEG_DECODER}. What would help: {}",
+             worker{} on {} cores and {JPEG_DECODER}. What would help: {}",
             100.0 * self.share,
             self.images_per_second,
             milliseconds(self.image.cpu()),
@@ -104,6 +104,7 @@ impl Finding {
             milliseconds(augment),
             milliseconds(disk),
             self.workers,
+            if self.workers == 1 { "" } else { "s" },
             self.cores,
             self.remedies(has_turbojpeg).join("; ")
         )
@@ -133,8 +134,9 @@ impl Finding {
         if bytes > SMALL {
             found.push("`engine data pack --shorter-side 256`, once".into());
         }
-        if !is_disk {
-            let wanted = self.cores as f64 / (1.0 - self.share).max(0.05);
+        let busy = self.workers.min(self.cores) as f64;
+        let wanted = (busy / (1.0 - self.share).max(0.05)).ceil();
+        if !is_disk && wanted > self.cores as f64 {
             found.push(format!("more cores (about {wanted:.0} for this device)"));
         }
         found
@@ -229,6 +231,8 @@ mod tests {
         );
         let beside_others = finding(|finding| (finding.image.disk, finding.image.wall) = (3000.0, 50_000.0));
         assert!(!beside_others.remedies(true).iter().any(|remedy| remedy.contains("disk")));
+        let one = finding(|finding| (finding.image.bytes, finding.workers) = (29e3, 1));
+        assert_eq!(one.remedies(true), ["data.workers = 8 or \"auto\""]);
         let packed = finding(|finding| finding.image.bytes = 29e3);
         assert_eq!(packed.remedies(true), ["more cores (about 16 for this device)"]);
     }
