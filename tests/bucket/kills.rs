@@ -42,9 +42,9 @@ fn dies(command: &mut Command, failpoint: &str) {
     );
 }
 
-/// Three epochs and some steps on this disk alone, which then begins to upload and dies.
+/// Two epochs and some steps on this disk alone, which then begins to upload and dies.
 fn dies_with_a_backlog(output: &Path, host: &str, prefix: &str, failpoint: &str) {
-    dies(&mut local(output), "train.step:23");
+    dies(&mut local(output), "train.step:16");
     dies(&mut run(output, host, prefix), failpoint);
 }
 
@@ -63,7 +63,7 @@ fn a_backlog_of_kept_epochs_is_named_together() {
             let prefix = format!("backlog/{stage}{number}");
             let (first, second) = (temporary(), temporary());
             let failpoint = format!("remote.{stage}:{number}");
-            dies(&mut local(first.path()), "train.step:23");
+            dies(&mut local(first.path()), "train.step:16");
             finish(run(first.path(), &server.host, &prefix).env("ENGINE_FAILPOINT", &failpoint));
             if is_over(&server.host, &prefix) {
                 // Late offers went up together, and an empty machine has nothing to do.
@@ -88,7 +88,7 @@ fn a_bucket_that_is_away_in_the_midst_of_a_backlog() {
         if is_away { Fault::Status(503) } else { Fault::None }
     });
     let folder = temporary();
-    dies(&mut local(folder.path()), "train.step:23");
+    dies(&mut local(folder.path()), "train.step:16");
     finish(run(folder.path(), &proxy, "away").env("ENGINE_REMOTE_PATIENCE", "1")).expect(75);
     let folder = temporary();
     finish(&mut run(folder.path(), &server.host, "away")).expect(0);
