@@ -8,12 +8,13 @@ use super::trainer::Resume;
 use crate::checkpoint::{Position, Store};
 use crate::config::{CheckpointPolicy, differing_keys};
 use crate::error::{Error, Kind, Result};
+use crate::log::timestamp;
 use crate::remote::{
     Address, Claim, Client, Failure, Job, Manifest, Offer, Owner, Patience, Uploader, fetch, manifest,
 };
 use crate::terminal::message;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Seconds that a run waits for its bucket before it begins, and for its last upload once it is over. The variable has
 /// another number for both.
@@ -71,6 +72,9 @@ impl Mirror {
         brought.passed_over.iter().for_each(|sentence| message(format!("warning: {sentence}")));
         if let Some(at) = brought.newest {
             message(format!("brought {} from {}", at.file_name(), client.address));
+            if output.previous_run().is_none() {
+                output.write_run(&run_of(&there))?;
+            }
         } else if here.is_none() && !there.checkpoints.is_empty() {
             return Err(Error::input(format!(
                 "none of the checkpoints in {} can be used (see the warnings above); put an intact one back, or begin anew in \
@@ -180,6 +184,13 @@ fn refused(client: &Client, failure: &Failure) -> Error {
 fn another_run(client: &Client, there: &Manifest, here: &str) -> Error {
     let (address, Owner { run, name, .. }) = (&client.address, &there.owner);
     Error::usage(format!("{address} holds run {run} ({name}), {here}; choose another --remote or --output"))
+}
+
+/// Where run.json could not be brought: under another id the run would be refused its own prefix.
+fn run_of(there: &Manifest) -> RunFile {
+    let Owner { run, name, recipe } = there.owner.clone();
+    let started = timestamp(SystemTime::now());
+    RunFile { id: run, name, started, hours: 0.0, checkpointed: true, recipe }
 }
 
 fn same_recipe(client: &Client, there: &Manifest, fresh: &RunState) -> Result<()> {

@@ -42,9 +42,9 @@ fn dies(command: &mut Command, failpoint: &str) {
     );
 }
 
-/// Three epochs and some steps on this disk alone, which then begins to upload and dies.
+/// Two epochs and some steps on this disk alone, which then begins to upload and dies.
 fn dies_with_a_backlog(output: &Path, host: &str, prefix: &str, failpoint: &str) {
-    dies(&mut local(output), "train.step:23");
+    dies(&mut local(output), "train.step:16");
     dies(&mut run(output, host, prefix), failpoint);
 }
 
@@ -63,11 +63,10 @@ fn a_backlog_of_kept_epochs_is_named_together() {
             let prefix = format!("backlog/{stage}{number}");
             let (first, second) = (temporary(), temporary());
             let failpoint = format!("remote.{stage}:{number}");
-            dies(&mut local(first.path()), "train.step:23");
+            dies(&mut local(first.path()), "train.step:16");
             finish(run(first.path(), &server.host, &prefix).env("ENGINE_FAILPOINT", &failpoint));
             if is_over(&server.host, &prefix) {
-                // Late offers went up together, and there is nothing to go on from.
-                assert!(number > 1, "{failpoint}");
+                // Late offers went up together, and an empty machine has nothing to do.
                 continue;
             }
             finish(&mut run(second.path(), &server.host, &prefix)).expect(0);
@@ -89,7 +88,7 @@ fn a_bucket_that_is_away_in_the_midst_of_a_backlog() {
         if is_away { Fault::Status(503) } else { Fault::None }
     });
     let folder = temporary();
-    dies(&mut local(folder.path()), "train.step:23");
+    dies(&mut local(folder.path()), "train.step:16");
     finish(run(folder.path(), &proxy, "away").env("ENGINE_REMOTE_PATIENCE", "1")).expect(75);
     let folder = temporary();
     finish(&mut run(folder.path(), &server.host, "away")).expect(0);
@@ -100,19 +99,21 @@ fn a_bucket_that_is_away_in_the_midst_of_a_backlog() {
 #[test]
 fn every_stage_of_an_upload() {
     let Some(server) = Server::start() else { return };
+    let mut tried = 0;
     for (name, number) in failpoint::REMOTE.iter().flat_map(|name| [1, 2, 3].map(|number| (name, number))) {
         let prefix = format!("{}{number}", name.replace('.', "/"));
         let mut killed = run(temporary().path(), &server.host, &prefix);
         finish(killed.env("ENGINE_FAILPOINT", format!("{name}:{number}")));
         if is_over(&server.host, &prefix) {
-            assert!(number > 1, "{name}");
             continue;
         }
+        tried += 1;
         let folder = temporary();
         finish(run(folder.path(), &server.host, &prefix).env("ENGINE_FAILPOINT", format!("{name}:1")));
         finish(&mut run(folder.path(), &server.host, &prefix)).expect(0);
         assert_same_with_lost_disks(&server.host, &prefix, folder.path(), whole());
     }
+    assert!(tried > 0, "every run was over before its bucket was left");
 }
 
 /// The best checkpoint and the logs come, or nothing does.
