@@ -14,13 +14,14 @@ import sys
 
 import train_throughput
 
-KINDS = ["input", "conv-forward", "conv-dgrad", "conv-wgrad", "norm-forward", "norm-backward", "pool", "loss", "update", "other"]
+KINDS = ["input", "conv-forward", "conv-dgrad", "conv-wgrad", "norm-forward", "norm-backward", "pool", "loss", "update", "ranks", "other"]
 
 # In the name of a kernel or an operator, in this order: the first that is found says the kind. "backward" alone cannot, since
 # Inductor's fused kernels name everything that they do.
 NAMES = [
     ("conv-wgrad", ["wgrad", "bwd_weight", "backward_weight", "bwdfilter", "convolve_common_engine_float_nhwc_wgrad"]),
     ("conv-dgrad", ["dgrad", "bwd_data", "backward_data", "bwddata"]),
+    ("ranks", ["nccl"]),
     ("update", ["fused_sgd", "fusedsgd", "multi_tensor", "multitensor", "foreach", "_amp_", "optimizer", "optimiser"]),
     ("loss", ["softmax", "nll_loss", "cross_entropy", "addmm", "linear", "aten::mm"]),
     ("pool", ["max_pool", "avg_pool", "maxpool", "avgpool", "adaptive", "low_memory_max_pool"]),
