@@ -22,6 +22,7 @@ pub use world::World;
 use crate::error::{Error, Result};
 use crate::terminal::message;
 use half::{bf16, f16};
+use sha2::{Digest, Sha256};
 use std::rc::Rc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -178,6 +179,12 @@ pub fn open(world: &World) -> Result<Ranks> {
         return Ok(Rc::new(mpi::Mpi::open(world)?));
     }
     Ok(Rc::new(tcp::Star::open(world)?))
+}
+
+/// What two ranks compare instead of a text.
+fn digest(text: &str) -> u64 {
+    let digest = Sha256::digest(text.as_bytes());
+    u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
 }
 
 /// A rank that cannot be waited for any longer.

@@ -1,12 +1,11 @@
 //! Ranks that `mpirun` started. MPI's calls are begun and then asked for, so that a rank which is gone or silent ends the
 //! wait; sums are made here, in the order of ranks, so that their bits do not depend on how an MPI adds.
 
-use super::{Communicator, Element, Occasion, World, silent};
+use super::{Communicator, Element, Occasion, World, digest, silent};
 use crate::error::{Error, Result};
 use ::mpi::Threading;
 use ::mpi::environment::Universe;
 use ::mpi::ffi;
-use sha2::{Digest, Sha256};
 use std::ffi::{c_int, c_void};
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
@@ -146,7 +145,14 @@ impl Communicator for Mpi {
                 request,
             )
         });
-        let all = all.inspect_err(|_| std::mem::forget((counts.clone(), starts.clone())))?;
+        let all = match all {
+            Ok(all) => all,
+            Err(error) => {
+                // The call may still read them.
+                std::mem::forget((counts, starts));
+                return Err(error);
+            }
+        };
         let piece =
             |(&start, &count): (&c_int, &c_int)| all[start as usize..(start + count) as usize].to_vec();
         Ok(starts.iter().zip(&counts).map(piece).collect())
@@ -193,11 +199,6 @@ impl Communicator for Mpi {
 fn length(bytes: usize) -> Result<c_int> {
     c_int::try_from(bytes)
         .map_err(|_| Error::failed(format!("{bytes} bytes in one call of MPI; it takes 2147483647 at most")))
-}
-
-fn digest(name: &str) -> u64 {
-    let digest = Sha256::digest(name.as_bytes());
-    u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
 }
 
 fn check(code: c_int, what: &str) -> Result<()> {

@@ -6,9 +6,8 @@
 
 use super::meeting::{call, gather_callers};
 use super::world::World;
-use super::{Communicator, Occasion, SLOW, patience, silent};
+use super::{Communicator, Occasion, SLOW, digest, patience, silent};
 use crate::error::{Error, Result};
-use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -209,11 +208,6 @@ fn split(joined: &[u8], size: usize) -> Option<Vec<Vec<u8>>> {
         rest = behind;
     }
     Some(all)
-}
-
-fn digest(name: &str) -> u64 {
-    let digest = Sha256::digest(name.as_bytes());
-    u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
 }
 
 /// Says to all why rank 0 ends. Who does not listen any more will find out.

@@ -10,8 +10,8 @@
 //!
 //! The first launcher of this order that is there counts. Where none is, the process is alone.
 
+use super::digest;
 use crate::error::{Error, Result};
-use sha2::{Digest, Sha256};
 
 /// A rank among those that train together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,8 +147,7 @@ impl Variables<'_> {
     /// A number of what identifies a start of a job.
     fn job(&self, names: &[&str]) -> u64 {
         let values: Vec<String> = names.iter().map(|name| self.text(name).unwrap_or_default()).collect();
-        let digest = Sha256::digest(values.join("\n").as_bytes());
-        u64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
+        digest(&values.join("\n"))
     }
 }
 
