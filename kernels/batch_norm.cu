@@ -143,19 +143,6 @@ EXPORT(bn_finalize)
 // What is added.
 const u32 NOTHING = 0, PLAIN = 1, NORMALISED = 2;
 
-// y = (x - mean) scale + beta of eight channels.
-struct Affine {
-    Pack<f32> mean, scale, beta;
-
-    __device__ void load(const f32* from_mean, const f32* from_scale, const f32* from_beta, u32 c) {
-        mean.load(from_mean + c);
-        scale.load(from_scale + c);
-        beta.load(from_beta + c);
-    }
-
-    __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
-};
-
 // DROP: whether images may skip the branch.
 template <class S, bool DROP> struct Apply {
     const S* x;

@@ -10,11 +10,6 @@
 //                       factor on its way into the branch; dz is not. For the gate that bn_apply has left alone.
 #include "abi.cuh"
 
-// What d is made of dy by.
-const u32 GATE_OPEN = 0;        // no ReLU
-const u32 GATE_RECOMPUTED = 1;  // the ReLU's input is computed again, by the very expression of bn_apply
-const u32 GATE_MASK = 2;        // bn_apply left a bit an element
-
 // ---- bn_backward_reduce: grid and block as bn_stats -----------------------------------------------------------------
 
 // A row's channels of one thread: dy, where the mask lets it through, and x.
@@ -173,12 +168,8 @@ EXPORT(bn_backward_finalize)
 // ---- bn_backward_apply ----------------------------------------------------------------------------------------------
 // Grid, block and packs of a thread as bn_apply; parameters (20 bytes an element of a pack) are read once a thread.
 
-__device__ inline f32 input_gradient(f32 d, f32 x, f32 mean, f32 scale, f32 b, f32 c) {
-    return fmaf(b, x - mean, scale * d) + c;
-}
-
 // What dx is made with, of eight channels.
-struct Factors { Pack<f32> mean, scale, beta, b, c; };
+struct Factors { Affine norm; Pack<f32> b, c; };
 
 template <class S, bool DROP> struct BackwardApply {
     const S *dy, *x;
@@ -191,9 +182,9 @@ template <class S, bool DROP> struct BackwardApply {
 
     __device__ void load(Factors& by, u64 e) const {
         const u32 from = (u32)e % channels;
-        by.mean.load(mean + from);
-        by.scale.load(scale + from);
-        if (gate == GATE_RECOMPUTED) by.beta.load(beta + from);
+        by.norm.mean.load(mean + from);
+        by.norm.scale.load(scale + from);
+        if (gate == GATE_RECOMPUTED) by.norm.beta.load(beta + from);
         by.b.load(b + from);
         by.c.load(c + from);
     }
@@ -203,19 +194,12 @@ template <class S, bool DROP> struct BackwardApply {
         Pack<S> d, v;
         d.load(dy + e);
         v.load(x + e);
-        u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
-        if (gate == GATE_RECOMPUTED) {
-            bits = 0;
-#pragma unroll
-            for (u32 i = 0; i < PACK; i++) {
-                bits |= (u32)(normalised(v.v[i], by.mean.v[i], by.scale.v[i], by.beta.v[i]) > 0.0f) << i;
-            }
-        }
+        const u32 bits = gate_bits(gate, mask, v, by.norm, e);
         const f32 factor = DROP ? drop.of(e) : 1.0f;
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             if (!(bits >> i & 1u)) d.v[i] = 0.0f;
-            v.v[i] = input_gradient(DROP ? d.v[i] * factor : d.v[i], v.v[i], by.mean.v[i], by.scale.v[i], by.b.v[i], by.c.v[i]);
+            v.v[i] = input_gradient(DROP ? d.v[i] * factor : d.v[i], v.v[i], by.norm.mean.v[i], by.norm.scale.v[i], by.b.v[i], by.c.v[i]);
         }
         if (dz) d.store(dz + e);
         v.store(dx + e);

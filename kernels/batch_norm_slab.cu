@@ -217,19 +217,6 @@ template <class S> struct ForwardSums {
     }
 };
 
-// (x - mean) scale + beta of eight channels.
-struct Map {
-    Pack<f32> mean, scale, beta;
-
-    __device__ void load(const f32* from_mean, const f32* from_scale, const f32* from_beta, u32 channel) {
-        mean.load(from_mean + channel);
-        scale.load(from_scale + channel);
-        beta.load(from_beta + channel);
-    }
-
-    __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
-};
-
 template <class S> struct ForwardApply {
     const S* x;
     const f32 *mean, *scale, *beta;
@@ -240,7 +227,7 @@ template <class S> struct ForwardApply {
     u32 relu;
 
     __device__ void run(Matrix of, const Rows& at) const {
-        Map by;
+        Affine by;
         by.load(mean, scale, beta, at.channel);
 #pragma unroll 2
         for (u32 row = at.row; row < at.end; row += HIGH) {
@@ -264,7 +251,7 @@ template <class S> struct ForwardApply {
 
     // Its parameters are read for every pack, as in bn_apply: few layers have a second batch norm.
     __device__ void normalise(Pack<S>& z, u32 channel) const {
-        Map by;
+        Affine by;
         by.load(z_mean, z_scale, z_beta, channel);
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) z.v[i] = by.of(z.v[i], i);
@@ -273,27 +260,20 @@ template <class S> struct ForwardApply {
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// The gradient that comes, the batch norm's input, and what is between them; `gate` as the plain kernels'.
-const u32 RECOMPUTED = 1, MASK = 2;
-
+// The gradient that comes, the batch norm's input, and what is between them.
 template <class S> struct Gate {
     const S *dy, *x;
     const u8* mask;
     const f32 *mean, *scale, *beta;
     u32 gate;
 
-    __device__ void load(Map& by, u32 channel) const { by.load(mean, scale, beta, channel); }
+    __device__ void load(Affine& by, u32 channel) const { by.load(mean, scale, beta, channel); }
 
     // dy where the gate lets it through, and x.
-    __device__ void load(Pack<S>& d, Pack<S>& v, const Map& by, u64 e) const {
+    __device__ void load(Pack<S>& d, Pack<S>& v, const Affine& by, u64 e) const {
         d.load(dy + e);
         v.load(x + e);
-        u32 bits = gate == MASK ? mask[e / PACK] : 255u;
-        if (gate == RECOMPUTED) {
-            bits = 0;
-#pragma unroll
-            for (u32 i = 0; i < PACK; i++) bits |= (u32)(by.of(v.v[i], i) > 0.0f) << i;
-        }
+        const u32 bits = gate_bits(gate, mask, v, by, e);
 #pragma unroll
         for (u32 i = 0; i < PACK; i++) {
             if (!(bits >> i & 1u)) d.v[i] = 0.0f;
@@ -308,7 +288,7 @@ template <class S> struct BackwardSums {
 
     __device__ void run(const Sums& sums, Matrix of, f32 (&shared)[PACK][2][BLOCK]) const {
         const Place at(sums, of.rows);
-        Map by;
+        Affine by;
         gate.load(by, at.channel);
         f32 total[PACK], product[PACK];
 #pragma unroll
@@ -359,7 +339,7 @@ template <class S> struct BackwardApply {
     S *dx, *dz;
 
     __device__ void run(Matrix of, const Rows& at) const {
-        Map by;
+        Affine by;
         Pack<f32> slope, constant;
         gate.load(by, at.channel);
         slope.load(b + at.channel);
@@ -371,7 +351,7 @@ template <class S> struct BackwardApply {
             gate.load(d, v, by, e);
 #pragma unroll
             for (u32 i = 0; i < PACK; i++) {
-                v.v[i] = fmaf(slope.v[i], v.v[i] - by.mean.v[i], by.scale.v[i] * d.v[i]) + constant.v[i];
+                v.v[i] = input_gradient(d.v[i], v.v[i], by.mean.v[i], by.scale.v[i], slope.v[i], constant.v[i]);
             }
             if (dz) store_streaming(d, dz + e);
             store_streaming(v, dx + e);

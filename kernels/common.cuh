@@ -221,6 +221,42 @@ __device__ inline f32 positive(f32 value) { return value < 0.0f ? 0.0f : value; 
 // forward pass.
 __device__ inline f32 normalised(f32 x, f32 mean, f32 scale, f32 beta) { return fmaf(x - mean, scale, beta); }
 
+// y = (x - mean) scale + beta of eight channels.
+struct Affine {
+    Pack<f32> mean, scale, beta;
+
+    __device__ void load(const f32* from_mean, const f32* from_scale, const f32* from_beta, u32 c) {
+        mean.load(from_mean + c);
+        scale.load(from_scale + c);
+        beta.load(from_beta + c);
+    }
+
+    __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
+};
+
+// What of the gradient of a batch norm's output reaches the batch norm.
+enum : u32 {
+    GATE_OPEN = 0,        // no ReLU
+    GATE_RECOMPUTED = 1,  // the ReLU's input is computed again, by the very expression of bn_apply
+    GATE_MASK = 2,        // bn_apply left a bit an element
+};
+
+// The gate of eight elements from `e` on, a bit each; `x`: the batch norm's input there.
+template <class S> __device__ inline u32 gate_bits(u32 gate, const u8* mask, const Pack<S>& x, const Affine& by, u64 e) {
+    u32 bits = gate == GATE_MASK ? mask[e / PACK] : 255u;
+    if (gate == GATE_RECOMPUTED) {
+        bits = 0;
+#pragma unroll
+        for (u32 i = 0; i < PACK; i++) bits |= (u32)(by.of(x.v[i], i) > 0.0f) << i;
+    }
+    return bits;
+}
+
+// The gradient of a batch norm's input: scale d + b (x - mean) + c, with b and c from the sums over the batch.
+__device__ inline f32 input_gradient(f32 d, f32 x, f32 mean, f32 scale, f32 b, f32 c) {
+    return fmaf(b, x - mean, scale * d) + c;
+}
+
 // ---- sums over a block ----------------------------------------------------------------------------------------------
 
 struct Add { static __device__ f32 of(f32 a, f32 b) { return a + b; } };

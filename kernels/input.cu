@@ -157,42 +157,24 @@ __device__ inline void input(const u8* staging, u32 slots, u64 slot_bytes, u64 i
     else make_packs<S, 8, ERASE>(images, y);
 }
 
+// Arguments with commas in them, for a macro.
+#define WHOLE_SHAPE u32 channels
+#define WHOLE {0, 0, 0}
+#define BLOCKED_SHAPE u32 before, u32 height, u32 width
+#define BLOCKS {before, height, width}
+#define INPUT_KERNEL(name, S, ERASE, SHAPE, CHANNELS, BLOCKED)                                                                \
+    KERNEL __launch_bounds__(BLOCK)                                                                                           \
+    name(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset, const State* __restrict__ state,        \
+        S* __restrict__ y, u32 n, u32 h, u32 w, SHAPE, f32 mean0, f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {       \
+        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
+        const Blocked blocked = BLOCKED;                                                                                      \
+        input<S, ERASE>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, CHANNELS, blocked, by);                  \
+    }                                                                                                                         \
+    EXPORT(name)
 #define INPUT(S, suffix)                                                                                                      \
-    KERNEL __launch_bounds__(BLOCK)                                                                                           \
-    input_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                               \
-        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,                     \
-        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
-        const Blocked blocked = {0, 0, 0};                                                                                    \
-        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, blocked, by);                  \
-    }                                                                                                                         \
-    EXPORT(input_##suffix)                                                                                                    \
-    KERNEL __launch_bounds__(BLOCK)                                                                                           \
-    input_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                        \
-        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 channels, f32 mean0,                     \
-        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
-        const Blocked blocked = {0, 0, 0};                                                                                    \
-        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, channels, blocked, by);                   \
-    }                                                                                                                         \
-    EXPORT(input_erased_##suffix)                                                                                             \
-    KERNEL __launch_bounds__(BLOCK)                                                                                           \
-    input_blocked_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                       \
-        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 before, u32 height, u32 width, f32 mean0,\
-        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
-        const Blocked blocked = {before, height, width};                                                                      \
-        input<S, false>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, 4, blocked, by);                         \
-    }                                                                                                                         \
-    EXPORT(input_blocked_##suffix)                                                                                            \
-    KERNEL __launch_bounds__(BLOCK)                                                                                           \
-    input_blocked_erased_##suffix(const u8* __restrict__ staging, u32 slots, u64 slot_bytes, u64 items_offset,                \
-        const State* __restrict__ state, S* __restrict__ y, u32 n, u32 h, u32 w, u32 before, u32 height, u32 width, f32 mean0,\
-        f32 mean1, f32 mean2, f32 std0, f32 std1, f32 std2) {                                                                 \
-        const Normalise by = {{mean0, mean1, mean2}, {std0, std1, std2}};                                                     \
-        const Blocked blocked = {before, height, width};                                                                      \
-        input<S, true>(staging, slots, slot_bytes, items_offset, state, y, n, h, w, 4, blocked, by);                          \
-    }                                                                                                                         \
-    EXPORT(input_blocked_erased_##suffix)
+    INPUT_KERNEL(input_##suffix, S, false, WHOLE_SHAPE, channels, WHOLE)                                                      \
+    INPUT_KERNEL(input_erased_##suffix, S, true, WHOLE_SHAPE, channels, WHOLE)                                                \
+    INPUT_KERNEL(input_blocked_##suffix, S, false, BLOCKED_SHAPE, 4, BLOCKS)                                                  \
+    INPUT_KERNEL(input_blocked_erased_##suffix, S, true, BLOCKED_SHAPE, 4, BLOCKS)
 FOR_EACH_STORAGE(INPUT)
 #undef INPUT
