@@ -1,10 +1,11 @@
 //! `bench/gpu.sh` itself, with stand-ins for the card's tools and for the engine. Needs bash.
 
+#[path = "common/stand_ins.rs"]
+mod stand_ins;
+
+use stand_ins::{StandIns, code, said};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Command, Output};
-use tempfile::TempDir;
+use std::process::Output;
 
 /// Answers every command as a machine with a good card would.
 const GOOD_ENGINE: &str = r#"#!/bin/sh
@@ -63,47 +64,24 @@ esac
 "#;
 
 struct Machine {
-    folder: TempDir,
+    tools: StandIns,
 }
 
 impl Machine {
     fn new(tools: &[(&str, &str)]) -> Self {
-        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        let machine = Self { tools: StandIns::new(tools) };
         machine.kernels(&report([1600.0, 700.0, 5.0]));
-        for (name, text) in tools {
-            let path = machine.folder.path().join(name);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
         machine
     }
 
     /// What `engine bench kernels --json` answers.
     fn kernels(&self, report: &str) {
-        fs::write(self.folder.path().join("kernels.json"), format!("{report}\n")).unwrap();
+        fs::write(self.tools.at("kernels.json"), format!("{report}\n")).unwrap();
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let at = |name: &str| self.folder.path().join(name);
-        let path = std::env::var("PATH").unwrap_or_default();
-        Command::new("bash")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/gpu.sh"))
-            .args(arguments)
-            .arg(at("out"))
-            .env("PATH", format!("{}:{path}", self.folder.path().display()))
-            .env("ENGINE", at("engine"))
-            .env("PYTHON", at("python"))
-            .output()
-            .unwrap()
+        self.tools.bench("gpu.sh", arguments)
     }
-}
-
-fn code(output: &Output) -> Option<i32> {
-    output.status.code()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 const CARD: (&str, &str) = ("nvidia-smi", "#!/bin/sh\necho 'Some Card 16GB'\n");
@@ -118,7 +96,7 @@ fn a_good_machine_passes_every_part() {
     let passed = text.lines().filter(|line| line.starts_with("PASS")).count();
     assert_eq!(passed, 12, "{text}");
     assert!(text.contains("ratio 1.30 (goal 1.2)") && text.contains("all passed"), "{text}");
-    let out = machine.folder.path().join("out");
+    let out = machine.tools.at("out");
     assert!(fs::read_to_string(out.join("table.txt")).unwrap().contains("the same bytes"));
     assert!(out.join("sanitizer-racecheck.txt").exists());
 }
@@ -138,7 +116,7 @@ fn kernels_are_judged_by_the_share_of_copy_bandwidth() {
     assert_eq!(status, Some(0), "{text}");
     let line = "all 2 of ours reach 80 % of the copy's 800.0 GB/s; the slowest: sgd_f16 102.2 MB 91.3 %";
     assert!(text.contains("PASS  kernels") && text.contains(line), "{text}");
-    let table = fs::read_to_string(machine.folder.path().join("out/kernels-shares.txt")).unwrap();
+    let table = fs::read_to_string(machine.tools.at("out/kernels-shares.txt")).unwrap();
     assert_eq!(table.lines().next(), Some("12.5\t100\t53\t*\tbn_finalize 0.5 MB"), "{table}");
 
     let (status, text) = said_of(&report([2000.0, 1e3, 0.2]));

@@ -1,11 +1,13 @@
 //! `bench/gpu_speed.sh` itself, with stand-ins for the card's tools and for the engine, and what its peers sort and search by.
 //! Needs bash, and python3 for the peers.
 
+#[path = "common/stand_ins.rs"]
+mod stand_ins;
+
+use stand_ins::{StandIns, code, said};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use tempfile::TempDir;
+use std::process::Command;
 
 /// Answers every command as a machine with a good card would. `variants.json` is what the variants answer.
 const ENGINE: &str = r#"#!/bin/sh
@@ -30,18 +32,12 @@ esac
 "#;
 
 struct Machine {
-    folder: TempDir,
+    tools: StandIns,
 }
 
 impl Machine {
     fn new(tools: &[(&str, &str)]) -> Self {
-        let machine = Self { folder: tempfile::tempdir().unwrap() };
-        for (name, text) in tools {
-            let path = machine.at(name);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        machine
+        Self { tools: StandIns::new(tools) }
     }
 
     fn good() -> Self {
@@ -55,7 +51,7 @@ impl Machine {
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.tools.at(name)
     }
 
     fn variants(&self, rows: &[String]) {
@@ -64,22 +60,9 @@ impl Machine {
     }
 
     fn run(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let path = std::env::var("PATH").unwrap_or_default();
-        let output = Command::new("bash")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/gpu_speed.sh"))
-            .args(arguments)
-            .arg(self.at("out"))
-            .env("PATH", format!("{}:{path}", self.folder.path().display()))
-            .env("ENGINE", self.at("engine"))
-            .env("PYTHON", self.at("python"))
-            .output()
-            .unwrap();
-        (output.status.code(), said(&output))
+        let output = self.tools.bench("gpu_speed.sh", arguments);
+        (code(&output), said(&output))
     }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// A row as `engine bench step --variants --json` has it, in its order.

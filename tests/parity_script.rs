@@ -1,11 +1,13 @@
 //! `experiments/parity/run.py`, with stand-ins for the engine and for PyTorch, and its recipes. Needs bash and tar; Python 3.11
 //! or later, without which nothing but the recipes is tested.
 
+#[path = "common/stand_ins.rs"]
+mod stand_ins;
+
+use stand_ins::{StandIns, code, said};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use tempfile::TempDir;
 
 /// A training of two epochs that ends at $TOP1, or stops on request; both programs write the same metrics.
 const TRAINING: &str = r#"
@@ -47,17 +49,16 @@ TOP1=40.60
 "#;
 
 struct Machine {
-    folder: TempDir,
+    tools: StandIns,
     variables: Vec<(&'static str, &'static str)>,
 }
 
 impl Machine {
     fn new(variables: &[(&'static str, &'static str)]) -> Self {
-        let machine = Self { folder: tempfile::tempdir().unwrap(), variables: variables.to_vec() };
-        for (name, head) in [("engine", ENGINE), ("python", PYTHON)] {
-            fs::write(machine.at(name), format!("{head}{TRAINING}")).unwrap();
-            fs::set_permissions(machine.at(name), fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        let tools =
+            [("engine", ENGINE), ("python", PYTHON)].map(|(name, head)| (name, format!("{head}{TRAINING}")));
+        let tools = StandIns::new(&tools.each_ref().map(|(name, text)| (*name, text.as_str())));
+        let machine = Self { tools, variables: variables.to_vec() };
         for class in ["n0", "n1", "n2", "n3"] {
             for split in ["train", "val"] {
                 let folder = machine.at("tiny").join(split).join(class);
@@ -66,17 +67,18 @@ impl Machine {
             }
         }
         let mut tar = Command::new("tar");
-        tar.args(["-cf", "data.tar", "tiny"]).current_dir(machine.folder.path());
+        tar.args(["-cf", "data.tar", "tiny"]).current_dir(machine.at("."));
         assert!(tar.status().unwrap().success());
         machine
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.tools.at(name)
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        Command::new("python3")
+        self.tools
+            .command("python3")
             .arg(script("run.py"))
             .args(["--recipe", "mixed", "--scale", "smoke"])
             .arg("--data")
@@ -85,8 +87,6 @@ impl Machine {
             .arg(self.at("scratch"))
             .args(arguments)
             .arg(self.at("out"))
-            .env("ENGINE", self.at("engine"))
-            .env("PYTHON", self.at("python"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("FOLLOWED", "within")
             .envs(self.variables.iter().copied())
@@ -107,14 +107,6 @@ fn has_python() -> bool {
         eprintln!("left out: python3 is not installed, or older than 3.11");
     }
     found
-}
-
-fn code(output: &Output) -> Option<i32> {
-    output.status.code()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 #[test]
