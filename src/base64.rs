@@ -1,4 +1,4 @@
-//! Base64 (RFC 4648, section 4).
+//! Bytes as text: base64 and base 16 (RFC 4648, sections 4 and 8).
 
 /// The bytes that `text` stands for; padding at its end may be left out. The error is a reason.
 pub fn decode(text: &str) -> Result<Vec<u8>, String> {
@@ -40,6 +40,11 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
+/// `bytes` in hexadecimal, small letters.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn value(digit: u8) -> Option<u32> {
     let value = match digit {
         b'A'..=b'Z' => digit - b'A',
@@ -54,7 +59,7 @@ fn value(digit: u8) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::{decode, encode};
+    use super::{decode, encode, hex};
 
     #[test]
     fn the_rfcs_vectors() {
@@ -74,6 +79,7 @@ mod tests {
         assert_eq!([encode(b""), encode(b"f"), encode(b"fo")], ["", "Zg==", "Zm8="]);
         assert_eq!(encode(&[0xfb, 0xff, 0xbf]), "+/+/");
         assert_eq!(decode("+/+/").unwrap(), [0xfb, 0xff, 0xbf]);
+        assert_eq!((hex(b"foobar").as_str(), hex(&[0, 255]).as_str()), ("666f6f626172", "00ff"));
     }
 
     #[test]

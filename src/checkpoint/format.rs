@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::Dtype;
 
 use super::header::{self, Header, LENGTH};
+use crate::base64::hex;
 use crate::error::{Error, Result};
 use crate::tensor::{HostTensor, first_non_finite};
 use crate::{failpoint, files};
@@ -247,7 +248,7 @@ fn read_tensor(path: &Path, header: &Header, start: u64, name: &str) -> Result<T
         file.read_exact(values.bytes_mut())
     };
     read().map_err(|source| format!("{name}: cannot read: {source}"))?;
-    if header.digests.get(name) != Some(&header::hex(&header::sha256(values.bytes()))) {
+    if header.digests.get(name) != Some(&hex(&header::sha256(values.bytes()))) {
         return Err(format!("{name} does not have the digest that was written with it: the file is damaged"));
     }
     Ok(Tensor { shape: info.shape.clone(), values })

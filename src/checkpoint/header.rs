@@ -14,6 +14,7 @@ use safetensors::tensor::Metadata;
 use sha2::{Digest, Sha256};
 
 use super::format::Tensor;
+use crate::base64::hex;
 
 /// What stands before the header digest; its place is the same in every file.
 const OPENING: &str = r#"{"__metadata__":{"engine.digest":""#;
@@ -27,10 +28,6 @@ pub const TENSOR_DIGEST: &str = "sha256.";
 pub const HEADER_DIGEST: &str = "engine.digest";
 
 pub type Sha = [u8; 32];
-
-pub fn hex(digest: &Sha) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 pub fn sha256(bytes: &[u8]) -> Sha {
     Sha256::digest(bytes).into()

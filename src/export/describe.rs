@@ -1,5 +1,6 @@
 //! What every export says of its network besides numbers: classes, preparation of pictures, recipe, scores, origin.
 
+use crate::base64::hex;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::infer::file::{Description, Source};
@@ -34,7 +35,7 @@ fn source(path: &Path, checkpoint: &Checkpoint) -> Result<Source> {
         return Ok(description.source);
     }
     let bytes = std::fs::read(path).map_err(|error| Error::unreadable(path, &error, "a checkpoint"))?;
-    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(&bytes));
     let written_by = concat!("engine ", env!("CARGO_PKG_VERSION")).to_owned();
     // Weights from elsewhere have no state.
     let Ok(state) = RunState::from_checkpoint(&path.display().to_string(), checkpoint) else {

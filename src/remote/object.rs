@@ -2,7 +2,7 @@
 
 use super::client::{Answer, Client, DIGEST_HEADER, Failure, Headers, text};
 use super::retry::{Patience, retry};
-use crate::base64;
+use crate::base64::{self, hex};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -51,10 +51,6 @@ impl Content {
     }
 }
 
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Puts `content` of `file` under `key`, whatever was there.
 pub fn upload(client: &Client, key: &str, file: &File, content: &Content, patience: &Patience) -> Answer<()> {
     if content.bytes <= PART {
@@ -73,9 +69,9 @@ pub fn upload(client: &Client, key: &str, file: &File, content: &Content, patien
 
 /// Puts `bytes` under `key`; `condition` may have an `if-match` or `if-none-match`.
 pub fn put(client: &Client, key: &str, bytes: &[u8], condition: &Headers, patience: &Patience) -> Answer<()> {
-    let mut headers = condition.clone();
-    headers.push((CHECKSUM_HEADER, base64::encode(&Sha256::digest(bytes))));
-    headers.push((DIGEST_HEADER, Content::of(bytes).sha256));
+    let (mut headers, digest) = (condition.clone(), Sha256::digest(bytes));
+    headers.push((CHECKSUM_HEADER, base64::encode(&digest)));
+    headers.push((DIGEST_HEADER, hex(&digest)));
     retry(patience, || client.put(key, &headers, bytes))
 }
 

@@ -6,6 +6,7 @@
 //! checkpoints/                                       what a resume needs
 //! ```
 
+use crate::base64::hex;
 use crate::config::Config;
 use crate::error::Result;
 use crate::files::{self, FolderLock};
@@ -75,7 +76,7 @@ impl RunFile {
         let started = timestamp(now);
         let unique = format!("{recipe:?} {now:?} {}", std::process::id());
         let digest = Sha256::digest(unique.as_bytes());
-        let id = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = hex(&digest[..6]);
         Self {
             id,
             name: config.name.clone(),

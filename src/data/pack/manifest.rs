@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{PackOptions, Source, Summary};
+use crate::base64::hex;
 use crate::data::{Class, JPEG_DECODER};
 use crate::error::{Error, Result};
 use crate::files::write_bytes_atomically;
@@ -96,7 +97,7 @@ fn digest(parts: impl Iterator<Item = impl AsRef<[u8]>>) -> String {
         hash.update(part.as_ref());
         hash.update([0]);
     }
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..8])
 }
 
 pub(super) fn write_classes(folder: &Path, classes: &[Class]) -> Result<()> {
