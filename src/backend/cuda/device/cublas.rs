@@ -138,26 +138,29 @@ pub struct Cublas {
     compute: c_int,
 }
 
-fn address(name: &str) -> Result<*const c_void> {
-    Library::Cublas.symbol(name).ok_or_else(|| Error::device(format!("cuBLAS has no {name}")))
-}
-
 macro_rules! call {
     ($name:literal, ($($kind:ty),*), $($value:expr),*) => {{
-        let found = address($name)?;
+        let found = Library::Cublas.address($name)?;
         // SAFETY: the type is the one of cuBLAS's header; the handle is live, and regions are as large as the shapes
         // say, which the callers check.
         let status = unsafe {
             let function: unsafe extern "C" fn($($kind),*) -> Status = std::mem::transmute(found);
             function($($value),*)
         };
-        match status {
-            0 => Ok(()),
-            // CUBLAS_STATUS_ALLOC_FAILED
-            3 => Err(Error::usage(format!("{}: {}", $name, super::driver::FULL))),
-            status => Err(Error::device(format!("{} failed with cuBLAS status {status} (cublas_api.h names it)", $name))),
-        }
+        succeeded($name, status)
     }};
+}
+
+/// `cublasStatus_t`, which cuBLASLt answers with as well.
+pub(super) fn succeeded(name: &str, status: Status) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        // CUBLAS_STATUS_ALLOC_FAILED
+        3 => Err(Error::usage(format!("{name}: {}", super::driver::FULL))),
+        status => {
+            Err(Error::device(format!("{name} failed with cuBLAS status {status} (cublas_api.h names it)")))
+        }
+    }
 }
 
 impl Cublas {

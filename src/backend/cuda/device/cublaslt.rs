@@ -2,11 +2,11 @@
 //! of the first. Where an algorithm splits a product's sum, the parts are added in fp32 and in fixed order
 //! (`CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`): no other scheme is asked for, so that all give the same bits every time.
 
-use super::cublas::{ColumnMajor, Product, TRANSPOSE, compute_type, data_type};
+use super::cublas::{ColumnMajor, Product, TRANSPOSE, compute_type, data_type, succeeded};
 use super::driver::{Address, Stream};
 use super::libraries::Library;
 use crate::backend::cuda::storage::Storage;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::ffi::{c_int, c_void};
 use std::fmt;
 use std::str::FromStr;
@@ -84,25 +84,16 @@ struct Offer {
 // As cuBLASLt's header lays it out on 64-bit machines.
 const _: () = assert!(size_of::<Offer>() == 96 && std::mem::offset_of!(Offer, state) == 72);
 
-fn address(name: &str) -> Result<*const c_void> {
-    Library::CublasLt.symbol(name).ok_or_else(|| Error::device(format!("cuBLASLt has no {name}")))
-}
-
 macro_rules! call {
     ($name:literal, ($($kind:ty),*), $($value:expr),*) => {{
-        let found = address($name)?;
+        let found = Library::CublasLt.address($name)?;
         // SAFETY: the type is the one of cublasLt.h; handles and descriptors are live, and regions are as large as the
         // shapes say, which the callers check.
         let status = unsafe {
             let function: unsafe extern "C" fn($($kind),*) -> Status = std::mem::transmute(found);
             function($($value),*)
         };
-        match status {
-            0 => Ok(()),
-            // CUBLAS_STATUS_ALLOC_FAILED
-            3 => Err(Error::usage(format!("{}: {}", $name, super::driver::FULL))),
-            status => Err(Error::device(format!("{} failed with cuBLAS status {status} (cublas_api.h names it)", $name))),
-        }
+        succeeded($name, status)
     }};
 }
 

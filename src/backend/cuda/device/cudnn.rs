@@ -111,14 +111,10 @@ type FindCall = unsafe extern "C" fn(
     usize,
 ) -> Status;
 
-fn address(name: &str) -> Result<*const c_void> {
-    Library::Cudnn.symbol(name).ok_or_else(|| Error::device(format!("cuDNN has no {name}")))
-}
-
 /// Looks a function up and calls it with the types that its header gives it.
 macro_rules! call {
     ($name:literal, ($($kind:ty),*), $($value:expr),*) => {{
-        let found = address($name)?;
+        let found = Library::Cudnn.address($name)?;
         // SAFETY: the type is the one of cuDNN's header; handles and descriptors are live, and regions are as large as
         // their descriptors say, which the callers check.
         let status = unsafe {
@@ -254,7 +250,7 @@ impl Convolution {
             Pass::Dgrad => ("cudnnConvolutionBackwardData", [(self.w, w), (self.y, y), (self.x, x)]),
             Pass::Wgrad => ("cudnnConvolutionBackwardFilter", [(self.x, x), (self.y, y), (self.w, w)]),
         };
-        let found = address(name)?;
+        let found = Library::Cudnn.address(name)?;
         // SAFETY: the three functions have this one type; the descriptors are live, and the caller's regions are as
         // large as they say. The call is asynchronous, and the plan keeps its regions until it has ended.
         let status = unsafe {
@@ -304,7 +300,7 @@ impl Convolution {
                 ("cudnnFindConvolutionBackwardFilterAlgorithmEx", [(self.x, x), (self.y, y), (self.w, w)])
             }
         };
-        let function = address(name)?;
+        let function = Library::Cudnn.address(name)?;
         // SAFETY: as in `run`; `all` has room for MOST results of cuDNN's own layout.
         let status = unsafe {
             let function: FindCall = std::mem::transmute(function);

@@ -130,7 +130,12 @@ impl Library {
         }
     }
 
-    /// The address of one of its functions. The library is present.
+    /// The address of one of its functions, all of which [`SYMBOLS`] names. The library is present.
+    pub(super) fn address(self, name: &str) -> Result<*const c_void> {
+        self.symbol(name).ok_or_else(|| Error::device(format!("{} has no {name}", self.name())))
+    }
+
+    /// The same; none where it has no such function.
     pub(super) fn symbol(self, name: &str) -> Option<*const c_void> {
         let bytes = format!("{name}\0");
         macro_rules! address {
