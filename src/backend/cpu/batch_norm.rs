@@ -17,11 +17,14 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    pub fn new(mean: Vec<f32>, var: Vec<f64>, count: usize) -> Self {
+        let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
+        Self { mean, var, rstd, count }
+    }
+
     /// For evaluation.
     pub fn running(mean: &[f32], var: &[f32]) -> Self {
-        let var: Vec<f64> = var.iter().map(|&var| f64::from(var)).collect();
-        let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
-        Self { mean: mean.to_vec(), var, rstd, count: 1 }
+        Self::new(mean.to_vec(), var.iter().map(|&var| f64::from(var)).collect(), 1)
     }
 
     /// gamma / sqrt(var + eps), by channel.
@@ -62,8 +65,7 @@ pub fn statistics(cpu: Cpu, x: &[f32], channels: usize) -> Statistics {
         }
     }
     var.iter_mut().for_each(|var| *var /= count as f64);
-    let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
-    Statistics { mean: mean.iter().map(|&mean| mean as f32).collect(), var, rstd, count }
+    Statistics::new(mean.iter().map(|&mean| mean as f32).collect(), var, count)
 }
 
 multiversion! {

@@ -2,7 +2,7 @@
 //! have the same bits.
 
 use super::batch_norm::{ParamGradients, Statistics};
-use crate::backend::{BUCKET_BYTES, EPS};
+use crate::backend::BUCKET_BYTES;
 use crate::comm::{Element, Occasion, Ranks};
 use crate::error::Result;
 
@@ -82,9 +82,8 @@ pub fn join_statistics(ranks: &Ranks, own: &Statistics) -> Result<Statistics> {
         };
         all.iter().map(squares).sum::<f64>() / count as f64
     };
-    let var: Vec<f64> = (0..channels).map(var_of).collect();
-    let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
-    Ok(Statistics { mean: mean.iter().map(|&mean| mean as f32).collect(), var, rstd, count })
+    let var = (0..channels).map(var_of).collect();
+    Ok(Statistics::new(mean.iter().map(|&mean| mean as f32).collect(), var, count))
 }
 
 /// Sums of a batch norm's backward pass over the images of all ranks.
@@ -113,7 +112,6 @@ fn unpack(bytes: &mut &[u8], channels: usize) -> Statistics {
     };
     let count = bytemuck::pod_read_unaligned::<u64>(take(8)) as usize;
     let mean = take(4 * channels).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
-    let var: Vec<f64> = take(8 * channels).chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
-    let rstd = var.iter().map(|var| (1.0 / (var + EPS).sqrt()) as f32).collect();
-    Statistics { mean, var, rstd, count }
+    let var = take(8 * channels).chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+    Statistics::new(mean, var, count)
 }
