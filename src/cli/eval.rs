@@ -8,7 +8,9 @@ use crate::checkpoint::read_weights;
 use crate::config::Config;
 use crate::data::{Split, Splits};
 use crate::error::{Error, Result};
+use crate::log::Scores;
 use crate::terminal::{answer, message};
+use crate::train::evaluate::in_percent;
 use crate::train::model_file::{Model, outputs_of};
 use crate::train::stop::Stop;
 use crate::train::sweep::{Contender, RealLabels, Row, Sweep, View};
@@ -108,8 +110,8 @@ fn backend(args: &EvalArgs, model: &Model, resolution: usize) -> Result<Box<dyn 
 
 /// Mean loss, and top-1 and top-5 in percent.
 fn figures(row: &Row) -> [f64; 3] {
-    let count = row.score.count.max(1) as f64;
-    [row.score.loss / count, 100.0 * row.score.top1 as f64 / count, 100.0 * row.score.top5 as f64 / count]
+    let Scores { loss, top1, top5 } = in_percent(row.score);
+    [loss, top1, top5]
 }
 
 fn json(row: &Row) -> serde_json::Value {

@@ -126,6 +126,15 @@ struct State {
     fatal: Option<Error>,
 }
 
+/// Which samples come in which batches; order and copies are those of all ranks.
+struct Course {
+    order: Vec<u32>,
+    copies: Vec<u8>,
+    batch: usize,
+    share: Share,
+    start_batch: usize,
+}
+
 struct Shared {
     split: Arc<Split>,
     /// Samples in the order of their visit; its length is a multiple of `batch` in training.
@@ -178,16 +187,8 @@ impl Loader {
         }
         order.truncate(order.len() / batch * batch);
         let recipe = Recipe::Train { transform, mix, seed, epoch };
-        Self::start(
-            split,
-            (order, copies),
-            batch,
-            options.share,
-            recipe,
-            options.start_batch,
-            options.workers,
-            options.bad_share,
-        )
+        let TrainOptions { share, start_batch, workers, bad_share, .. } = options;
+        Self::start(split, Course { order, copies, batch, share, start_batch }, recipe, workers, bad_share)
     }
 
     /// Every image once, in the order of the split; the last batch may be smaller.
@@ -201,18 +202,15 @@ impl Loader {
             )));
         }
         let recipe = Recipe::Eval { transform: options.transform };
-        let order = (order, Vec::new());
-        Self::start(split, order, options.batch, options.share, recipe, 0, options.workers, options.bad_share)
+        let EvalOptions { batch, share, workers, bad_share, .. } = options;
+        let course = Course { order, copies: vec![], batch, share, start_batch: 0 };
+        Self::start(split, course, recipe, workers, bad_share)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "what training and evaluation say in structs of their own")]
     fn start(
         split: Arc<Split>,
-        (order, copies): (Vec<u32>, Vec<u8>),
-        batch: usize,
-        share: Share,
+        course: Course,
         recipe: Recipe,
-        start_batch: usize,
         workers: usize,
         bad_share: f64,
     ) -> Result<Self> {
@@ -223,6 +221,7 @@ impl Loader {
             );
             return Err(Error::usage(reason));
         }
+        let Course { order, copies, batch, share, start_batch } = course;
         let (order, copies) = (share.take(order, batch), share.take(copies, batch));
         let workers = workers.max(1);
         let batches = order.len().div_ceil(batch);

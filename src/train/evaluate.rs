@@ -6,6 +6,7 @@ use crate::backend::{Backend, Score, Weights};
 use crate::comm::{Occasion, Ranks};
 use crate::data::{Batch, Loader};
 use crate::error::{Error, Result};
+use crate::log::Scores;
 use crate::tensor::HostTensor;
 
 /// The images of one batch.
@@ -124,6 +125,13 @@ pub fn scores<'a>(logits: &'a HostTensor, labels: &'a [u32]) -> impl Iterator<It
     images.zip(labels).map(move |(logits, label)| {
         (logits, softmax_cross_entropy(logits, std::slice::from_ref(label), options, None))
     })
+}
+
+/// Means and percentages, as the logs have them.
+pub fn in_percent(score: Score) -> Scores {
+    let count = score.count.max(1) as f64;
+    let percent = |hits: u64| 100.0 * hits as f64 / count;
+    Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }
 }
 
 #[cfg(test)]

@@ -1,18 +1,16 @@
 //! A rank that follows rank 0: it does what it is told, writes nothing, and ends as rank 0 does.
 
 use super::evaluate::{combine, score_share};
-use super::images::{loader_options, steps_per_epoch, validation};
+use super::images::{NamedBad, loader_options, steps_per_epoch, validation};
 use super::orders::{self, Order, Outcomes, compare, ended, share_state, tensors};
 use super::passes::{At, Passes};
 use super::stop::Stop;
 use crate::backend::Backend;
 use crate::comm::Ranks;
 use crate::config::Config;
-use crate::data::{BadFile, Dataset, Loader, Share};
+use crate::data::{Dataset, Loader, Share};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::terminal::message;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Follows until rank 0 ends the run.
@@ -32,7 +30,7 @@ pub fn follow(
         outcomes: Outcomes::new(Ranks::clone(ranks)),
         stop,
         loader: None,
-        named_bad: BTreeSet::new(),
+        named_bad: NamedBad::default(),
         at: None,
     };
     let mut last = None;
@@ -55,7 +53,7 @@ struct Follower<'a> {
     stop: &'a Stop,
     /// Of an epoch, with the step that it is at.
     loader: Option<(usize, usize, Loader)>,
-    named_bad: BTreeSet<(&'static str, u32)>,
+    named_bad: NamedBad,
     /// The last step.
     at: Option<At>,
 }
@@ -100,7 +98,7 @@ impl Follower<'_> {
             loader.recycle(batch);
             self.collect(backend, false)?;
         }
-        self.report_bad("training", loader.bad());
+        self.named_bad.report("training", loader.bad());
         self.loader = Some((at.epoch, at.step + 1, loader));
         failpoint::hit("train", "step");
         self.outcomes.exchange(self.stop)?;
@@ -119,15 +117,7 @@ impl Follower<'_> {
     fn validate(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let (mut loader, weights) = validation(self.config, self.dataset, self.share)?;
         let own = score_share(backend, &mut loader, weights, self.stop)?;
-        self.report_bad("validation", loader.bad());
+        self.named_bad.report("validation", loader.bad());
         combine(&self.outcomes.ranks, own).map(drop)
-    }
-
-    fn report_bad(&mut self, what: &'static str, bad: &[BadFile]) {
-        for bad in bad {
-            if self.named_bad.insert((what, bad.sample)) {
-                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
-            }
-        }
     }
 }

@@ -1,14 +1,18 @@
 //! What a run takes of its data: how images are read, how many steps an epoch has, what the result depends on.
 
 use crate::backend::Weights;
+use crate::base64::hex;
 use crate::config::Config;
 use crate::data::augment::Jitter;
 use crate::data::augment::erase::Erasing;
 use crate::data::{
-    Crop, Dataset, EvalOptions, EvalTransform, Loader, Share, TrainOptions as LoaderOptions, TrainTransform,
+    BadFile, Crop, Dataset, EvalOptions, EvalTransform, Loader, Share, TrainOptions as LoaderOptions,
+    TrainTransform,
 };
 use crate::error::{Error, Result};
+use crate::terminal::message;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How training reads its images in an epoch, counted from 0; from its first batch.
@@ -86,7 +90,7 @@ pub fn data_identity(dataset: &Dataset) -> Vec<(String, String)> {
     for split in [&dataset.train, &dataset.val] {
         (0..split.len()).for_each(|index| hash.update(split.label(index).to_le_bytes()));
     }
-    let digest: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&hash.finalize()[..8]);
     vec![
         ("data: training images".into(), dataset.train.len().to_string()),
         ("data: validation images".into(), dataset.val.len().to_string()),
@@ -97,4 +101,19 @@ pub fn data_identity(dataset: &Dataset) -> Vec<(String, String)> {
 pub fn training_images(config: &Config, dataset: &Dataset) -> usize {
     let all = dataset.train.len();
     if config.data.limit == 0 { all } else { all.min(config.data.limit) }
+}
+
+/// Bad files that have been named, so that each is named once and not in every epoch.
+#[derive(Debug, Default)]
+pub(super) struct NamedBad(BTreeSet<(&'static str, u32)>);
+
+impl NamedBad {
+    /// `what`: training or validation.
+    pub fn report(&mut self, what: &'static str, bad: &[BadFile]) {
+        for bad in bad {
+            if self.0.insert((what, bad.sample)) {
+                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
+            }
+        }
+    }
 }

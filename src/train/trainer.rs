@@ -1,8 +1,9 @@
 //! The epoch loop.
 
+use super::evaluate::in_percent;
 use super::follow::follow;
 use super::goals::Goals;
-use super::images::{data_identity, loader_options, steps_per_epoch};
+use super::images::{NamedBad, data_identity, loader_options, steps_per_epoch};
 use super::init::Init;
 use super::limit::Limit;
 use super::mirror::Mirror;
@@ -23,10 +24,10 @@ use crate::data::{Dataset, Loader};
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::leave::LastWords;
-use crate::log::{RunHeader, RunLog, Scores, StepClock, StepRecord};
+use crate::log::{RunHeader, RunLog, StepClock, StepRecord};
 use crate::remote::Offer;
 use crate::terminal::message;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -150,7 +151,7 @@ fn lead(
         saved: Instant::now(),
         saved_step: None,
         underway: VecDeque::new(),
-        named_bad: BTreeSet::new(),
+        named_bad: NamedBad::default(),
         limit: Limit::default(),
     };
     message(opening(config, dataset, &trainer.state, &output));
@@ -193,8 +194,7 @@ pub(super) struct Trainer<'a> {
     saved_step: Option<(usize, u64)>,
     /// Optimiser steps whose outcomes have not all come, from whichever rank, oldest first.
     underway: VecDeque<Underway>,
-    /// Bad files that have been named, so that each is named once and not in every epoch.
-    pub(super) named_bad: BTreeSet<(&'static str, u32)>,
+    pub(super) named_bad: NamedBad,
     limit: Limit,
 }
 
@@ -268,7 +268,7 @@ impl Trainer<'_> {
         progress.validating();
         let validation = self.validate(backend);
         progress.finish();
-        self.report_bad("training", &bad);
+        self.named_bad.report("training", &bad);
         let val = match validation
             .map_err(|error| self.lost(error))
             .and_then(|(score, bad)| self.judge(score, &bad))
@@ -408,7 +408,7 @@ impl Trainer<'_> {
         self.log.step(&StepRecord {
             epoch: self.state.epoch as u32 + 1,
             step: step.total_steps,
-            scores: scores(step.score),
+            scores: in_percent(step.score),
             lr: step.lr,
             images: step.total_steps * batch as u64,
             loss_scale,
@@ -493,10 +493,4 @@ impl Trainer<'_> {
         let place = format!("epoch {}, {place}", self.state.epoch + 1);
         Error::failed(diverged(self.writer.store(), &place, score, fault))
     }
-}
-
-pub(super) fn scores(score: Score) -> Scores {
-    let count = score.count.max(1) as f64;
-    let percent = |hits: u64| 100.0 * hits as f64 / count;
-    Scores { loss: score.loss / count, top1: percent(score.top1), top5: percent(score.top5) }
 }

@@ -1,15 +1,15 @@
 //! The end of an epoch: validation, bad files, the epoch's line.
 
-use super::evaluate::{combine, score_share};
+use super::evaluate::{combine, in_percent, score_share};
 use super::images::validation;
 use super::orders::{self, Order};
 use super::state::Best;
-use super::trainer::{Trainer, scores};
+use super::trainer::Trainer;
 use crate::backend::{Backend, Score};
 use crate::data::{BadFile, Share};
 use crate::error::Result;
 use crate::log::EpochScores;
-use crate::terminal::{answer, message};
+use crate::terminal::answer;
 
 impl Trainer<'_> {
     pub(super) fn validate(&self, backend: &mut dyn Backend) -> Result<(Score, Vec<BadFile>)> {
@@ -26,19 +26,11 @@ impl Trainer<'_> {
     }
 
     pub(super) fn judge(&mut self, score: Score, bad: &[BadFile]) -> Result<Score> {
-        self.report_bad("validation", bad);
+        self.named_bad.report("validation", bad);
         // Also what a checkpoint could not be read back with: JSON has no NaN.
         match score.loss.is_finite() {
             true => Ok(score),
             false => Err(self.fault("validation", score, "the logits are not finite")),
-        }
-    }
-
-    pub(super) fn report_bad(&mut self, what: &'static str, bad: &[BadFile]) {
-        for bad in bad {
-            if self.named_bad.insert((what, bad.sample)) {
-                message(format!("warning: left out of {what}, in every epoch: {}", bad.message));
-            }
         }
     }
 
@@ -49,8 +41,8 @@ impl Trainer<'_> {
         let epoch = EpochScores {
             epoch: self.state.epoch as u32,
             step: self.state.total_steps,
-            train: scores(self.state.sums),
-            val: scores(val),
+            train: in_percent(self.state.sums),
+            val: in_percent(val),
         };
         self.state.sums = Score::default();
         self.state.history.push(epoch);
