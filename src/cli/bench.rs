@@ -10,13 +10,17 @@ use crate::data::{self, Batch, Splits, TrainTransform, available_workers};
 use crate::error::{Error, Kind, Result};
 use crate::model::cost::cost;
 use crate::model::graph::lower;
-use crate::model::spec::{RESNET50, ResNetSpec};
+#[cfg(feature = "cuda")]
+use crate::model::spec::RESNET50;
+use crate::model::spec::ResNetSpec;
 use crate::optim::sgd::Sgd;
 use crate::rng::{Purpose, Rng};
 use crate::simd::isa::Isa;
 use crate::simd::pool::Pool;
 use crate::simd::{copy, peak};
-use crate::terminal::{answer, message};
+use crate::terminal::answer;
+#[cfg(feature = "cuda")]
+use crate::terminal::message;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -66,15 +70,9 @@ fn bench_kernels(
     json: bool,
 ) -> Result<()> {
     use crate::backend::cuda::bench::{Job, kernels};
-    let ordinal = match device {
-        Device::Auto => 0,
-        Device::Cuda(ordinal) => ordinal,
-        Device::Cpu => {
-            return Err(Error::usage(
-                "engine bench kernels measures a GPU; cargo bench --bench conv measures the CPU's convolutions",
-            ));
-        }
-    };
+    let ordinal = device.ordinal(
+        "engine bench kernels measures a GPU; cargo bench --bench conv measures the CPU's convolutions",
+    )?;
     let (storage, tf32) = device::storage(precision);
     let report = kernels(&Job {
         spec: RESNET50,

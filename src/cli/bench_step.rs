@@ -90,13 +90,8 @@ impl StepArgs {
     fn job(&self, config: &Config) -> Result<Job> {
         let spec = ResNetSpec::named(&self.arch)
             .ok_or_else(|| Error::usage(format!("--arch {}: no such network; resnet50 is one", self.arch)))?;
-        let ordinal = match self.device {
-            Device::Auto => 0,
-            Device::Cuda(ordinal) => ordinal,
-            Device::Cpu => {
-                return Err(Error::usage("engine bench step measures a GPU; engine bench train also a CPU"));
-            }
-        };
+        let ordinal =
+            self.device.ordinal("engine bench step measures a GPU; engine bench train also a CPU")?;
         let (storage, tf32) = device::storage(self.precision);
         let (batch, resolution, form) = (self.batch, self.resolution, config.device.form);
         Ok(Job { spec, ordinal, storage, tf32, batch, resolution, form })

@@ -2,7 +2,6 @@
 //! bit. With `--dump`, one step for another program to compare with.
 
 use super::args::CheckArgs;
-use super::device::Device;
 use super::dump;
 use crate::backend::Backend;
 use crate::backend::cuda::CudaBackend;
@@ -58,15 +57,8 @@ pub fn run(args: &CheckArgs) -> Result<()> {
     if let Some(folder) = &args.dump {
         return dump::run(args, folder);
     }
-    let ordinal = match args.device {
-        Device::Auto => 0,
-        Device::Cuda(ordinal) => ordinal,
-        Device::Cpu => {
-            return Err(Error::usage(
-                "engine check compares a card with the CPU: give --device cuda or cuda:N",
-            ));
-        }
-    };
+    let ordinal =
+        args.device.ordinal("engine check compares a card with the CPU: give --device cuda or cuda:N")?;
     let storages: &[Storage] =
         if args.quick { &[Storage::F16] } else { &[Storage::F32, Storage::F16, Storage::Bf16] };
     let (began, mut failed) = (Instant::now(), 0);

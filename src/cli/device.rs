@@ -27,6 +27,18 @@ pub enum Device {
     Cuda(usize),
 }
 
+#[cfg(feature = "cuda")]
+impl Device {
+    /// The card's number, for what runs on a GPU alone; `elsewhere` is what one who wants the CPU is told.
+    pub fn ordinal(self, elsewhere: &str) -> Result<usize> {
+        match self {
+            Self::Auto => Ok(0),
+            Self::Cuda(ordinal) => Ok(ordinal),
+            Self::Cpu => Err(Error::usage(elsewhere)),
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

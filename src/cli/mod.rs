@@ -10,6 +10,7 @@ mod bench_race;
 mod bench_step;
 #[cfg(feature = "cuda")]
 mod check;
+mod config;
 mod data;
 mod device;
 mod doctor;

@@ -1,6 +1,7 @@
 //! `engine train`.
 
-use super::args::{ConfigArgs, TrainArgs};
+use super::args::TrainArgs;
+use super::config::ConfigArgs;
 use super::device;
 use crate::backend::Backend;
 use crate::comm::{self, Occasion, Ranks, World};
