@@ -10,7 +10,7 @@ use engine::backend::{
 use engine::config::{Config, Decay, RuleKind};
 use engine::model::freeze::{Freeze, Part};
 use engine::model::graph::{Graph, lower};
-use engine::model::spec::{RESNET_TINY, RESNET50};
+use engine::model::spec::RESNET_TINY;
 use engine::optim::Rule;
 use engine::optim::lamb::Lamb;
 use engine::optim::lars::Lars;
@@ -223,12 +223,14 @@ fn stem_statistics(batch: &engine::data::Batch) -> [(&'static str, Vec<f32>); 2]
 }
 
 /// A frozen network has neither gradients nor velocities in memory, and its plan's part of a card's is smaller.
+#[cfg(feature = "cuda")]
 #[test]
 fn a_plan_leaves_out_what_is_frozen() {
     use engine::backend::cuda::plan::{
         Plan, PlanOptions, Purpose, Recipe, ScalePolicy, node::Call, region::Arena,
     };
     use engine::backend::cuda::storage::Storage;
+    use engine::model::spec::RESNET50;
     let plan = |freeze| {
         Plan::new(&PlanOptions {
             spec: RESNET50,
