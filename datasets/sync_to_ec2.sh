@@ -42,7 +42,7 @@ s3://?*) from=${from%/} ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 engine=${engine:-$root/target/release/engine}
-need aws
+need aws 'apt-get install awscli, or https://docs.aws.amazon.com/cli/'
 
 gib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1073741824 }'; }
 

@@ -38,6 +38,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "${DATA_DIR:-}" ] || { echo "ec2_dryrun.sh: DATA_DIR is not set: where is ImageNet?" >&2; exit 2; }
+[ -e "$DATA_DIR" ] || { echo "ec2_dryrun.sh: DATA_DIR=$DATA_DIR: no such folder; datasets/sync_to_ec2.sh brings one" >&2; exit 2; }
 [ -x "$engine" ] || { echo "ec2_dryrun.sh: $engine: no such program; cargo build --release, or give --engine" >&2; exit 2; }
 export OUTPUT_DIR=${OUTPUT_DIR:-$root/runs/ec2_dryrun}
 [ ! -e "$OUTPUT_DIR/checkpoints/last.safetensors" ] ||

@@ -413,6 +413,10 @@ pub enum BenchCommand {
         /// auto, fp32, tf32, fp16 or bf16
         #[arg(long, default_value = "auto", value_parser = super::device::precision)]
         precision: Precision,
+        /// On a GPU: take the routines that this file names, so that two measurements run the same ones; it is written where it
+        /// is not there
+        #[arg(long, value_name = "FILE")]
+        algorithms: Option<PathBuf>,
         /// On a GPU: write what the host asks of the driver, and when, in Chrome's trace format (ui.perfetto.dev);
         /// events of the category "blocks" between two "submit" would be the host waiting for the card inside a step
         #[arg(long, value_name = "FILE")]

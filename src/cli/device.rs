@@ -278,11 +278,6 @@ fn open_cuda_among(
     world: &World,
     ranks: &Ranks,
 ) -> Result<(Box<dyn Backend>, Environment)> {
-    if config.model.sync_batch_norm {
-        return Err(Error::usage(
-            "model.sync_batch_norm is for the CPU backend: a card's plan has batch norm by rank alone; leave it false",
-        ));
-    }
     // A launcher may show every rank its own card alone.
     let visible = crate::backend::cuda::device::driver::cards()?;
     let ordinal = if visible == 1 { 0 } else { world.local_rank };
@@ -375,6 +370,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         erase: config.augment.erase > 0.0,
         freeze: config.freeze(),
         ranks: None,
+        sync_norms: config.model.sync_batch_norm,
     }
 }
 
