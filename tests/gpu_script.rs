@@ -156,7 +156,10 @@ fn nccl_on_one_rank_must_change_no_bytes_and_cost_next_to_nothing() {
 
     fs::write(machine.tools.at("rate"), "1280.0").unwrap();
     let (status, text) = said_of();
-    assert!(status == Some(1) && text.contains("FAIL  nccl") && text.contains("1.60 % of the step"), "{text}");
+    assert!(
+        status == Some(1) && text.contains("FAIL  nccl") && text.contains("1.60 % of the step"),
+        "{text}"
+    );
 
     fs::remove_file(machine.tools.at("rate")).unwrap();
     fs::write(machine.tools.at("other"), "").unwrap();

@@ -27,7 +27,18 @@ use std::time::Instant;
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Infer(args) => super::bench_infer::run(args)?,
-        BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, algorithms, trace, json } => {
+        BenchCommand::Train {
+            arch,
+            batch,
+            resolution,
+            steps,
+            threads,
+            device,
+            precision,
+            algorithms,
+            trace,
+            json,
+        } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
             if *batch == 0 {

@@ -57,9 +57,7 @@ impl Server {
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let mut command = Command::new(&program);
         command.args(["--host", &ip, "--port", &port, "--access-key", KEY, "--secret-key", SECRET]);
-        let child = command
-            .arg(folder.path())
-            .stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = command.arg(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let server = Self { child, host: address.to_string(), _folder: folder };
         let began = Instant::now();
         while TcpStream::connect(&server.host).is_err() {
