@@ -152,3 +152,25 @@ fn user_data_say_what_they_lack_before_they_install_anything() {
     machine.refuses(data, &lost, 2, &["/nowhere/imagenet: no such folder", "DATA_FROM"]);
     machine.has("id", "[ \"$1\" = -u ] && echo 1000").refuses(data, &[from], 2, &["as root"]);
 }
+
+/// What `engine plan` says a card needs, beside what this machine has; in Debian's own awk too, where there is one.
+#[test]
+fn disk_and_cores_are_compared_with_what_the_card_needs() {
+    let plan = r#"{"disk_megabytes_per_second":{"low":1.0,"high":1.0},"cpu_cores":{"low":1000.0,"high":2000.5}}"#;
+    for awk in ["/usr/bin/mawk", "/usr/bin/gawk", "/usr/bin/awk"].map(Path::new).iter().filter(|awk| awk.exists()) {
+        let machine = Machine::without(&["awk", "s5cmd"]);
+        symlink(awk, machine.path("bin/awk")).unwrap();
+        machine
+            .has("aws", "[ \"$2\" = ls ] && echo '   Total Size: 2097152' || cp \"$HOME/source.tar\" \"$HOME/here/\"")
+            .has("engine", &format!("echo '{plan}'"));
+        fs::write(machine.path("source.tar"), vec![7; 2 << 20]).unwrap();
+        let engine = machine.path("bin/engine");
+        let arguments =
+            ["--from", "s3://bucket/p", "--to", "here", "--gpu", "t4", "--engine", engine.to_str().unwrap()];
+        let output = machine.run("datasets/sync_to_ec2.sh", &arguments, &[]);
+        let said = String::from_utf8_lossy(&output.stderr) + &*String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}: {said}", awk.display());
+        assert!(said.contains("2000.5 cores wanted by a t4: too few"), "{}: {said}", awk.display());
+        assert!(said.contains("wanted by a t4: enough") || said.contains("nothing large enough"), "{said}");
+    }
+}
