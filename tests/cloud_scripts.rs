@@ -156,21 +156,59 @@ fn user_data_say_what_they_lack_before_they_install_anything() {
 /// What `engine plan` says a card needs, beside what this machine has; in Debian's own awk too, where there is one.
 #[test]
 fn disk_and_cores_are_compared_with_what_the_card_needs() {
-    let plan = r#"{"disk_megabytes_per_second":{"low":1.0,"high":1.0},"cpu_cores":{"low":1000.0,"high":2000.5}}"#;
-    for awk in ["/usr/bin/mawk", "/usr/bin/gawk", "/usr/bin/awk"].map(Path::new).iter().filter(|awk| awk.exists()) {
+    let plan =
+        r#"{"disk_megabytes_per_second":{"low":1.0,"high":1.0},"cpu_cores":{"low":1000.0,"high":2000.5}}"#;
+    for awk in
+        ["/usr/bin/mawk", "/usr/bin/gawk", "/usr/bin/awk"].map(Path::new).iter().filter(|awk| awk.exists())
+    {
         let machine = Machine::without(&["awk", "s5cmd"]);
         symlink(awk, machine.path("bin/awk")).unwrap();
         machine
-            .has("aws", "[ \"$2\" = ls ] && echo '   Total Size: 2097152' || cp \"$HOME/source.tar\" \"$HOME/here/\"")
+            .has(
+                "aws",
+                "[ \"$2\" = ls ] && echo '   Total Size: 2097152' || cp \"$HOME/source.tar\" \"$HOME/here/\"",
+            )
             .has("engine", &format!("echo '{plan}'"));
         fs::write(machine.path("source.tar"), vec![7; 2 << 20]).unwrap();
         let engine = machine.path("bin/engine");
         let arguments =
             ["--from", "s3://bucket/p", "--to", "here", "--gpu", "t4", "--engine", engine.to_str().unwrap()];
         let output = machine.run("datasets/sync_to_ec2.sh", &arguments, &[]);
-        let said = String::from_utf8_lossy(&output.stderr) + &*String::from_utf8_lossy(&output.stdout);
+        let said = [&output.stderr, &output.stdout].map(|bytes| String::from_utf8_lossy(bytes)).concat();
         assert!(output.status.success(), "{}: {said}", awk.display());
         assert!(said.contains("2000.5 cores wanted by a t4: too few"), "{}: {said}", awk.display());
         assert!(said.contains("wanted by a t4: enough") || said.contains("nothing large enough"), "{said}");
     }
+}
+
+/// The first try is killed itself, not a shell around it, and the second one goes on alone.
+#[test]
+fn the_dry_run_kills_the_training_and_goes_on() {
+    let machine = Machine::without(&[]);
+    machine.has(
+        "engine",
+        r#"case $1 in
+        train)
+            if [ -e "$HOME/pid" ]; then
+                kill -0 "$(cat "$HOME/pid")" 2>/dev/null && { echo "the first one still runs"; exit 2; }
+                echo 'epoch: 1  train_loss: 1.000' >"$OUTPUT_DIR/logs.md"
+                exit 0
+            fi
+            echo $$ >"$HOME/pid"
+            exec sleep 30 ;;
+        *) echo "fine: $1" ;;
+        esac"#,
+    );
+    let engine = machine.path("bin/engine");
+    let output = machine.run(
+        "experiments/ec2_dryrun.sh",
+        &["--engine", engine.to_str().unwrap(), "--kill-after", "1"],
+        &[
+            ("DATA_DIR", machine.folder.path().to_str().unwrap()),
+            ("OUTPUT_DIR", machine.path("run").to_str().unwrap()),
+        ],
+    );
+    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat();
+    assert!(output.status.success() && said.contains("The dry run worked"), "{said}");
+    assert!(said.contains("killed\n") && said.contains("fine: eval"), "{said}");
 }
