@@ -326,7 +326,7 @@ struct Row<'a>([&'a str; 7]);
 impl fmt::Display for Row<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [card, rate, hours, dollars, memory, disk, cores] = self.0;
-        write!(f, "{card:<7}  {rate:<11}  {hours:<9}  {dollars:<14}  {memory:<21}  {disk:<9}  {cores}")
+        write!(f, "{card:<7}  {rate:<11}  {hours:<11}  {dollars:<19}  {memory:<21}  {disk:<9}  {cores}")
     }
 }
 
@@ -464,7 +464,7 @@ fn sources(args: &PlanArgs, shares: &Shares, image: f64) -> String {
 
 fn several() -> String {
     format!(
-        "          Of all cards together. Gradients leave in the buckets of the launch list as soon as they are made, by a ring, at\n\
+        "exchange  images/s are of all cards together. Gradients leave in the launch list's buckets as they are made, by a ring, at\n\
          {:.0} to {:.0} % of what the link gives in one direction (NVIDIA's nccl-tests at such sizes) and {:.0} to {:.0} us each; what\n\
          is not done by then lengthens the step. Left out: what NCCL takes from the cards' own bandwidth, and waiting for the\n\
          slowest card. No NCCL has run this yet.\n",

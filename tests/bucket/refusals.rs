@@ -1,7 +1,7 @@
 //! What another run wrote stays as it is.
 
 use crate::common::{finish, set, temporary, tiny};
-use crate::server::{KEY, Server, address, client, objects, patience, run, stored, with_keys};
+use crate::server::{Server, address, client, objects, patience, run, stored, with_keys};
 use engine::remote::object::{put, read};
 
 #[test]

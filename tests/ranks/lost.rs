@@ -106,7 +106,7 @@ fn a_failure_of_rank_0_within_a_step_ends_all_at_once() {
     let (spoilt, output) = (temporary(), temporary());
     spoil(data(), spoilt.path());
     for launcher in Launcher::all() {
-        let mut args = arguments(output.path(), &["checkpoint.every_epochs=9"]);
+        let mut args = arguments(output.path(), &[]);
         let flag = args.iter().position(|arg| arg == "--data").unwrap();
         args.drain(flag..flag + 2);
         let of = |folder: &Path| format!("DATA_DIR={} ENGINE_RANK_PATIENCE=100", path(folder));
