@@ -21,6 +21,7 @@ parts, in this order:
   trace       no host synchronisation inside a step                                            (engine bench train --trace)
   throughput  batch 256 at 224 px, synthetic, in turns with PyTorch AMP eager and compiled
   resume      a short training on the embedded data, killed and resumed: the same bytes
+  nccl        one rank with NCCL in the captured step beside none: the same bytes, less than 1 % of its time
   sanitizer   compute-sanitizer's memcheck, racecheck, initcheck on the tiny network
 TEXT
 }
@@ -29,7 +30,9 @@ TEXT
 budget=470
 # Of the copy bandwidth measured in the same run, for our own kernels whose operands do not fit the card's cache.
 goal_share=80
-all_parts=doctor,check,parity,losses,kernels,trace,throughput,resume,sanitizer
+# Of a step's time, what the exchanges of a single rank may take, in percent.
+goal_overhead=1
+all_parts=doctor,check,parity,losses,kernels,trace,throughput,resume,nccl,sanitizer
 
 # shellcheck source=bench/gpu_common.sh
 . bench/gpu_common.sh
@@ -170,6 +173,47 @@ do_resume() {
     else
         verdict FAIL resume $((SECONDS - begin)) "other bytes than the uninterrupted run: $(last_line resume)"
     fi
+}
+
+# alone NAME N: a measurement of the step; with NCCL where NAME is nccl.
+alone() {
+    local exchanges=0
+    [ "$1" != nccl ] || exchanges=1
+    run "nccl-rate-$1-$2" 40 env ENGINE_NCCL_ALONE=$exchanges "$engine" bench train --device cuda --precision fp16 --batch 256 \
+        --resolution 224 --steps 60 --algorithms "$scratch/nccl-rate.json" --json
+}
+
+# What several cards would do, by one: all exchanges are recorded into the step's graph, with nobody to exchange with. Rates in
+# turns, three of each, by the same routines; the medians count.
+do_nccl() {
+    local begin=$SECONDS kind n rates=() text
+    local train=("$engine" train --config configs/debug.toml --data "$scratch/data" --device cuda --set epochs=2
+        --set device.precision=fp16 --set "device.algorithms=file:$scratch/nccl.json")
+    "$engine" doctor >"$out/nccl-doctor.txt" 2>&1
+    if ! grep -q '^ok *NCCL' "$out/nccl-doctor.txt"; then
+        verdict -- nccl $((SECONDS - begin)) "$(grep 'NCCL' "$out/nccl-doctor.txt" || echo 'engine doctor does not know NCCL')"
+        return
+    fi
+    if ! { draw_data && run nccl-without 60 "${train[@]}" --output "$scratch/without" &&
+        run nccl-with 60 env ENGINE_NCCL_ALONE=1 "${train[@]}" --output "$scratch/with"; }; then
+        verdict FAIL nccl $((SECONDS - begin)) "a training: $(tail -qn 1 "$out"/nccl-with*.txt | tail -n 1)"
+        return
+    fi
+    sha256sum "$scratch"/with*/checkpoints/last.safetensors >"$out/nccl-digests.txt"
+    for n in 1 2 3; do
+        for kind in none nccl; do
+            alone "$kind" "$n" || { verdict FAIL nccl $((SECONDS - begin)) "engine bench train: $(last_line "nccl-rate-$kind-$n")"; return; }
+        done
+    done
+    for kind in none nccl; do
+        rates+=("$(for n in 1 2 3; do figure "nccl-rate-$kind-$n" images_per_second; done | sort -g | sed -n 2p)")
+    done
+    text=$(awk -v a="${rates[0]:-0}" -v b="${rates[1]:-0}" -v g="$goal_overhead" -v kinds="$(cut -d ' ' -f 1 "$out/nccl-digests.txt" | sort -u | wc -l)" 'BEGIN {
+        over = b > 0 ? 100 * (a / b - 1) : 100
+        printf "%s %s; %.0f images/s with NCCL, %.0f without: %.2f %% of the step (goal below %s %%)", \
+            (kinds == 1 && over < g ? "PASS" : "FAIL"), (kinds == 1 ? "the same bytes" : "other bytes"), b, a, over, g
+    }')
+    verdict "${text%% *}" nccl $((SECONDS - begin)) "${text#* }"
 }
 
 run_parts

@@ -43,7 +43,7 @@ loader_finds() {
     return 1
 }
 
-added=''
+added='' links=''
 for library in libcublas libcudnn; do
     loader_finds "$library" && continue
     while IFS= read -r folder; do
@@ -53,6 +53,17 @@ for library in libcublas libcudnn; do
         break
     done < <(pip_folders)
 done
+
+# pip's NCCL has the library under its full name alone, and it is looked for under the short one.
+if ! loader_finds libnccl; then
+    while IFS= read -r folder; do
+        [ -e "${folder:-/nowhere}/libnccl.so.2" ] || continue
+        links=$(mktemp -d) && ln -s "$folder/libnccl.so.2" "$links/libnccl.so"
+        export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$links"
+        added="$added $folder"
+        break
+    done < <(pip_folders)
+fi
 
 # ---- the card -----------------------------------------------------------------------------------------------------------
 
@@ -66,7 +77,7 @@ slug=$(tr ' A-Z' '-a-z' <<<"$card" | tr -cd 'a-z0-9.-')
 out=${out:-bench/runs/$(date +%F)-$slug}
 mkdir -p "$out" || exit 1
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap 'rm -rf "$scratch" ${links:+"$links"}' EXIT
 table=() failed=0 device_failed=no
 
 {

@@ -13,7 +13,11 @@ die() {
     exit "$code"
 }
 
-need() { command -v "$1" >/dev/null 2>&1 || die 1 "the program '$1' is not installed; install it, then run this again"; }
+# need PROGRAM [WHERE IT COMES FROM]
+need() {
+    command -v "$1" >/dev/null 2>&1 ||
+        die 1 "the program '$1' is not installed; install it${2:+ ($2)}, then run this again"
+}
 
 # value_of OPTION "$@": the argument that follows an option.
 value_of() {

@@ -42,7 +42,7 @@ s3://?*) from=${from%/} ;;
 esac
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 engine=${engine:-$root/target/release/engine}
-need aws
+need aws 'apt-get install awscli, or https://docs.aws.amazon.com/cli/'
 
 gib() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1073741824 }'; }
 
@@ -129,13 +129,14 @@ say_whether_it_keeps_up() {
     wants=$(number disk_megabytes_per_second) has=$(disk_rate "$1")
     awk -v wants="$wants" -v has="${has:-0}" -v card="$card" 'BEGIN {
         if (has == 0) { print "disk: nothing large enough to measure with"; exit }
-        printf "disk: %d MB/s measured, %d MB/s wanted by a %s: %s\n", has, wants, card, has >= wants ? "enough" : \
-            "too slow. Packed shards at 256 px (engine data pack --shorter-side 256) want a quarter; or raise a gp3 volume to 1,000 MB/s"
+        # In parentheses: some awks read a bare > as a file to print to.
+        printf "disk: %d MB/s measured, %d MB/s wanted by a %s: %s\n", has, wants, card, (has >= wants ? "enough" : \
+            "too slow. Packed shards at 256 px (engine data pack --shorter-side 256) want a quarter; or raise a gp3 volume to 1,000 MB/s")
     }'
     cores=$(number cpu_cores)
     awk -v wants="$cores" -v has="$(nproc)" -v card="$card" 'BEGIN {
-        printf "CPU: %d vCPUs, half a core each; %.1f cores wanted by a %s: %s\n", has, wants, card, has / 2 >= wants ? "enough" : \
-            "too few. Packed shards at 256 px take less than half the work; --features turbojpeg decodes half again as fast"
+        printf "CPU: %d vCPUs, half a core each; %.1f cores wanted by a %s: %s\n", has, wants, card, (has / 2 >= wants ? "enough" : \
+            "too few. Packed shards at 256 px take less than half the work; --features turbojpeg decodes half again as fast")
     }'
 }
 

@@ -38,6 +38,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "${DATA_DIR:-}" ] || { echo "ec2_dryrun.sh: DATA_DIR is not set: where is ImageNet?" >&2; exit 2; }
+[ -e "$DATA_DIR" ] || { echo "ec2_dryrun.sh: DATA_DIR=$DATA_DIR: no such folder; datasets/sync_to_ec2.sh brings one" >&2; exit 2; }
 [ -x "$engine" ] || { echo "ec2_dryrun.sh: $engine: no such program; cargo build --release, or give --engine" >&2; exit 2; }
 export OUTPUT_DIR=${OUTPUT_DIR:-$root/runs/ec2_dryrun}
 [ ! -e "$OUTPUT_DIR/checkpoints/last.safetensors" ] ||
@@ -45,10 +46,8 @@ export OUTPUT_DIR=${OUTPUT_DIR:-$root/runs/ec2_dryrun}
 mkdir -p "$OUTPUT_DIR"
 
 step() { printf '\n== %s\n' "$*"; }
-train() {
-    "$engine" train --config "$config" --set epochs=1 --set "data.limit=$limit" \
-        --set checkpoint.every_minutes=0.25 "$@"
-}
+# No function: what is killed below has to be the program itself, not a shell that waits for it.
+train=("$engine" train --config "$config" --set epochs=1 --set "data.limit=$limit" --set checkpoint.every_minutes=0.25 "$@")
 
 step "machine"
 "$engine" doctor --output "$OUTPUT_DIR" || true
@@ -56,7 +55,7 @@ step "loader alone, all cores"
 "$engine" bench loader --data "$DATA_DIR" --seconds 10
 
 step "training, to be killed after $kill_after s"
-train "$@" &
+"${train[@]}" &
 pid=$!
 sleep "$kill_after"
 if kill -KILL "$pid" 2>/dev/null; then
@@ -69,7 +68,7 @@ fi
 ls -l "$OUTPUT_DIR/checkpoints" 2>/dev/null || echo "no checkpoint was written before the kill: the resume begins anew"
 
 step "the same command again"
-train "$@"
+"${train[@]}"
 
 step "evaluation of the checkpoint"
 "$engine" eval --checkpoint "$OUTPUT_DIR/checkpoints/last.safetensors" --data "$DATA_DIR"

@@ -13,7 +13,7 @@ push_logs.sh: watch a run's logs.md; every N new epochs copy it and curve.svg in
   --no-push   commit only
   --help      this text
 
-Needs git and the right to push (a deploy key or a token in the remote's address). A push that fails is tried again with the next.
+Needs git with user.name and user.email, and the right to push (a deploy key or a token in the remote's address). A push that fails is tried again with the next.
 TEXT
 }
 
@@ -32,10 +32,17 @@ while [ $# -gt 0 ]; do
     esac
 done
 case $every in '' | *[!0-9]* | 0) echo "push_logs.sh: --every $every: expected a number from 1" >&2; exit 2 ;; esac
+fail() { echo "push_logs.sh: $*" >&2; exit 1; }
 repository=$(cd "$(dirname "$0")/.." && pwd -P)
-output=$(cd "${OUTPUT_DIR:-$repository}" && pwd -P)
-[ -f "$output/logs.md" ] || { echo "push_logs.sh: $output/logs.md: no such file; set OUTPUT_DIR" >&2; exit 1; }
+output=${OUTPUT_DIR:-$repository}
+[ -f "$output/logs.md" ] || fail "$output/logs.md: no such file; set OUTPUT_DIR to the training's"
+output=$(cd "$output" && pwd -P)
 cd "$repository"
+command -v git >/dev/null 2>&1 || fail "git is not installed (apt-get or yum install git)"
+git rev-parse --git-dir >/dev/null 2>&1 || fail "$repository is no clone that git takes; git -C $repository status says why"
+git var GIT_COMMITTER_IDENT >/dev/null 2>&1 ||
+    fail "git does not know who commits: git config user.name NAME && git config user.email ADDRESS"
+[ "$push" = no ] || [ -n "$(git remote)" ] || fail "the clone has no remote to push to: git remote add origin ADDRESS, or --no-push"
 
 epochs() { grep -c '^epoch: ' "$1" 2>/dev/null || true; }
 
@@ -47,12 +54,18 @@ publish() {
     done
     # A curve is among what git ignores: runs leave one everywhere.
     git add -f "${files[@]}"
-    if git diff --cached --quiet -- "${files[@]}"; then return; fi
-    git commit --quiet -m "Log of $count epochs" -- "${files[@]}"
-    if [ "$push" = yes ] && ! git push --quiet; then
-        echo "push_logs.sh: the push failed; it is tried again with the next epochs" >&2
+    if git diff --cached --quiet -- "${files[@]}"; then
+        echo "$(date -u +%FT%TZ) nothing new: $count epochs"
+        return
     fi
-    echo "$(date -u +%FT%TZ) pushed: $count epochs"
+    git commit --quiet -m "Log of $count epochs" -- "${files[@]}"
+    if [ "$push" = no ]; then
+        echo "$(date -u +%FT%TZ) committed: $count epochs"
+    elif git push --quiet; then
+        echo "$(date -u +%FT%TZ) pushed: $count epochs"
+    else
+        echo "push_logs.sh: $count epochs are committed, but the push failed; it is tried again with the next ones" >&2
+    fi
 }
 
 if [ "$once" = yes ]; then

@@ -4,6 +4,7 @@
 //              bytes: reads x once; floor: rows * channels * sizeof(S) / bandwidth
 // bn_finalize  the blocks' partials -> mean, rstd = 1 / sqrt(biased variance + eps), scale = gamma rstd, unbiased variance
 //              (Chan, Golub, LeVeque 1983; deviations from the first block's mean, so that nothing large cancels)
+// bn_merge     the blocks' partials -> one, where batch norm is of several ranks: all ranks' go into bn_finalize, each as a block
 // bn_apply     y = relu((x - mean) scale + beta + z), z an activation, another batch norm's output, or nothing; the
 //              sum's ReLU leaves a bit an element. bytes: x, z and y once, elements / 8 for the mask; floor: those / bandwidth
 // bn_apply_drop  the same where images may skip the branch (drop_path.cu): y = relu(factor of the image ((x - mean) scale + beta) + z)
@@ -101,15 +102,13 @@ __device__ inline void bn_stats(const S* x, Pair* partials, u32 rows, u32 channe
 FOR_EACH_STORAGE(BN_STATS)
 #undef BN_STATS
 
-// ---- bn_finalize ----------------------------------------------------------------------------------------------------
+// ---- bn_finalize, bn_merge ------------------------------------------------------------------------------------------
 // Block of 1024: 16 channels by 64 parts of the row blocks; parts are added in a fixed tree.
 
-KERNEL __launch_bounds__(1024)
-bn_finalize(const Pair* __restrict__ partials, const f32* __restrict__ gamma, f32* __restrict__ mean, f32* __restrict__ rstd,
-            f32* __restrict__ scale, f32* __restrict__ variance, u32 rows, u32 channels, u32 rows_per_block, f32 eps) {
-    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
-    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
-    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column, blocks = (rows + rows_per_block - 1) / rows_per_block;
+// Mean and sum of squared deviations of all rows of channel c, in part 0. All threads of the block call it.
+__device__ inline Pair moments(const Pair* partials, u32 rows, u32 channels, u32 rows_per_block, u32 c, u32 part, u32 column,
+                               f32 (&shared)[2][FINALIZE_PARTS][FINALIZE_CHANNELS]) {
+    const u32 blocks = (rows + rows_per_block - 1) / rows_per_block;
     f32 sum = 0.0f, square = 0.0f, pivot = 0.0f;
     if (c < channels) {
         pivot = partials[c].a;
@@ -122,18 +121,38 @@ bn_finalize(const Pair* __restrict__ partials, const f32* __restrict__ gamma, f3
         }
     }
     add_parts(shared, sum, square, part, column);
+    if (part) return {0.0f, 0.0f};
+    const f32 total = shared[0][0][column], shift = total / (f32)rows;
+    return {pivot + shift, positive(shared[1][0][column] - total * shift)};
+}
+
+KERNEL __launch_bounds__(1024)
+bn_finalize(const Pair* __restrict__ partials, const f32* __restrict__ gamma, f32* __restrict__ mean, f32* __restrict__ rstd,
+            f32* __restrict__ scale, f32* __restrict__ variance, u32 rows, u32 channels, u32 rows_per_block, f32 eps) {
+    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
+    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
+    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column;
+    const Pair all = moments(partials, rows, channels, rows_per_block, c, part, column, shared);
     if (part == 0 && c < channels) {
-        const f32 n = (f32)rows, shift = shared[0][0][column] / n;
-        const f32 m2 = positive(shared[1][0][column] - shared[0][0][column] * shift);
-        const f32 r = 1.0f / sqrtf(m2 / n + eps);
-        mean[c] = pivot + shift;
+        const f32 n = (f32)rows, r = 1.0f / sqrtf(all.b / n + eps);
+        mean[c] = all.a;
         rstd[c] = r;
         scale[c] = gamma[c] * r;
         // A single value has no unbiased variance; its biased one, 0, is what it leaves.
-        variance[c] = m2 / (rows > 1 ? n - 1.0f : 1.0f);
+        variance[c] = all.b / (rows > 1 ? n - 1.0f : 1.0f);
     }
 }
 EXPORT(bn_finalize)
+
+KERNEL __launch_bounds__(1024)
+bn_merge(const Pair* __restrict__ partials, Pair* __restrict__ merged, u32 rows, u32 channels, u32 rows_per_block) {
+    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
+    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
+    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column;
+    const Pair all = moments(partials, rows, channels, rows_per_block, c, part, column, shared);
+    if (part == 0 && c < channels) merged[c] = all;
+}
+EXPORT(bn_merge)
 
 // ---- bn_apply -------------------------------------------------------------------------------------------------------
 // A thread has 4 packs of 8 consecutive elements, each a byte of the mask; where channels are a multiple of eight all four

@@ -4,6 +4,8 @@
 //                       bytes: reads dy, x (and a bit an element) once; floor: those / bandwidth
 // bn_backward_finalize  dbeta = sum d, dgamma = rstd sum d (x - mean), and what the last kernel needs of them:
 //                       b = -scale rstd dgamma / rows, c = -scale dbeta / rows
+// bn_backward_merge     where batch norm is of several ranks: this rank's dbeta and dgamma, and its two sums, which go to all;
+// bn_backward_ranks     from all ranks' sums b and c, rows being those of all
 // bn_backward_apply     dx = scale d + b (x - mean) + c (Ioffe and Szegedy, arXiv:1502.03167, section 3); dz = d
 //                       bytes: reads dy, x (and a bit an element), writes dx (and dz) once; floor: those / bandwidth
 // ..._drop              the two large ones where images may skip the branch (drop_path.cu): d is multiplied by the image's
@@ -138,13 +140,9 @@ FOR_EACH_STORAGE(BN_BACKWARD_REDUCE)
 
 // ---- bn_backward_finalize: grid and block as bn_finalize ------------------------------------------------------------
 
-KERNEL __launch_bounds__(1024)
-bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ rstd, const f32* __restrict__ scale,
-                     f32* __restrict__ dgamma, f32* __restrict__ dbeta, f32* __restrict__ b, f32* __restrict__ c_out, u32 rows,
-                     u32 channels, u32 row_blocks) {
-    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
-    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
-    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column;
+// Sums of d and of d (x - mean) of channel c over all blocks, in part 0. All threads of the block call it.
+__device__ inline Pair block_sums(const Pair* partials, u32 channels, u32 row_blocks, u32 c, u32 part, u32 column,
+                                  f32 (&shared)[2][FINALIZE_PARTS][FINALIZE_CHANNELS]) {
     f32 sum = 0.0f, product = 0.0f;
     if (c < channels) {
 #pragma unroll 4
@@ -155,8 +153,20 @@ bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ 
         }
     }
     add_parts(shared, sum, product, part, column);
+    if (part) return {0.0f, 0.0f};
+    return {shared[0][0][column], shared[1][0][column]};
+}
+
+KERNEL __launch_bounds__(1024)
+bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ rstd, const f32* __restrict__ scale,
+                     f32* __restrict__ dgamma, f32* __restrict__ dbeta, f32* __restrict__ b, f32* __restrict__ c_out, u32 rows,
+                     u32 channels, u32 row_blocks) {
+    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
+    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
+    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column;
+    const Pair sums = block_sums(partials, channels, row_blocks, c, part, column, shared);
     if (part == 0 && c < channels) {
-        const f32 gamma_gradient = rstd[c] * shared[1][0][column], beta_gradient = shared[0][0][column];
+        const f32 gamma_gradient = rstd[c] * sums.b, beta_gradient = sums.a;
         dgamma[c] = gamma_gradient;
         dbeta[c] = beta_gradient;
         b[c] = -scale[c] * rstd[c] * (gamma_gradient / (f32)rows);
@@ -164,6 +174,38 @@ bn_backward_finalize(const Pair* __restrict__ partials, const f32* __restrict__ 
     }
 }
 EXPORT(bn_backward_finalize)
+
+KERNEL __launch_bounds__(1024)
+bn_backward_merge(const Pair* __restrict__ partials, const f32* __restrict__ rstd, f32* __restrict__ dgamma, f32* __restrict__ dbeta,
+                  Pair* __restrict__ merged, u32 channels, u32 row_blocks) {
+    __shared__ f32 shared[2][FINALIZE_PARTS][FINALIZE_CHANNELS];
+    const u32 column = threadIdx.x % FINALIZE_CHANNELS, part = threadIdx.x / FINALIZE_CHANNELS;
+    const u32 c = blockIdx.x * FINALIZE_CHANNELS + column;
+    const Pair sums = block_sums(partials, channels, row_blocks, c, part, column, shared);
+    if (part == 0 && c < channels) {
+        dgamma[c] = rstd[c] * sums.b;
+        dbeta[c] = sums.a;
+        merged[c] = sums;
+    }
+}
+EXPORT(bn_backward_merge)
+
+// A thread a channel; ranks in their order.
+KERNEL __launch_bounds__(BLOCK)
+bn_backward_ranks(const Pair* __restrict__ merged, const f32* __restrict__ rstd, const f32* __restrict__ scale, f32* __restrict__ b,
+                  f32* __restrict__ c_out, u32 rows, u32 channels, u32 ranks) {
+    const u32 c = blockIdx.x * BLOCK + threadIdx.x;
+    if (c >= channels) return;
+    f32 sum = 0.0f, product = 0.0f;
+    for (u32 rank = 0; rank < ranks; rank++) {
+        const Pair from = merged[(u64)rank * channels + c];
+        sum += from.a;
+        product += from.b;
+    }
+    b[c] = -scale[c] * rstd[c] * (rstd[c] * product / (f32)rows);
+    c_out[c] = -scale[c] * (sum / (f32)rows);
+}
+EXPORT(bn_backward_ranks)
 
 // ---- bn_backward_apply ----------------------------------------------------------------------------------------------
 // Grid, block and packs of a thread as bn_apply; parameters (20 bytes an element of a pack) are read once a thread.

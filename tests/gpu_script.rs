@@ -11,11 +11,15 @@ use std::process::Output;
 const GOOD_ENGINE: &str = r#"#!/bin/sh
 case "$*" in
 --version) echo "engine 0.1.0" ;;
+doctor) echo "ok       NCCL           2.27" ;;
 *kernels*--json*) cat "$(dirname "$0")/kernels.json" ;;
-*throughput* | *--json*) echo '{"images_per_second": 1300.5, "latency_ms": {"median": 1.0}}' ;;
+*throughput* | *--json*) rate=1300.5
+    [ "$ENGINE_NCCL_ALONE" = 1 ] && [ -e "$(dirname "$0")/rate" ] && rate=$(cat "$(dirname "$0")/rate")
+    echo "{\"images_per_second\": $rate, \"latency_ms\": {\"median\": 1.0}}" ;;
 *--trace*) echo "trace.json: 5 steps; nothing between the first and the last waits for the card" >&2 ;;
 train*) while [ $# -gt 1 ]; do [ "$1" = --output ] && folder=$2; shift; done
     mkdir -p "$folder/checkpoints" && echo same >"$folder/checkpoints/last.safetensors"
+    [ "$ENGINE_NCCL_ALONE" = 1 ] && [ -e "$(dirname "$0")/other" ] && echo other >"$folder/checkpoints/last.safetensors"
     # Resumed where epoch 1 is there already; else slow enough to be killed after it.
     [ -e "$folder/logs.md" ] && exit 0
     echo "epoch: 1  train_loss: 1.000" >"$folder/logs.md"
@@ -94,7 +98,7 @@ fn a_good_machine_passes_every_part() {
     let text = said(&output);
     assert_eq!(code(&output), Some(0), "{text}");
     let passed = text.lines().filter(|line| line.starts_with("PASS")).count();
-    assert_eq!(passed, 12, "{text}");
+    assert_eq!(passed, 13, "{text}");
     assert!(text.contains("ratio 1.30 (goal 1.2)") && text.contains("all passed"), "{text}");
     let out = machine.tools.at("out");
     assert!(fs::read_to_string(out.join("table.txt")).unwrap().contains("the same bytes"));
@@ -133,6 +137,39 @@ fn kernels_are_judged_by_the_share_of_copy_bandwidth() {
         let (status, text) = said_of(nothing);
         assert!(status == Some(1) && text.contains("the report names no kernel of ours"), "{text}");
     }
+}
+
+/// Of a step with NCCL bytes and time are judged against one without; without NCCL nothing is.
+#[test]
+fn nccl_on_one_rank_must_change_no_bytes_and_cost_next_to_nothing() {
+    let machine = Machine::new(&[CARD, ("engine", GOOD_ENGINE), ("python", GOOD_PYTHON)]);
+    let said_of = || {
+        let output = machine.run(&["--parts=nccl"]);
+        (code(&output), said(&output))
+    };
+    fs::write(machine.tools.at("rate"), "1290.0").unwrap();
+    let (status, text) = said_of();
+    let line = "the same bytes; 1290 images/s with NCCL, 1300 without: 0.81 % of the step (goal below 1 %)";
+    assert!(status == Some(0) && text.contains("PASS  nccl") && text.contains(line), "{text}");
+    let digests = fs::read_to_string(machine.tools.at("out/nccl-digests.txt")).unwrap();
+    assert_eq!(digests.lines().count(), 2, "{digests}");
+
+    fs::write(machine.tools.at("rate"), "1280.0").unwrap();
+    let (status, text) = said_of();
+    assert!(
+        status == Some(1) && text.contains("FAIL  nccl") && text.contains("1.60 % of the step"),
+        "{text}"
+    );
+
+    fs::remove_file(machine.tools.at("rate")).unwrap();
+    fs::write(machine.tools.at("other"), "").unwrap();
+    let (status, text) = said_of();
+    assert!(status == Some(1) && text.contains("other bytes; 1300 images/s with NCCL"), "{text}");
+
+    let without = GOOD_ENGINE.replace("ok       NCCL           2.27", "optional NCCL           not found");
+    let machine = Machine::new(&[CARD, ("engine", &without), ("python", GOOD_PYTHON)]);
+    let output = machine.run(&["--parts=nccl"]);
+    assert!(code(&output) == Some(0) && said(&output).contains("--    nccl"), "{}", said(&output));
 }
 
 #[test]

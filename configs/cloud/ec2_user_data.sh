@@ -9,6 +9,7 @@ set -euo pipefail
 
 REPOSITORY=${REPOSITORY:-}         # https address of the public repository
 DATA_DIR=${DATA_DIR:-}             # ImageNet as datasets/prepare_imagenet.sh or sync_to_ec2.sh lays it out; empty: drawn shapes
+DATA_FROM=${DATA_FROM:-}           # s3://BUCKET/PREFIX: datasets/sync_to_ec2.sh brings DATA_DIR from there first
 CONFIG=${CONFIG:-}                 # default: configs/resnet50-90-nvidia.toml, and configs/debug.toml for drawn shapes
 OUTPUT_DIR=${OUTPUT_DIR:-/data/run} # on a volume that outlives the instance
 OUTPUT_REMOTE=${OUTPUT_REMOTE:-}   # s3://BUCKET/PREFIX: checkpoints and logs go there too (the role's policy: configs/cloud/README.md)
@@ -22,6 +23,8 @@ fail() { say "$*"; exit 2; }
 [ "$(id -u)" = 0 ] || fail "run it as root (user data is)"
 if [ -z "$CONFIG" ] && [ -n "$DATA_DIR" ]; then CONFIG=configs/resnet50-90-nvidia.toml; fi
 CONFIG=${CONFIG:-configs/debug.toml}
+command -v systemctl >/dev/null 2>&1 || fail "no systemctl: this needs a machine that systemd runs, not a container; README says how to train by hand"
+[ -z "$DATA_FROM" ] || [ -n "$DATA_DIR" ] || fail "DATA_FROM is set and DATA_DIR is not: where shall the data go?"
 [ -n "$REPOSITORY" ] || fail "REPOSITORY is empty; set it to the https address of the repository"
 if [ -z "$RUN_AS" ]; then
     for name in ec2-user ubuntu admin; do
@@ -29,8 +32,11 @@ if [ -z "$RUN_AS" ]; then
     done
 fi
 [ -n "$RUN_AS" ] || fail "none of the users ec2-user, ubuntu and admin is here; set RUN_AS"
-home=$(getent passwd "$RUN_AS" | cut -d: -f6)
-as_user() { sudo -u "$RUN_AS" -H bash -c "$1"; }
+home=$(getent passwd "$RUN_AS" | cut -d: -f6) || true
+[ -n "$home" ] || fail "RUN_AS=$RUN_AS: no such user"
+as_user() { (cd "$home" && runuser -u "$RUN_AS" -- env HOME="$home" USER="$RUN_AS" bash -o pipefail -c "$1"); }
+[ -z "$DATA_DIR" ] || [ -n "$DATA_FROM" ] || [ -e "$DATA_DIR" ] ||
+    fail "DATA_DIR=$DATA_DIR: no such folder; set DATA_FROM, or bring the data first"
 
 if command -v apt-get >/dev/null 2>&1; then
     apt-get update -q
@@ -38,14 +44,20 @@ if command -v apt-get >/dev/null 2>&1; then
 else
     yum install -qy git gcc gcc-c++ curl cmake nasm tmux || yum install -qy git gcc gcc-c++ curl tmux
 fi
-as_user "command -v ~/.cargo/bin/cargo >/dev/null || curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal"
-as_user "[ -d ~/engine ] || git clone '$REPOSITORY' ~/engine"
+as_user "command -v ~/.cargo/bin/cargo >/dev/null || curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal" || true
+as_user "~/.cargo/bin/cargo --version >/dev/null" || fail "Rust was not installed: is https://sh.rustup.rs reachable from here?"
+as_user "[ -d ~/engine ] || git clone '$REPOSITORY' ~/engine" || fail "$REPOSITORY: cannot be cloned (reason above)"
+as_user "cd ~/engine && [ -f '$CONFIG' ]" || fail "CONFIG=$CONFIG: no such file in $REPOSITORY"
 # libjpeg-turbo decodes half again as fast; the pure-Rust decoder needs no cmake and nasm.
 features=''
 if command -v cmake >/dev/null 2>&1 && command -v nasm >/dev/null 2>&1; then features='--features turbojpeg'; fi
 as_user "cd ~/engine && ~/.cargo/bin/cargo build --release $features"
 install -d -o "$RUN_AS" "$OUTPUT_DIR"
 as_user "OUTPUT_REMOTE='$OUTPUT_REMOTE' \$HOME/engine/target/release/engine doctor --output '$OUTPUT_DIR'" || true
+if [ -n "$DATA_FROM" ]; then
+    install -d -o "$RUN_AS" "$DATA_DIR"
+    as_user "~/engine/datasets/sync_to_ec2.sh --from '$DATA_FROM' --to '$DATA_DIR'" || fail "$DATA_FROM: the data are not here (reason above)"
+fi
 # Without a price there is no budget to end at.
 if [ -z "$PRICE" ]; then PRICE=$(as_user "\$HOME/engine/configs/cloud/spot_price.sh") || PRICE=0; fi
 [ "$PRICE" != 0 ] || [ "$DOLLARS" = 0 ] || fail "DOLLARS=$DOLLARS without a price: set PRICE"

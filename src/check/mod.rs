@@ -72,6 +72,7 @@ pub const EXTRAS: [Recipe; 4] = [
         erase: false,
         freeze: Freeze::NONE,
         ranks: None,
+        sync_norms: false,
     },
     Recipe {
         rule: Rule::Lars,
@@ -82,6 +83,7 @@ pub const EXTRAS: [Recipe; 4] = [
         erase: true,
         freeze: Freeze::NONE,
         ranks: None,
+        sync_norms: false,
     },
     Recipe { clip: true, drop_path: true, averages: true, ..Recipe::PLAIN },
     Recipe { averages: true, freeze: Freeze::up_to(1), ..Recipe::PLAIN },

@@ -118,9 +118,13 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
 
-    /// v100, t4, a100, h100 or h200 (repeatable); without it, all of them
+    /// v100, t4, a100, a100-40, h100 or h200 (repeatable); without it, all of them
     #[arg(long, value_name = "CARD")]
     pub gpu: Vec<String>,
+
+    /// How many of them train together, in the smallest EC2 instance that has so many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = cards)]
+    pub gpus: usize,
 
     /// Dollars an hour of the machine, in place of the known ones
     #[arg(long, value_name = "DOLLARS", value_parser = positive)]
@@ -236,6 +240,12 @@ pub struct ThreadArgs {
 fn positive(text: &str) -> std::result::Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
     number.ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+/// GPUs of a machine.
+fn cards(text: &str) -> std::result::Result<usize, String> {
+    let count = text.parse::<usize>().ok().filter(|&count| count > 0);
+    count.ok_or_else(|| "expected a number from 1".to_owned())
 }
 
 fn threads(text: &str) -> std::result::Result<usize, String> {
@@ -403,6 +413,10 @@ pub enum BenchCommand {
         /// auto, fp32, tf32, fp16 or bf16
         #[arg(long, default_value = "auto", value_parser = super::device::precision)]
         precision: Precision,
+        /// On a GPU: take the routines that this file names, so that two measurements run the same ones; it is written where it
+        /// is not there
+        #[arg(long, value_name = "FILE")]
+        algorithms: Option<PathBuf>,
         /// On a GPU: write what the host asks of the driver, and when, in Chrome's trace format (ui.perfetto.dev);
         /// events of the category "blocks" between two "submit" would be the host waiting for the card inside a step
         #[arg(long, value_name = "FILE")]

@@ -27,17 +27,31 @@ use std::time::Instant;
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Infer(args) => super::bench_infer::run(args)?,
-        BenchCommand::Train { arch, batch, resolution, steps, threads, device, precision, trace, json } => {
+        BenchCommand::Train {
+            arch,
+            batch,
+            resolution,
+            steps,
+            threads,
+            device,
+            precision,
+            algorithms,
+            trace,
+            json,
+        } => {
             let spec = ResNetSpec::named(arch)
                 .ok_or_else(|| Error::usage(format!("--arch {arch}: no such network; resnet50 is one")))?;
             if *batch == 0 {
                 return Err(Error::usage("--batch 0: a step needs an image"));
             }
-            let config = config::Device {
+            let mut config = config::Device {
                 threads: threads.threads,
                 precision: *precision,
                 ..config::Device::default()
             };
+            if let Some(file) = algorithms {
+                config.algorithms = format!("file:{}", file.display());
+            }
             let (batch, resolution, steps, device) = (*batch, *resolution, *steps, *device);
             let trace = trace.clone();
             print(&TrainJob { spec, batch, resolution, steps, device, config, trace }.run()?, *json)?;

@@ -2,8 +2,8 @@
 
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::bench::Job;
+use crate::backend::cuda::cards::{CARDS, CardModel};
 use crate::backend::cuda::device::card::{Card, CardOptions};
-use crate::backend::cuda::forecast::{CARDS, CardModel};
 use crate::backend::cuda::machine::{Machine, Prepared};
 use crate::backend::cuda::plan::{PlanOptions, Purpose, Recipe, ScalePolicy};
 use crate::backend::cuda::profile::{self, Profile, Rates};

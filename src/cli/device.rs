@@ -98,21 +98,27 @@ pub fn check_ranks(config: &Config, device: Device, world: &World) -> Result<()>
     if world.is_alone() {
         return Ok(());
     }
-    let (micro_steps, ranks) = (config.micro_steps(), world.size);
-    if !micro_steps.is_multiple_of(ranks) {
-        let (batch, micro) = (config.data.batch, config.micro_batch());
-        return Err(Error::usage(format!(
-            "data.batch = {batch} goes through the device in {micro_steps} pieces of data.micro_batch = {micro}, which {ranks} \
-             ranks cannot share evenly: start as many ranks as divide {micro_steps}, or set data.micro_batch (another recipe, since \
-             batch norm sees a piece at a time)"
-        )));
-    }
+    check_pieces(config, world.size)?;
     if matches!(device, Device::Cuda(ordinal) if ordinal != 0) {
         return Err(Error::usage(
             "every rank takes the card of its own number on its host (LOCAL_RANK): give --device cuda, without a number",
         ));
     }
     Ok(())
+}
+
+/// Refuses a step whose pieces `ranks` cannot share evenly.
+pub fn check_pieces(config: &Config, ranks: usize) -> Result<()> {
+    let micro_steps = config.micro_steps();
+    if micro_steps.is_multiple_of(ranks) {
+        return Ok(());
+    }
+    let (batch, micro) = (config.data.batch, config.micro_batch());
+    Err(Error::usage(format!(
+        "data.batch = {batch} goes through the device in {micro_steps} pieces of data.micro_batch = {micro}, which {ranks} \
+         ranks cannot share evenly: start as many ranks as divide {micro_steps}, or set data.micro_batch (another recipe, since \
+         batch norm sees a piece at a time)"
+    )))
 }
 
 /// The same configuration with this rank's part of the host's cores, where the launcher has not bound it to some.
@@ -272,11 +278,6 @@ fn open_cuda_among(
     world: &World,
     ranks: &Ranks,
 ) -> Result<(Box<dyn Backend>, Environment)> {
-    if config.model.sync_batch_norm {
-        return Err(Error::usage(
-            "model.sync_batch_norm is for the CPU backend: a card's plan has batch norm by rank alone; leave it false",
-        ));
-    }
     // A launcher may show every rank its own card alone.
     let visible = crate::backend::cuda::device::driver::cards()?;
     let ordinal = if visible == 1 { 0 } else { world.local_rank };
@@ -369,6 +370,7 @@ pub fn recipe(config: &Config) -> crate::backend::cuda::plan::Recipe {
         erase: config.augment.erase > 0.0,
         freeze: config.freeze(),
         ranks: None,
+        sync_norms: config.model.sync_batch_norm,
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::args::PlanArgs;
 use super::device;
-use crate::backend::cuda::forecast::{CARDS, CardModel, Forecast, Seconds, Training};
-use crate::backend::cuda::plan::{PlanOptions, Purpose, ScalePolicy};
+use crate::backend::cuda::cards::{CARDS, CardModel, INSTANCES, Instance, Link};
+use crate::backend::cuda::forecast::{Exchanges, Forecast, Seconds, Training};
+use crate::backend::cuda::plan::{PlanOptions, Purpose, Recipe, ScalePolicy};
 use crate::backend::cuda::shares::{SHARE, Shares};
 use crate::config::Config;
 use crate::data::{JPEG_DECODER, Splits};
@@ -17,13 +18,14 @@ use std::path::Path;
 
 pub fn run(args: &PlanArgs) -> Result<()> {
     let config = args.config.load()?;
-    let cards = chosen(&args.gpu)?;
+    device::check_pieces(&config, args.gpus)?;
+    let machines = machines(args)?;
     let images = Images::of(&config)?;
     let shares = args.shares.as_deref().map_or(Ok(Shares::assumed()), Shares::read)?;
-    let course = |card: &CardModel| Course::new(&config, images.classes, card, &shares);
-    let estimates = cards
+    let course = |machine: &Machine| Course::new(&config, images.classes, machine, &shares);
+    let estimates = machines
         .iter()
-        .map(|card| Estimate::new(card, &course(card)?, &config, &images, args))
+        .map(|machine| Estimate::new(machine, &course(machine)?, &config, &images, args))
         .collect::<Result<Vec<_>>>()?;
     if args.json {
         return estimates
@@ -48,6 +50,40 @@ fn chosen(names: &[String]) -> Result<Vec<CardModel>> {
         })
     };
     names.iter().map(find).collect()
+}
+
+/// Cards that train together.
+struct Machine {
+    card: CardModel,
+    cards: usize,
+    /// Where there are several.
+    instance: Option<&'static Instance>,
+}
+
+/// Those of the chosen cards; without a choice, those cards of which an instance has so many.
+fn machines(args: &PlanArgs) -> Result<Vec<Machine>> {
+    let cards = args.gpus;
+    let machine = |card: CardModel| {
+        let instance = if cards > 1 { card.instance(cards) } else { None };
+        (cards == 1 || instance.is_some()).then_some(Machine { card, cards, instance })
+    };
+    let (chosen, all) = (chosen(&args.gpu)?, args.gpu.is_empty());
+    let lacks = |card: &CardModel| {
+        let known = INSTANCES.iter().filter(|instance| all || instance.card == card.name);
+        let known: Vec<String> = known.map(|it| format!("{} ({} {})", it.name, it.cards, it.card)).collect();
+        Error::usage(format!(
+            "--gpus {cards}: no instance has so many {}; known are {}",
+            if all { "cards" } else { card.name },
+            known.join(", ")
+        ))
+    };
+    let found: Vec<Option<Machine>> = chosen.iter().copied().map(machine).collect();
+    let nothing =
+        found.iter().position(Option::is_none).filter(|_| !all || found.iter().all(Option::is_none));
+    match nothing {
+        Some(index) => Err(lacks(&chosen[index])),
+        None => Ok(found.into_iter().flatten().collect()),
+    }
 }
 
 /// How many images an epoch has, and what they weigh.
@@ -95,7 +131,7 @@ impl Images {
     }
 }
 
-/// A whole training on a card.
+/// A whole training on a machine.
 struct Course {
     /// Epochs at each resolution, and what is done there; the last one is the largest, and sizes the memory.
     parts: Vec<(usize, Forecast)>,
@@ -105,16 +141,17 @@ struct Course {
 }
 
 impl Course {
-    fn new(config: &Config, classes: usize, card: &CardModel, shares: &Shares) -> Result<Self> {
+    fn new(config: &Config, classes: usize, machine: &Machine, shares: &Shares) -> Result<Self> {
         let mut epochs: BTreeMap<usize, usize> = BTreeMap::from([(config.data.resolution, 0)]);
         for epoch in 0..config.epochs {
             *epochs.entry(config.resolution_at(epoch)).or_default() += 1;
         }
-        let at = |resolution| training(config, classes, resolution);
-        let parts = epochs.into_iter().map(|(side, count)| Ok((count, at(side).forecast(card, shares)?)));
+        let at = |resolution| training(config, classes, resolution, machine.cards);
+        let of = |side| at(side).forecast(&machine.card, machine.instance, shares);
+        let parts = epochs.into_iter().map(|(side, count)| Ok((count, of(side)?)));
         Ok(Self {
             parts: parts.collect::<Result<_>>()?,
-            largest_micro_batch: at(config.data.resolution).largest(card),
+            largest_micro_batch: at(config.data.resolution).largest(&machine.card),
             activation_bytes: at(config.data.resolution).activation_bytes()?,
         })
     }
@@ -131,7 +168,7 @@ impl Course {
     }
 }
 
-fn training(config: &Config, classes: usize, resolution: usize) -> Training {
+fn training(config: &Config, classes: usize, resolution: usize, cards: usize) -> Training {
     let (storage, tf32) = device::storage(config.device.precision);
     let spec = ResNetSpec::named(&config.model.arch).expect("the configuration is validated");
     Training {
@@ -143,12 +180,12 @@ fn training(config: &Config, classes: usize, resolution: usize) -> Training {
             purpose: Purpose::Finish { sum: false },
             form: config.device.form,
             decay: config.optim.decay,
-            recipe: device::recipe(config),
+            recipe: Recipe { ranks: (cards > 1).then_some(cards), ..device::recipe(config) },
             scale: ScalePolicy::FP16,
             keep: false,
         },
         tf32,
-        micro_steps: config.micro_steps(),
+        micro_steps: config.micro_steps() / cards,
         eval_resolution: config.eval_resolution(),
         eval_batch: config.eval_batch(),
     }
@@ -168,11 +205,40 @@ impl Range {
     }
 }
 
+/// What the cards of a machine exchange, in a step at the largest resolution.
+#[derive(Debug, Serialize)]
+struct Exchanged {
+    link: &'static str,
+    /// That each card has.
+    megabytes: f64,
+    /// Of the link.
+    milliseconds: Range,
+    /// What of that hides behind the backward pass.
+    hidden: Range,
+}
+
+impl Exchanged {
+    fn new(link: Link, Exchanges { bytes, link: all, exposed }: Exchanges) -> Self {
+        let hidden = |exposed: f64, all: f64| 1.0 - exposed / all;
+        let (slow, fast) = (hidden(exposed.slow, all.slow), hidden(exposed.fast, all.fast));
+        Self {
+            link: link.kind,
+            megabytes: bytes as f64 / 1e6,
+            milliseconds: Range { low: 1e3 * all.fast, high: 1e3 * all.slow },
+            hidden: Range { low: slow.min(fast), high: slow.max(fast) },
+        }
+    }
+}
+
 /// One line of the table.
 #[derive(Debug, Serialize)]
 struct Estimate {
     card: &'static str,
     kind: &'static str,
+    cards: usize,
+    /// Where there are several cards.
+    instance: Option<&'static str>,
+    exchanged: Option<Exchanged>,
     /// At the floor of the launch list, validation left out.
     ceiling_images_per_second: f64,
     images_per_second: Range,
@@ -193,7 +259,7 @@ struct Estimate {
 
 impl Estimate {
     fn new(
-        card: &CardModel,
+        machine: &Machine,
         course: &Course,
         config: &Config,
         images: &Images,
@@ -206,20 +272,27 @@ impl Estimate {
                 config.data.batch, images.train, images.what
             )));
         }
+        let Machine { card, cards, instance } = machine;
         let step = course.step();
         let rate = |step: f64| config.data.batch as f64 / step;
         let ceiling = rate(step.floor);
-        let evaluations = images.val.div_ceil(config.eval_batch()) as f64;
+        let evaluations = images.val.div_ceil(config.eval_batch() * cards) as f64;
         let epoch = Seconds::default().plus(batches as f64, step).plus(evaluations, course.last().evaluation);
         let hours =
             Range { low: epoch.fast, high: epoch.slow }.map(|epoch| config.epochs as f64 * epoch / 3600.0);
         let images_per_second = Range { low: step.slow, high: step.fast }.map(rate);
-        let dollars_per_hour = args.price.or(known_price(card));
+        let dollars_per_hour = args.price.or(match instance {
+            Some(instance) => Some(instance.dollars),
+            None => known_price(card),
+        });
         let dollars = dollars_per_hour.map(|price| hours.map(|hours| hours * price));
         let loader = args.loader_rate.unwrap_or(loader_rate());
         Ok(Self {
             card: card.name,
             kind: card.kind,
+            cards: *cards,
+            instance: instance.map(|instance| instance.name),
+            exchanged: instance.map(|instance| Exchanged::new(instance.link, course.last().exchanges)),
             ceiling_images_per_second: ceiling,
             images_per_second,
             hours,
@@ -253,7 +326,7 @@ struct Row<'a>([&'a str; 7]);
 impl fmt::Display for Row<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [card, rate, hours, dollars, memory, disk, cores] = self.0;
-        write!(f, "{card:<5}  {rate:<10}  {hours:<9}  {dollars:<14}  {memory:<21}  {disk:<9}  {cores}")
+        write!(f, "{card:<7}  {rate:<11}  {hours:<11}  {dollars:<19}  {memory:<21}  {disk:<9}  {cores}")
     }
 }
 
@@ -284,15 +357,32 @@ impl fmt::Display for Estimate {
             &range(self.cpu_cores),
         ])
         .fmt(f)?;
+        if let (Some(name), Some(exchanged)) = (self.instance, &self.exchanged) {
+            write!(f, "\n         {} of {name}: {exchanged}", self.cards)?;
+        }
         if let Some(covers) = self.budget_covers {
             write!(
                 f,
-                "\n       the budget pays for {:.0}-{:.0} % of it",
+                "\n         the budget pays for {:.0}-{:.0} % of it",
                 100.0 * covers.low,
                 100.0 * covers.high
             )?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Exchanged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { link, megabytes, milliseconds, hidden } = self;
+        write!(
+            f,
+            "{megabytes:.0} MB a step and card over {link}, {:.1}-{:.1} ms, {:.0}-{:.0} % behind the backward pass",
+            milliseconds.low,
+            milliseconds.high,
+            100.0 * hidden.low,
+            100.0 * hidden.high
+        )
     }
 }
 
@@ -350,15 +440,37 @@ fn sources(args: &PlanArgs, shares: &Shares, image: f64) -> String {
             100.0 * SHARE[1]
         ),
     };
+    let dollars = match args.gpus {
+        1 => {
+            "p3.2xlarge (V100): 0.918 an hour on the spot market, 3.06 on demand; figures of a catalogue without a\n\
+             date, and spot prices move."
+        }
+        _ => {
+            "of the whole instance on demand, us-east-1, February 2026; spot instances cost less: --price takes theirs."
+        }
+    };
+    let several = if args.gpus == 1 { String::new() } else { several() };
     format!(
         "\nA prediction: engine has not been measured on these cards.\n\
-         images/s  {rate}\n\
+         images/s  {rate}\n{several}\
          hours     with a validation after each epoch.\n\
-         dollars   p3.2xlarge (V100): 0.918 an hour on the spot market, 3.06 on demand; figures of a catalogue without a\n\
-         date, and spot prices move.\n\
+         dollars   {dollars}\n\
          GiB       arenas and workspaces of training and validation; the driver and its libraries take more; {image:.1} MiB an\n\
          image in activations, gradients, masks and partial sums (engine bench step says what the card gives).\n\
          disk      every image read from it once an epoch. What the page cache holds is read once.\n\
          CPU       {loader}"
+    )
+}
+
+fn several() -> String {
+    format!(
+        "exchange  images/s are of all cards together. Gradients leave in the launch list's buckets as they are made, by a ring, at\n\
+         {:.0} to {:.0} % of what the link gives in one direction (NVIDIA's nccl-tests at such sizes) and {:.0} to {:.0} us each; what\n\
+         is not done by then lengthens the step. Left out: what NCCL takes from the cards' own bandwidth, and waiting for the\n\
+         slowest card. No NCCL has run this yet.\n",
+        100.0 * Link::SHARE[0],
+        100.0 * Link::SHARE[1],
+        1e6 * Link::LATENCY[1],
+        1e6 * Link::LATENCY[0]
     )
 }

@@ -89,6 +89,22 @@ impl Mpi {
         unreachable!("the deadline comes first")
     }
 
+    /// What every call begins with, whatever it goes on with: each rank says where it is, and how many bytes it has. So a rank
+    /// that has failed, and tells that it is over, is known at once to those that wait for something else.
+    fn meet(&self, occasion: Occasion, bytes: usize) -> Result<Vec<c_int>> {
+        let own = [digest(occasion.name), bytes as u64];
+        let headers = self.gather_equal(occasion, bytemuck::cast_slice(&own).to_vec())?;
+        let headers: Vec<[u64; 2]> = headers.chunks_exact(16).map(bytemuck::pod_read_unaligned).collect();
+        if let Some(rank) = headers.iter().position(|[name, _]| *name != own[0]) {
+            return Err(Error::device(format!(
+                "rank {rank} is somewhere else than rank {} at \"{}\": it has failed, and its own last line says why; or the ranks \
+                 are of different programs",
+                self.rank, occasion.name
+            )));
+        }
+        headers.iter().map(|[_, len]| length(*len as usize)).collect()
+    }
+
     /// Pieces of the same length of every rank, in order.
     fn gather_equal(&self, occasion: Occasion, bytes: Lent) -> Result<Lent> {
         let count = length(bytes.len())?;
@@ -111,16 +127,7 @@ impl Communicator for Mpi {
     }
 
     fn all_gather(&self, occasion: Occasion, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let own = [digest(occasion.name), bytes.len() as u64];
-        let headers = self.gather_equal(occasion, bytemuck::cast_slice(&own).to_vec())?;
-        let headers: Vec<[u64; 2]> = headers.chunks_exact(16).map(bytemuck::pod_read_unaligned).collect();
-        if let Some(rank) = headers.iter().position(|[name, _]| *name != own[0]) {
-            return Err(Error::device(format!(
-                "rank {rank} is somewhere else than rank {} at \"{}\": ranks of different programs, or a bug in engine",
-                self.rank, occasion.name
-            )));
-        }
-        let counts = headers.iter().map(|[_, len]| length(*len as usize)).collect::<Result<Vec<c_int>>>()?;
+        let counts = self.meet(occasion, bytes.len())?;
         let total: usize = counts.iter().map(|&count| count as usize).sum();
         if total == 0 {
             return Ok(vec![vec![]; self.size]);
@@ -159,6 +166,7 @@ impl Communicator for Mpi {
     }
 
     fn broadcast(&self, occasion: Occasion, bytes: &mut [u8]) -> Result<()> {
+        self.meet(occasion, bytes.len())?;
         let count = length(bytes.len())?;
         // SAFETY: `to` has `count` bytes and stays until the call has ended.
         let all = self.run(occasion, vec![], bytes.to_vec(), |_, to, request| unsafe {
@@ -171,6 +179,7 @@ impl Communicator for Mpi {
     /// Each rank adds up its share of the elements, which all send to it; then the shares are handed round: as many bytes as
     /// a ring moves.
     fn all_reduce(&self, occasion: Occasion, element: Element, bytes: &mut [u8]) -> Result<()> {
+        self.meet(occasion, bytes.len())?;
         let size = element.bytes();
         let share = (bytes.len() / size).div_ceil(self.size) * size;
         if share == 0 {

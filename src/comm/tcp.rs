@@ -139,7 +139,8 @@ impl Star {
         }
         if (call, name) != (self.calls.get(), digest(occasion.name)) {
             return Err(Broken::Odd(format!(
-                "it is at call {call} and this rank at {}: ranks of different programs, or a bug in engine",
+                "it is somewhere else (call {call}, this rank {}): it has failed, and its own last line says why; or the ranks are \
+                 of different programs",
                 self.calls.get()
             )));
         }

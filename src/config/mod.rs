@@ -63,7 +63,7 @@ pub struct Model {
     /// Share of the images that skip the residual branch of the last block; it rises evenly from 0 at the first (stochastic
     /// depth, arXiv:1603.09382).
     pub drop_path: f64,
-    /// Several ranks: batch norm sees the images of all of them in a pass, not each rank its own. CPU only.
+    /// Several ranks: batch norm sees the images of all of them in a pass, not each rank its own.
     pub sync_batch_norm: bool,
 }
 

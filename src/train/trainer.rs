@@ -81,7 +81,11 @@ pub fn train(
         Err(error) if error.kind == Kind::Device => {}
         outcome => {
             let code = outcome.as_ref().map_or_else(Error::exit_code, |()| 0);
-            orders::give(ranks, Order::End(code))?;
+            let given = orders::give(ranks, Order::End(code));
+            // Where this rank failed within a step, the others wait for something else, and end for that.
+            if outcome.is_ok() {
+                given?;
+            }
         }
     }
     outcome

@@ -1,7 +1,7 @@
 //! Checkpoints in a bucket, against a real S3 server on this machine, with a proxy in front that does what networks do.
 //!
-//! The server is `s3s-fs` (it checks signatures and digests) or `moto_server`: the program that ENGINE_S3_SERVER names, else the
-//! first one in PATH or target/tools/bin. Where there is none, each test says so and passes.
+//! The server is `s3s-fs`, which checks signatures and digests before it stores: the program that ENGINE_S3_SERVER names, else
+//! the first one in PATH or target/tools/bin. Where there is none, each test says so and passes.
 
 #[path = "../common/mod.rs"]
 mod common;

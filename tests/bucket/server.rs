@@ -39,9 +39,7 @@ fn program() -> Option<PathBuf> {
     }
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let folders: Vec<PathBuf> = env::split_paths(&env::var_os("PATH")?).chain([tools]).collect();
-    ["s3s-fs", "moto_server"]
-        .iter()
-        .find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|program| program.is_file()))
+    folders.iter().map(|folder| folder.join("s3s-fs")).find(|program| program.is_file())
 }
 
 impl Server {
@@ -58,13 +56,8 @@ impl Server {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let mut command = Command::new(&program);
-        if program.ends_with("moto_server") {
-            command.args(["-H", &ip, "-p", &port]);
-        } else {
-            command.args(["--host", &ip, "--port", &port, "--access-key", KEY, "--secret-key", SECRET]);
-            command.arg(folder.path());
-        }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command.args(["--host", &ip, "--port", &port, "--access-key", KEY, "--secret-key", SECRET]);
+        let child = command.arg(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let server = Self { child, host: address.to_string(), _folder: folder };
         let began = Instant::now();
         while TcpStream::connect(&server.host).is_err() {

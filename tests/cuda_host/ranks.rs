@@ -3,7 +3,7 @@
 use crate::harness::Host;
 use crate::machine::{HostMachine, Plant};
 use engine::backend::cuda::network::SCALE_STATE;
-use engine::backend::cuda::plan::node::Call;
+use engine::backend::cuda::plan::node::{Call, Exchange};
 use engine::backend::cuda::plan::order::{Order, races};
 use engine::backend::cuda::plan::{Plan, Recipe};
 use engine::backend::cuda::storage::Storage;
@@ -11,7 +11,8 @@ use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, ELSEWHERE, NamedTensors, Outcome, Step, Weights};
 use engine::check::{Case, pass, step};
 use engine::comm::loopback::Loopback;
-use engine::config::Form;
+use engine::config::{Form, Pointwise, Slabs};
+use engine::data::Batch;
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use engine::tensor::Difference;
 use std::rc::Rc;
@@ -38,12 +39,17 @@ fn train(
     let mut outcomes = vec![];
     for number in 0..case.steps {
         for index in 0..of / ranks {
-            let batch = case.batch((10 * number + index * ranks + rank) as u64);
+            let batch = images(case, number, index * ranks + rank);
             let step = Step { ranks, ..step(index, of / ranks) };
             outcomes.push(pass(backend, &batch, &step).unwrap());
         }
     }
     (outcomes, backend.state().unwrap())
+}
+
+/// Those of a pass, counted over all ranks.
+fn images(case: &Case, number: usize, pass: usize) -> Batch {
+    case.images((10 * number + pass) as u64)
 }
 
 /// A network whose plans exchange with those of `ranks` ranks.
@@ -229,5 +235,106 @@ fn buckets_leave_before_the_backward_pass_has_ended() {
         // What an exchange needs is seen by the static check.
         plan.nodes.iter_mut().filter(|node| node.stream == 2).for_each(|node| node.waits.clear());
         assert_ne!(races(&plan.nodes), []);
+    }
+}
+
+const SYNCED: Recipe = Recipe { sync_norms: true, ..Recipe::PLAIN };
+
+/// Of one rank, which has in each pass what two have beside each other; `turn` says which image comes first.
+fn together(case: &Case, of: usize, turn: usize, host: &'static Host) -> (Vec<Outcome>, NamedTensors) {
+    let whole = Case { batch: 2 * case.batch, ..*case };
+    let mut network = network(&whole, of / 2, None, HostMachine::new(host, 1));
+    let mut outcomes = vec![];
+    for number in 0..case.steps {
+        for index in 0..of / 2 {
+            let mut batch = images(case, number, 2 * index);
+            let other = images(case, number, 2 * index + 1);
+            batch.images.extend(other.images);
+            batch.labels.extend(other.labels);
+            batch.samples = (0..whole.batch as u32).collect();
+            let image = batch.images.len() / whole.batch;
+            batch.images.rotate_left(turn * image);
+            batch.labels.rotate_left(turn);
+            outcomes.push(pass(&mut network, &batch, &step(index, of / 2)).unwrap());
+        }
+    }
+    (outcomes, network.state().unwrap())
+}
+
+/// Batch norm over the images of both ranks is that of one rank that has them all, but for the order in which numbers are added
+/// and, where gradients are stored in half precision, the rounding of their sum. How far the order goes is seen on one rank
+/// whose images come in another one; four times that is allowed.
+#[test]
+fn batch_norm_of_two_ranks_is_that_of_the_whole_batch() {
+    let Some(host) = Host::kernels() else { return };
+    let fused = Form { pointwise: Pointwise::Fused, ..Form::BASE };
+    for (storage, of, steps, form) in [
+        (Storage::F32, 2, 2, Form::BASE),
+        (Storage::F32, 4, 2, Form::BASE),
+        (Storage::F16, 2, 1, Form::BASE),
+        (Storage::F16, 2, 1, fused),
+    ] {
+        let case = Case { storage, steps, form, recipe: SYNCED, ..TINY };
+        let (whole, want) = together(&case, of, 0, host);
+        let turned: Vec<_> = [3, 8].map(|turn| apart(&together(&case, of, turn, host).1, &want)).to_vec();
+        let order = turned.iter().map(|(apart, _)| *apart).fold(0.0, f64::max);
+        let allowed = 4.0 * order + storage.roundoff();
+        let ranks = among(&case, of, 2, host, None);
+        assert_eq!(ranks[0].1, ranks[1].1, "ranks agree to the bit");
+        let (got, name) = apart(&ranks[0].1, &want);
+        let (lone, _) = apart(&among(&Case { recipe: Recipe::PLAIN, ..case }, of, 2, host, None)[0].1, &want);
+        println!(
+            "{storage:?}, {of} passes: {got:.1e} apart in norm, {name}; allowed {allowed:.1e}; rank by rank {lone:.1e}"
+        );
+        assert!(got <= allowed, "{name}: {got}, allowed {allowed}");
+        assert!(lone > 2.0 * allowed, "batch norm by rank is something else: {lone}");
+        for (index, outcome) in whole.iter().enumerate() {
+            let sum: f64 = ranks.iter().map(|(outcomes, _)| outcomes[index].score.loss).sum();
+            let apart = (sum / outcome.score.loss - 1.0).abs();
+            assert!(apart <= allowed, "pass {index}: losses {sum} and {}", outcome.score.loss);
+        }
+    }
+}
+
+/// What is not finite at one rank reaches the statistics of all; the rank that it comes from names the layer.
+#[test]
+fn a_bad_output_under_synced_norms_is_found_where_it_comes_from() {
+    let Some(host) = Host::kernels() else { return };
+    let case = Case { steps: 1, recipe: SYNCED, ..TINY };
+    let spoil = |_: Storage, bytes: &mut [u8]| bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let plant = Plant { node: "layer2.0.conv2.forward".into(), region: 0, spoil };
+    let ranks = among(&case, 2, 2, host, Some(&plant));
+    let faults: Vec<&str> =
+        ranks.iter().map(|(outcomes, _)| outcomes[0].fault.as_deref().expect("a fault")).collect();
+    println!("{faults:?}");
+    assert_eq!(faults[0], ELSEWHERE);
+    assert!(faults[1].contains("layer2.0.conv2"), "{faults:?}");
+}
+
+/// The real network, also in a form that would finish batch norms within a kernel: each of 53 exchanges both ways, no race, and
+/// evaluations and a single rank are as they are without.
+#[test]
+fn synced_norms_of_the_real_network_exchange_both_ways() {
+    let slabs = Form { slabs: Slabs { cache_kb: 50 << 10, launch_kb: 0 }, ..Form::BASE };
+    for form in [Form::BASE, slabs] {
+        let case = Case {
+            spec: RESNET50,
+            resolution: 224,
+            batch: 64,
+            storage: Storage::F16,
+            form,
+            recipe: SYNCED,
+            ..TINY
+        };
+        let plan = plan(&case, 8, true);
+        assert_eq!(races(&plan.nodes), []);
+        let gathers = plan
+            .nodes
+            .iter()
+            .filter(|node| matches!(&node.call, Call::Collective(one) if one.kind == Exchange::Gather))
+            .count();
+        assert_eq!(gathers, 2 * 53);
+        let one = |recipe| self::plan(&Case { recipe, ..case }, 1, true).nodes;
+        assert_eq!(one(SYNCED), one(Recipe::PLAIN));
     }
 }

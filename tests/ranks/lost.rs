@@ -1,9 +1,10 @@
 //! Ranks that die, hang, or are asked to stop.
 
-use crate::common::{assert_same, checkpoints, contents, temporary, wait_until};
+use crate::common::{assert_same, checkpoints, contents, data, path, temporary, wait_until};
 use crate::launch::{Launcher, Ranks};
 use crate::{arguments, train_among};
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,44 @@ fn a_wish_to_stop_at_one_rank_is_that_of_all() {
             assert_eq!(ranks.codes(), [75, 75], "{}", ranks.messages());
             assert!(ranks.said(0).contains("stopped on request at epoch"), "{}", ranks.messages());
             resumes(launcher, output.path(), &want, &format!("{launcher:?}, rank {asked}"));
+        }
+    }
+}
+
+/// The training files of rank 0 are no images: it fails within its first step, while the other waits for its gradients. Nobody
+/// waits until a rank counts as silent.
+#[test]
+fn a_failure_of_rank_0_within_a_step_ends_all_at_once() {
+    let (spoilt, output) = (temporary(), temporary());
+    spoil(data(), spoilt.path());
+    for launcher in Launcher::all() {
+        let mut args = arguments(output.path(), &[]);
+        let flag = args.iter().position(|arg| arg == "--data").unwrap();
+        args.drain(flag..flag + 2);
+        let of = |folder: &Path| format!("DATA_DIR={} ENGINE_RANK_PATIENCE=100", path(folder));
+        let (bad, good) = (of(spoilt.path()), of(data()));
+        let began = Instant::now();
+        let mut ranks = Ranks::start(launcher, 2, &args, &[(0, &bad), (1, &good)]);
+        let codes = ranks.codes();
+        println!("{launcher:?}: {codes:?} after {:?}\n{}", began.elapsed(), ranks.messages());
+        assert_eq!(codes, [3, 70], "{}", ranks.messages());
+        assert!(ranks.said(1).contains("rank 0"), "{}", ranks.messages());
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    }
+}
+
+/// A copy whose training files have their lengths and nothing else.
+fn spoil(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let from = entry.unwrap().path();
+        let to = to.join(from.file_name().unwrap());
+        if from.is_dir() {
+            spoil(&from, &to);
+        } else if from.components().any(|part| part.as_os_str() == "train") {
+            fs::write(to, vec![0; fs::metadata(&from).unwrap().len() as usize]).unwrap();
+        } else {
+            fs::copy(&from, to).unwrap();
         }
     }
 }

@@ -2,7 +2,8 @@
 //! of launch reaches ([`Shares`]). `engine plan` prints it, and says that it is a prediction.
 
 use super::bench::Work;
-use super::plan::node::COMPUTING;
+use super::cards::{CardModel, Instance, Link};
+use super::plan::node::{COMPUTING, Call, Collective, Exchange, Node};
 use super::plan::region::Arena;
 use super::plan::{Plan, PlanOptions, Purpose};
 use super::profile::Kind;
@@ -12,80 +13,13 @@ use crate::config::Search;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// A card as its vendor describes it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CardModel {
-    /// As `--gpu` takes it.
-    pub name: &'static str,
-    /// Which of its kinds.
-    pub kind: &'static str,
-    /// What programs can have of its memory.
-    pub gibibytes: f64,
-    /// Of device memory, bytes a second.
-    pub bandwidth: f64,
-    /// Of dense matrix products, multiplications and additions a second.
-    pub half: f64,
-    /// The same from f32 operands rounded to 10 bits; `None` before Ampere, which has no bf16 either.
-    pub tf32: Option<f64>,
-    pub single: f64,
-}
-
-/// Figures of NVIDIA's data sheets (V100 SXM2, T4, A100 80GB SXM, H100 SXM, H200 SXM); the H200's bandwidth and rate for
-/// half are what a copy and a large product were measured to reach.
-pub const CARDS: [CardModel; 5] = [
-    CardModel {
-        name: "v100",
-        kind: "V100 SXM2 16 GB",
-        gibibytes: 15.7,
-        bandwidth: 900e9,
-        half: 125e12,
-        tf32: None,
-        single: 15.7e12,
-    },
-    CardModel {
-        name: "t4",
-        kind: "T4 16 GB",
-        gibibytes: 14.7,
-        bandwidth: 320e9,
-        half: 65e12,
-        tf32: None,
-        single: 8.1e12,
-    },
-    CardModel {
-        name: "a100",
-        kind: "A100 SXM 80 GB",
-        gibibytes: 79.0,
-        bandwidth: 2039e9,
-        half: 312e12,
-        tf32: Some(156e12),
-        single: 19.5e12,
-    },
-    CardModel {
-        name: "h100",
-        kind: "H100 SXM 80 GB",
-        gibibytes: 79.0,
-        bandwidth: 3350e9,
-        half: 989e12,
-        tf32: Some(494e12),
-        single: 67e12,
-    },
-    CardModel {
-        name: "h200",
-        kind: "H200 SXM 141 GB",
-        gibibytes: 139.0,
-        bandwidth: 4300e9,
-        half: 790e12,
-        tf32: Some(494e12),
-        single: 67e12,
-    },
-];
-
 /// What is computed, where it does not depend on the card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
     /// Storage, recipe, resolution; `batch` is the micro-batch. The purpose is chosen here.
     pub options: PlanOptions,
     pub tf32: bool,
+    /// Of a card.
     pub micro_steps: usize,
     pub eval_resolution: usize,
     pub eval_batch: usize,
@@ -117,23 +51,46 @@ impl Seconds {
 pub struct Forecast {
     /// Of an optimiser step.
     pub step: Seconds,
+    /// What it exchanges with other cards in a step.
+    pub exchanges: Exchanges,
     /// Of a pass over one batch of validation images.
     pub evaluation: Seconds,
     /// Arenas and workspaces of the plans that a training holds; what the driver and the libraries take comes on top.
     pub bytes: u64,
 }
 
+/// What the ranks of a run exchange in a step; nothing where there is one.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Exchanges {
+    /// That each card has of sums, averages and lists.
+    pub bytes: u64,
+    /// Of all of them on the link.
+    pub link: Seconds,
+    /// By which they lengthen the step: what does not hide behind the backward pass.
+    pub exposed: Seconds,
+}
+
 impl Training {
-    /// Fails where the card cannot compute in this precision, or where no plan exists (a resolution too small, a batch too
+    /// On one card, or on one of `options.recipe.ranks` cards of `instance`. Fails where the card cannot compute in this precision, or where no plan exists (a resolution too small, a batch too
     /// large for 32-bit counts).
-    pub fn forecast(&self, card: &CardModel, shares: &Shares) -> Result<Forecast> {
-        let rate = self.product_rate(card)?;
+    pub fn forecast(
+        &self,
+        card: &CardModel,
+        instance: Option<&Instance>,
+        shares: &Shares,
+    ) -> Result<Forecast> {
+        let (product_rate, ranks) = (self.product_rate(card)?, self.options.recipe.ranks.unwrap_or(1));
+        let link = instance.map(|instance| (instance.link, ranks));
+        let rates = Rates { bandwidth: card.bandwidth, product_rate, shares, link };
         let plans = self.plans(self.options.batch)?;
-        let of = |plan: &Plan| seconds(plan, card.bandwidth, rate, shares);
-        let accumulate = plans.accumulate.as_ref().map_or(Seconds::default(), of);
+        let mut sum = Pass::of(&plans.finish, &rates);
+        if let Some(plan) = &plans.accumulate {
+            sum.add((self.micro_steps - 1) as f64, &Pass::of(plan, &rates));
+        }
         Ok(Forecast {
-            step: of(&plans.finish).plus((self.micro_steps - 1) as f64, accumulate),
-            evaluation: of(&plans.evaluate),
+            step: sum.length,
+            exchanges: sum.exchanges,
+            evaluation: length(&plans.evaluate, &rates),
             bytes: plans.bytes(),
         })
     }
@@ -220,17 +177,99 @@ impl Plans {
     }
 }
 
-/// Of all calls one after another, each bound by its bytes or by its operations.
-fn seconds(plan: &Plan, bandwidth: f64, product_rate: f64, shares: &Shares) -> Seconds {
-    plan.nodes.iter().fold(Seconds::default(), |sum, node| {
-        let floor = Work::of(node, &plan.staging).floor(bandwidth, product_rate);
-        let [slow, fast] = shares.get(Kind::of(node)).map(|share| floor / share);
-        sum.plus(1.0, Seconds { floor, slow, fast })
-    })
+/// What calls are bound by.
+#[derive(Clone, Copy)]
+struct Rates<'s> {
+    bandwidth: f64,
+    product_rate: f64,
+    shares: &'s Shares,
+    /// To the other cards, with the number of all of them.
+    link: Option<(Link, usize)>,
+}
+
+impl Rates<'_> {
+    fn of(&self, node: &Node, plan: &Plan) -> Seconds {
+        if let Some(exchange) = collective(node) {
+            return self.exchange(exchange);
+        }
+        let floor = Work::of(node, &plan.staging).floor(self.bandwidth, self.product_rate);
+        let [slow, fast] = self.shares.get(Kind::of(node)).map(|share| floor / share);
+        Seconds { floor, slow, fast }
+    }
+
+    /// By a ring: each card sends and receives a sum twice, but for its own part of it, and a list once.
+    fn exchange(&self, exchange: &Collective) -> Seconds {
+        let Some((link, ranks)) = self.link.filter(|(_, ranks)| *ranks > 1) else {
+            return Seconds::default();
+        };
+        let others = (ranks - 1) as f64;
+        let sent = exchange.from.bytes as f64
+            * match exchange.kind {
+                Exchange::Sum(_) | Exchange::Max => 2.0 * others / ranks as f64,
+                Exchange::Gather => others,
+            };
+        let floor = sent / link.bandwidth;
+        let [slow, fast] = Link::SHARE.map(|share| floor / share);
+        let [late, soon] = Link::LATENCY;
+        Seconds { floor, slow: slow + late, fast: fast + soon }
+    }
+}
+
+/// A pass, or several.
+struct Pass {
+    length: Seconds,
+    exchanges: Exchanges,
+}
+
+impl Pass {
+    fn of(plan: &Plan, rates: &Rates) -> Self {
+        let (length, computed) =
+            (self::length(plan, rates), self::length(plan, &Rates { link: None, ..*rates }));
+        let mut exchanges = Exchanges { exposed: length.plus(-1.0, computed), ..Exchanges::default() };
+        for exchange in plan.nodes.iter().filter_map(collective) {
+            exchanges.bytes += exchange.from.bytes;
+            exchanges.link = exchanges.link.plus(1.0, rates.exchange(exchange));
+        }
+        Self { length, exchanges }
+    }
+
+    fn add(&mut self, times: f64, other: &Self) {
+        self.length = self.length.plus(times, other.length);
+        let exchanges = &mut self.exchanges;
+        exchanges.bytes += (times * other.exchanges.bytes as f64) as u64;
+        exchanges.link = exchanges.link.plus(times, other.exchanges.link);
+        exchanges.exposed = exchanges.exposed.plus(times, other.exchanges.exposed);
+    }
+}
+
+fn collective(node: &Node) -> Option<&Collective> {
+    match &node.call {
+        Call::Collective(collective) => Some(collective),
+        _ => None,
+    }
+}
+
+/// Of a pass: the card does one call after another, each bound by its bytes or by its operations, whichever stream it is on;
+/// exchanges run one after another beside them, as soon as what they wait for is there, and whatever waits for them waits.
+fn length(plan: &Plan, rates: &Rates) -> Seconds {
+    let of: Vec<Seconds> = plan.nodes.iter().map(|node| rates.of(node, plan)).collect();
+    let end = |time: fn(&Seconds) -> f64| {
+        let (mut card, mut link) = (0.0_f64, 0.0_f64);
+        let mut ends: Vec<f64> = vec![];
+        for (node, seconds) in plan.nodes.iter().zip(&of) {
+            let lane = if collective(node).is_some() { &mut link } else { &mut card };
+            let ready = node.waits.iter().map(|&id| ends[id]).fold(*lane, f64::max);
+            *lane = ready + time(seconds);
+            ends.push(*lane);
+        }
+        card.max(link)
+    };
+    Seconds { floor: end(|of| of.floor), slow: end(|of| of.slow), fast: end(|of| of.fast) }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::cards::CARDS;
     use super::super::plan::{Recipe, ScalePolicy};
     use super::*;
     use crate::config::{Decay, Form};
@@ -270,7 +309,7 @@ mod tests {
             [("v100", 208, 2092.0), ("a100", 408, 4891.0), ("h100", 400, 9075.0), ("h200", 400, 10806.0)]
         {
             let got = batch as f64
-                / training(batch, 1).forecast(card(name), &Shares::assumed()).unwrap().step.floor;
+                / training(batch, 1).forecast(card(name), None, &Shares::assumed()).unwrap().step.floor;
             assert!((got / want - 1.0).abs() < 0.08, "{name}: {got:.0} images/s, the floor model has {want}");
         }
     }
@@ -279,7 +318,7 @@ mod tests {
     fn more_micro_steps_cost_time_and_an_arena_of_sums() {
         let v100 = card("v100");
         let [one, four] = [training(64, 1), training(64, 4)]
-            .map(|training| training.forecast(v100, &Shares::assumed()).unwrap());
+            .map(|training| training.forecast(v100, None, &Shares::assumed()).unwrap());
         assert!(four.step.floor > 3.9 * one.step.floor && four.step.floor < 4.1 * one.step.floor);
         assert!(four.bytes >= one.bytes + 4 * 25_557_032);
         assert!(training(64, 4).largest(v100).unwrap() <= training(64, 1).largest(v100).unwrap());
@@ -307,8 +346,44 @@ mod tests {
     fn old_cards_refuse_bf16_and_tf32() {
         let mut wants = training(8, 1);
         wants.options.storage = Storage::Bf16;
-        let message = wants.forecast(card("t4"), &Shares::assumed()).unwrap_err().message;
+        let message = wants.forecast(card("t4"), None, &Shares::assumed()).unwrap_err().message;
         assert!(message.contains("bf16") && message.contains("T4"), "{message}");
-        assert!(wants.forecast(card("a100"), &Shares::assumed()).is_ok());
+        assert!(wants.forecast(card("a100"), None, &Shares::assumed()).is_ok());
+    }
+
+    fn among(ranks: usize, card: &str, link: Option<Link>) -> Forecast {
+        let mut training = training(64, 1);
+        training.options.recipe.ranks = Some(ranks);
+        let model = self::card(card);
+        let instance = model.instance(ranks.max(2)).unwrap();
+        let instance = Instance { link: link.unwrap_or(instance.link), ..*instance };
+        training.forecast(model, Some(&instance), &Shares::assumed()).unwrap()
+    }
+
+    /// 25.56 million gradients, fp16 but for the vectors; beside them each rank's statistics and a word.
+    #[test]
+    fn all_gradients_are_exchanged_and_mostly_behind_the_backward_pass() {
+        let eight = among(8, "v100", None);
+        let gradients = 2.0 * 25_557_032.0;
+        let bytes = eight.exchanges.bytes as f64;
+        assert!(bytes > gradients && bytes < 1.02 * gradients, "{bytes}");
+        let (link, exposed) = (eight.exchanges.link, eight.exchanges.exposed);
+        println!("link {link:?}, exposed {exposed:?}, step {:?}", eight.step);
+        // 2 (8 - 1) / 8 of that at 150 GB/s.
+        assert!((link.floor / (bytes * 1.75 / 150e9) - 1.0).abs() < 0.02, "{link:?}");
+        assert!(exposed.slow > 0.0 && exposed.slow < 0.5 * link.slow, "{exposed:?} of {link:?}");
+    }
+
+    /// One rank has nobody to exchange with; a link of no speed hides nothing; a fast one hides all but the last exchanges.
+    #[test]
+    fn what_cannot_hide_lengthens_the_step() {
+        let one = among(1, "v100", None);
+        assert_eq!((one.exchanges.link, one.exchanges.exposed), Default::default());
+        let at = |bandwidth| among(4, "v100", Some(Link { kind: "", bandwidth })).exchanges;
+        let (slow, fast) = (at(1e9), at(1e12));
+        let hidden = slow.link.slow - slow.exposed.slow;
+        let backward = one.step.slow;
+        assert!(hidden < backward && slow.exposed.slow > 0.8 * slow.link.slow, "{slow:?}, step {backward}");
+        assert!(fast.exposed.floor < 0.1 * fast.link.floor, "{fast:?}");
     }
 }

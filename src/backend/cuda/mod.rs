@@ -14,6 +14,7 @@
 //! | [`profile`] | every launch of the real step, by kind |
 //! | [`variants`] | what a card should try, and what each is expected to gain |
 //! | [`shares`] | what share of its floor each kind reaches |
+//! | [`cards`] | cards and instances that are not at hand |
 //! | [`forecast`] | what a training takes on a card that is not at hand |
 //! | [`patience`] | waiting, but not for ever |
 //! | [`device`] | NVIDIA's libraries, and the card as a machine |
@@ -21,6 +22,7 @@
 pub mod abi;
 pub mod bench;
 pub mod device;
+pub mod cards;
 pub mod forecast;
 pub mod guarded;
 pub mod machine;

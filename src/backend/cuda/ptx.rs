@@ -73,6 +73,7 @@ mod tests {
             erase: true,
             freeze: Freeze::NONE,
             ranks: None,
+            sync_norms: false,
         };
         let recipes = [
             Recipe::PLAIN,
@@ -82,6 +83,7 @@ mod tests {
             Recipe { clip: true, ..Recipe::PLAIN },
             Recipe { freeze: Freeze::up_to(1), ..all },
             Recipe { ranks: Some(2), ..Recipe::PLAIN },
+            Recipe { ranks: Some(2), sync_norms: true, ..all },
         ];
         let slabs = Slabs { cache_kb: 30, launch_kb: 0 };
         let forms = [Form::BASE, Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE }];

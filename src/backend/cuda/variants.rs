@@ -215,7 +215,7 @@ pub fn predict(
 
 #[cfg(test)]
 mod tests {
-    use super::super::forecast::CARDS;
+    use super::super::cards::CARDS;
     use super::super::plan::{Purpose, Recipe, ScalePolicy};
     use super::super::storage::Storage;
     use super::*;

@@ -220,3 +220,98 @@ fn running_statistics_and_evaluation_scales() {
         .collect();
     close("bn_fold", &result[2].values(Storage::F32), &want, 1e-6);
 }
+
+/// Partials of three ranks go through one merged partial each; results are those of all rows together.
+#[test]
+fn batch_norm_of_ranks() {
+    const RANKS: usize = 3;
+    let oracle = Oracle::new();
+    for (rows, channels) in [(2, 3), (300, 64), (37, 33), (70, 2048)] {
+        let name = format!("{RANKS} ranks, {rows} x {channels}");
+        let (all, elements) = (RANKS * rows, rows * channels);
+        // Ranks whose means are far apart, as the combining must stand.
+        let x: Vec<Vec<f32>> = (0..RANKS)
+            .map(|rank| values(rank as u64, elements, 5.0 * rank as f64, 2.0, Storage::F32))
+            .collect();
+        let gamma = values(9, channels, 1.0, 0.3, Storage::F32);
+        let want = batch_norm::statistics(oracle.cpu(), &x.concat(), channels);
+        let per_block = geometry::reduce_rows_per_block(rows, channels);
+        let blocks = rows.div_ceil(per_block);
+        let mut merged = vec![];
+        for own in &x {
+            let memory = [Bytes::f32(own), Bytes::out(8 * blocks * channels)];
+            let args = [Memory(0), Memory(1), U32(rows), U32(channels), U32(per_block)];
+            let Some(partials) = run("bn_stats_f32", geometry::bn_stats(rows, channels), &memory, &args)
+            else {
+                return;
+            };
+            let memory = [partials[1].clone(), Bytes::out(8 * channels)];
+            let result = run("bn_merge", geometry::bn_finalize(channels), &memory, &args).unwrap();
+            merged.extend(result[1].values(Storage::F32));
+        }
+        let mut memory = vec![Bytes::f32(&merged), Bytes::f32(&gamma)];
+        memory.extend([(); 4].map(|()| Bytes::out(4 * channels)));
+        let mut args: Vec<By> = (0..6).map(Memory).collect();
+        args.extend([U32(all), U32(channels), U32(rows), F32(EPS as f32)]);
+        let result = run("bn_finalize", geometry::bn_finalize(channels), &memory, &args).unwrap();
+        let got = |index: usize| result[index].values(Storage::F32);
+        close(&format!("{name}: mean"), &got(2), &want.mean, SUMS);
+        close(&format!("{name}: rstd"), &got(3), &want.rstd, SUMS);
+        close(&format!("{name}: scale"), &got(4), &want.scale(&gamma), SUMS);
+        backward_of_ranks(&oracle, &x, &want, &gamma, &name);
+    }
+}
+
+/// Each rank's own gradients of gamma and beta, and the constants that come of their sums.
+fn backward_of_ranks(
+    oracle: &Oracle,
+    x: &[Vec<f32>],
+    statistics: &batch_norm::Statistics,
+    gamma: &[f32],
+    name: &str,
+) {
+    let (channels, ranks) = (gamma.len(), x.len());
+    let rows = x[0].len() / channels;
+    let scale = statistics.scale(gamma);
+    let (mut sums, mut total) = (vec![], [vec![0.0; channels], vec![0.0; channels]]);
+    let (per_block, f32s) =
+        (geometry::reduce_rows_per_block(rows, channels), |values: &[f32]| Bytes::f32(values));
+    let blocks = rows.div_ceil(per_block);
+    for (rank, own) in x.iter().enumerate() {
+        let mut dy = values(20 + rank as u64, own.len(), 0.1, 1.0, Storage::F32);
+        let mut memory = vec![f32s(&dy), f32s(own), f32s(&statistics.mean), f32s(&scale), f32s(&scale)];
+        memory.push(Bytes::out(8 * blocks * channels));
+        let mut args = vec![Memory(0), Memory(1), Null, Memory(2), Memory(3), Memory(4), Memory(5)];
+        args.extend([U32(rows), U32(channels), U32(per_block), U32(0)]);
+        let reduced =
+            run("bn_backward_reduce_f32", geometry::bn_backward_reduce(rows, channels), &memory, &args)
+                .unwrap();
+        let mut memory = vec![reduced[5].clone(), f32s(&statistics.rstd)];
+        memory.extend([4, 4, 8].map(|bytes| Bytes::out(bytes * channels)));
+        let mut args: Vec<By> = (0..5).map(Memory).collect();
+        args.extend([U32(channels), U32(blocks)]);
+        let result = run("bn_backward_merge", geometry::bn_finalize(channels), &memory, &args).unwrap();
+        let want = batch_norm::backward_reduce(oracle.cpu(), statistics, own, Gate::Open, &mut dy);
+        close(&format!("{name}: dgamma of rank {rank}"), &result[2].values(Storage::F32), &want.gamma, SUMS);
+        close(&format!("{name}: dbeta of rank {rank}"), &result[3].values(Storage::F32), &want.beta, SUMS);
+        for (total, own) in total.iter_mut().zip([&want.gamma, &want.beta]) {
+            total.iter_mut().zip(own).for_each(|(total, own)| *total += own);
+        }
+        sums.extend(result[4].values(Storage::F32));
+    }
+    let mut memory = vec![f32s(&sums), f32s(&statistics.rstd), f32s(&scale)];
+    memory.extend([(); 2].map(|()| Bytes::out(4 * channels)));
+    let mut args: Vec<By> = (0..5).map(Memory).collect();
+    args.extend([U32(ranks * rows), U32(channels), U32(ranks)]);
+    let result = run("bn_backward_ranks", geometry::by_channel(channels), &memory, &args).unwrap();
+    let all = (ranks * rows) as f32;
+    let [b, c] = [0, 1].map(|kind| -> Vec<f32> {
+        let of = |channel: usize| match kind {
+            0 => -scale[channel] * statistics.rstd[channel] * total[0][channel] / all,
+            _ => -scale[channel] * total[1][channel] / all,
+        };
+        (0..channels).map(of).collect()
+    });
+    close(&format!("{name}: b"), &result[3].values(Storage::F32), &b, SUMS);
+    close(&format!("{name}: c"), &result[4].values(Storage::F32), &c, SUMS);
+}

@@ -21,7 +21,7 @@ pub(super) struct Exchanges {
 }
 
 /// Exchanges of a pass that are told apart where one does not end.
-const NUMBERED: usize = 64;
+const NUMBERED: usize = 512;
 
 impl Card {
     /// From now on plans may exchange with the cards of `ranks`.

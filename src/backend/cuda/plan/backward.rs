@@ -220,6 +220,14 @@ impl Builder<'_> {
         let geometry = geometry::bn_backward_reduce(rows, channels);
         let launch = Launch { kernel, geometry, args };
         self.launch(self.name(unit.raw, "bn_backward_reduce"), launch);
+        match self.synced() {
+            Some(ranks) => self.finalize_of_ranks(unit, partials, blocks, ranks),
+            None => self.finalize_sums(unit, partials, blocks),
+        }
+    }
+
+    fn finalize_sums(&mut self, unit: &ConvUnit, partials: Region, blocks: usize) {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let gradient = |param| self.layout.gradient(self.options.storage, param);
         let mut args = vec![read(partials)];
         args.extend([Statistic::Rstd, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));

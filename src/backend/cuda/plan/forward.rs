@@ -42,8 +42,8 @@ impl Builder<'_> {
         units.iter().for_each(|unit| self.forward_unit(unit));
         self.loss(units);
         match self.options.recipe.ranks {
-            Some(ranks) => self.running_statistics_of(ranks),
-            None => self.running_statistics(),
+            Some(ranks) if self.synced().is_none() => self.running_statistics_of(ranks),
+            _ => self.running_statistics(),
         }
         if self.reduces() {
             self.agree_on_loss();
@@ -264,7 +264,11 @@ impl Builder<'_> {
 
     /// Mean and variance from what each `per_block` rows have left.
     pub fn finalize(&mut self, unit: &ConvUnit, partials: Region, per_block: usize) {
-        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let (own, channels) = (self.rows(unit.raw), unit.shape.k);
+        let (partials, rows, per_block) = match self.synced() {
+            Some(ranks) => (self.gather_moments(unit, partials, per_block), ranks * own, own),
+            None => (partials, own, per_block),
+        };
         let made = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
         let mut args = vec![read(partials), self.parameter(unit.gamma)];
         args.extend(made.map(|kind| write(self.statistic(unit, kind))));

@@ -131,6 +131,8 @@ pub struct Recipe {
     pub freeze: Freeze,
     /// How many ranks train together; with one they exchange what they would among several. `None`: nothing is exchanged.
     pub ranks: Option<usize>,
+    /// Batch norm sees the images of all ranks in a pass, not each rank its own.
+    pub sync_norms: bool,
 }
 
 impl Recipe {
@@ -144,6 +146,7 @@ impl Recipe {
         erase: false,
         freeze: Freeze::NONE,
         ranks: None,
+        sync_norms: false,
     };
 
     /// Whether the update needs the norm of all gradients, or what is computed beside it.

@@ -1,21 +1,21 @@
 //! What the passes of several ranks exchange: gradients are added up in buckets, which leave while the backward pass goes on;
-//! every rank takes in the batch statistics of all; and a loss that is not finite anywhere is known everywhere.
+//! every rank takes in the batch statistics of all, or has batch norm see the images of all; and a loss that is not finite anywhere is known everywhere.
 //!
 //! Buckets are fixed by the layout: neighbours in the parameter space, the last layers first, since the backward pass makes
 //! theirs first. Gradients carry one over the images of the whole optimiser step, all ranks together, so a sum leaves fp16's
 //! range only where a single rank's would.
 
-use super::Purpose;
-use super::builder::{Builder, COMM, SIDE, read, size, update};
+use super::builder::{Builder, COMM, SIDE, read, size, update, write};
 use super::geometry;
 use super::node::{Arg, Call, Collective, Exchange, Launch};
 use super::params::{ParamLayout, Statistic};
 use super::region::{Access, Arena, Region};
+use super::{Purpose, Recipe};
 use crate::backend::cuda::abi;
 use crate::backend::cuda::storage::Storage;
 use crate::backend::{BUCKET_BYTES, RUNNING_MOMENTUM};
 use crate::model::graph::{Graph, ParamId};
-use crate::model::units::Unit;
+use crate::model::units::{ConvUnit, Unit};
 use std::ops::Range;
 
 /// The bucket that is made last has nothing left to hide behind: it is small, as PyTorch's first one is.
@@ -132,6 +132,52 @@ impl Builder<'_> {
 
     fn exchange(&mut self, name: String, kind: Exchange, from: Region, to: Region) {
         self.push(name, COMM, Call::Collective(Collective { kind, from, to }));
+    }
+
+    /// How many ranks see each other's images in batch norm, where several do. A forward pass that is looked at again is the
+    /// rank's own, so that what is wrong shows at the rank that it comes from.
+    pub fn synced(&self) -> Option<usize> {
+        let Recipe { sync_norms, ranks, .. } = self.options.recipe;
+        ranks.filter(|&ranks| sync_norms && ranks > 1 && self.options.purpose.trains())
+    }
+
+    /// The partials of a convolution's statistics of every rank, one each, in the order of ranks.
+    pub fn gather_moments(&mut self, unit: &ConvUnit, partials: Region, per_block: usize) -> Region {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let own = self.buffer(self.name(unit.raw, "moments"), 8 * channels as u64);
+        let args = vec![read(partials), write(own), size(rows), size(channels), size(per_block)];
+        let launch = Launch { kernel: "bn_merge".into(), geometry: geometry::bn_finalize(channels), args };
+        self.launch(self.name(unit.raw, "bn_merge"), launch);
+        self.gather(unit, "moments", own)
+    }
+
+    /// This rank's gradients of gamma and beta, and from the sums of all ranks what the batch norm's backward pass needs.
+    pub fn finalize_of_ranks(&mut self, unit: &ConvUnit, partials: Region, blocks: usize, ranks: usize) {
+        let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
+        let own = self.buffer(self.name(unit.raw, "sums"), 8 * channels as u64);
+        let gradient = |param| self.layout.gradient(self.options.storage, param);
+        let mut args = vec![read(partials), read(self.statistic(unit, Statistic::Rstd))];
+        args.extend([gradient(unit.gamma), gradient(unit.beta), own].map(write));
+        args.extend([channels, blocks].map(size));
+        let geometry = geometry::bn_finalize(channels);
+        let launch = Launch { kernel: "bn_backward_merge".into(), geometry, args };
+        self.launch(self.name(unit.raw, "bn_backward_merge"), launch);
+        let all = self.gather(unit, "sums", own);
+        let mut args = vec![read(all)];
+        args.extend([Statistic::Rstd, Statistic::Scale].map(|kind| read(self.statistic(unit, kind))));
+        args.extend([Statistic::B, Statistic::C].map(|kind| write(self.statistic(unit, kind))));
+        args.extend([ranks * rows, channels, ranks].map(size));
+        let geometry = geometry::by_channel(channels);
+        let launch = Launch { kernel: "bn_backward_ranks".into(), geometry, args };
+        self.launch(self.name(unit.raw, "bn_backward_ranks"), launch);
+    }
+
+    /// Every rank's `own`, in their order.
+    fn gather(&mut self, unit: &ConvUnit, what: &str, own: Region) -> Region {
+        let ranks = self.synced().expect("several ranks gather");
+        let all = self.buffer(self.name(unit.raw, &format!("ranks.{what}")), own.bytes * ranks as u64);
+        self.exchange(format!("all_gather.{}", self.name(unit.raw, what)), Exchange::Gather, own, all);
+        all
     }
 
     /// Running statistics take in those of every rank's batch, in the order of ranks, as one rank would that had seen all.

@@ -119,9 +119,10 @@ pub fn counters(channels: usize) -> u64 {
 }
 
 impl Builder<'_> {
-    /// The slabs of a unit's batch norm, if it has any. Images that skip a branch have their own kernels.
+    /// The slabs of a unit's batch norm, if it has any. Images that skip a branch have their own kernels, and a batch norm of
+    /// several ranks needs what the others say between summing and applying.
     pub fn slabs(&self, unit: &ConvUnit, operands: u64) -> Option<Vec<Range<usize>>> {
-        if self.factors[unit.y].is_some() {
+        if self.factors[unit.y].is_some() || self.synced().is_some() {
             return None;
         }
         let layer = Layer {
