@@ -74,6 +74,7 @@ fn plan_options(job: &Job) -> PlanOptions {
         recipe: Recipe::PLAIN,
         scale: ScalePolicy::FP16,
         keep: false,
+        without: vec![],
     }
 }
 
@@ -136,6 +137,9 @@ fn set(variant: &Variant) -> String {
     if variant.search.routines != base.routines {
         let name = serde_json::to_value(variant.search.routines).expect("a name");
         set.push(format!("device.search.routines={}", name.as_str().unwrap_or_default()));
+    }
+    if variant.search.cudnn_graph {
+        set.push("device.search.cudnn_graph=true".to_owned());
     }
     if variant.search.workspace != base.workspace {
         set.push(format!("device.search.workspace={}", variant.search.workspace));

@@ -146,6 +146,7 @@ fn training(config: &Config, classes: usize, resolution: usize) -> Training {
             recipe: device::recipe(config),
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         },
         tf32,
         micro_steps: config.micro_steps(),

@@ -421,6 +421,7 @@ fn plan_of(case: Case) -> Plan {
         recipe,
         scale,
         keep,
+        without: vec![],
     })
     .unwrap()
 }

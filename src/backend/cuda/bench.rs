@@ -354,6 +354,7 @@ mod tests {
             recipe: Recipe::default(),
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         };
         Plan::new(&options).unwrap()
     }

@@ -238,6 +238,7 @@ mod tests {
             recipe: Recipe::PLAIN,
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         };
         let card = CARDS.iter().find(|card| card.name == "v100").unwrap();
         let rates = Rates { copy: card.bandwidth, product: card.half, cache: 0 };

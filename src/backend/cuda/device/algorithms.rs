@@ -3,7 +3,8 @@
 
 use super::cublaslt;
 use super::cudnn::{Algorithm, DEFAULT_MATH, FMA_MATH, TENSOR_OP_MATH};
-use crate::backend::cuda::plan::node::Convolution;
+use super::cudnn_engine::{Engine, Notes};
+use crate::backend::cuda::plan::node::{Convolution, Fused};
 use crate::backend::cuda::storage::Storage;
 use crate::config::Routines;
 use crate::error::{Error, Result};
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// One way to compute a convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Candidate {
     Cudnn(Algorithm),
+    /// By cuDNN's graph API, which alone knows what is fused with a convolution.
+    Graph(Engine),
     /// As a matrix product: for what [`is_product`] says.
     Cublas,
     /// The same by one of cuBLASLt's algorithms.
@@ -38,6 +41,7 @@ impl fmt::Display for Candidate {
         match self {
             Self::Cublas => f.write_str("cublas"),
             Self::CublasLt(algorithm) => algorithm.fmt(f),
+            Self::Graph(engine) => engine.fmt(f),
             Self::Cudnn(Algorithm { number, math, memory, deterministic }) => {
                 write!(f, "cudnn algorithm {number} math {math} workspace {memory}")?;
                 if *deterministic { Ok(()) } else { write!(f, " {NONDETERMINISTIC}") }
@@ -53,6 +57,9 @@ impl FromStr for Candidate {
     fn from_str(text: &str) -> Result<Self, ()> {
         fn number<T: FromStr>(text: &str) -> Result<T, ()> {
             text.parse().map_err(drop)
+        }
+        if let Ok(engine) = text.parse() {
+            return Ok(Self::Graph(engine));
         }
         let words: Vec<&str> = text.split(' ').collect();
         let (words, deterministic) = match words.split_last() {
@@ -71,11 +78,11 @@ impl FromStr for Candidate {
     }
 }
 
-/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`.
+/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`, and ` norm`, ` sums` for what is fused.
 pub fn key(conv: &Convolution, rule: &Rule) -> String {
     let shape = conv.shape;
     format!(
-        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}",
+        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}{}",
         conv.pass.name(),
         shape.h,
         shape.w,
@@ -86,8 +93,19 @@ pub fn key(conv: &Convolution, rule: &Rule) -> String {
         shape.stride,
         shape.pad,
         conv.n,
-        if rule.tf32 { "tf32" } else { rule.storage.suffix() }
+        if rule.tf32 { "tf32" } else { rule.storage.suffix() },
+        said(&conv.fused)
     )
+}
+
+/// ` norm sums` of a convolution with both.
+pub fn said(fused: &Fused) -> &'static str {
+    match (fused.norm.is_some(), fused.sums.is_some()) {
+        (false, false) => "",
+        (true, false) => " norm",
+        (false, true) => " sums",
+        (true, true) => " norm sums",
+    }
 }
 
 /// What a run allows.
@@ -104,6 +122,8 @@ pub struct Rule {
     pub workspace: u64,
     /// Whose are tried.
     pub routines: Routines,
+    /// And the engines of cuDNN's graph API.
+    pub graph: bool,
 }
 
 /// Candidates of cuDNN's that are timed again, as the run will call them.
@@ -127,9 +147,23 @@ impl Rule {
         fits && self.allows_math(one.math) && (one.deterministic || !self.deterministic)
     }
 
-    /// Whether a choice of an earlier run may be made again.
+    /// Whether an engine computes what the run promises, by what cuDNN says of it: f32 sums of products of the operands as they
+    /// are. Where no note is, it does nothing special.
+    pub fn allows_notes(&self, notes: &Notes) -> bool {
+        let whole = self.storage == Storage::F32 && !self.tf32;
+        notes.plain_sums()
+            && (notes.deterministic() || !self.deterministic)
+            && !(whole && notes.tensor_cores())
+    }
+
+    /// Whether a choice of an earlier run may be made again. An engine's notes are looked at when it is planned.
     pub fn allows(&self, candidate: &Candidate, conv: &Convolution) -> bool {
         match candidate {
+            Candidate::Cudnn(_) | Candidate::Cublas | Candidate::CublasLt(_) if conv.fused.any() => false,
+            Candidate::Graph(engine) => {
+                let fits = engine.workspace as u64 <= self.workspace;
+                fits && (self.graph || conv.fused.any()) && (engine.deterministic || !self.deterministic)
+            }
             Candidate::Cublas => is_product(conv) && self.routines != Routines::Cudnn,
             Candidate::CublasLt(algorithm) => {
                 let fits = algorithm.workspace as u64 <= self.workspace;
@@ -155,7 +189,7 @@ impl Rule {
 
 /// The fastest of what was timed, in seconds; of equals, the first.
 pub fn fastest(timed: &[(Candidate, f64)]) -> Option<Candidate> {
-    timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|&(candidate, _)| candidate)
+    timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(candidate, _)| candidate.clone())
 }
 
 /// `device.algorithms = "file:PATH"`.
@@ -207,6 +241,7 @@ mod tests {
         deterministic: true,
         workspace: 8192,
         routines: Routines::Cublas,
+        graph: false,
     };
     const FP32: Rule = Rule { storage: Storage::F32, ..FP16 };
 
@@ -221,7 +256,7 @@ mod tests {
     fn conv(shape: ConvShape) -> Convolution {
         let nowhere = Region::new(Arena::Activations, 0, 0);
         let (x, w, y) = (nowhere, nowhere, nowhere);
-        Convolution { pass: Pass::Dgrad, shape, n: 2, x, w, y, accumulate: true }
+        Convolution { pass: Pass::Dgrad, shape, n: 2, x, w, y, accumulate: true, fused: Fused::NONE }
     }
 
     const ONE_BY_ONE: ConvShape = ConvShape { h: 8, w: 8, c: 4, k: 6, r: 1, s: 1, stride: 1, pad: 0 };

@@ -2,7 +2,7 @@
 
 use super::builder::{Builder, MAIN, optional, read, size, update, write};
 use super::geometry;
-use super::node::{Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass};
+use super::node::{Arg, Call, Convolution, Fused, Launch, Linear, Node, NodeId, Pass};
 use super::params::Statistic;
 use super::region::{Access, Region};
 use crate::config::{Residual, Wgrad};
@@ -96,13 +96,15 @@ impl Builder<'_> {
     fn backward_conv(&mut self, unit: &ConvUnit) {
         let draw = self.batch_norm_backward(unit);
         let (shape, n, storage) = (self.shape(unit), self.options.batch, self.options.storage);
-        let (x, dw) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
-        let wgrad = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
+        let ((x, norm), dw) = (self.input_of(unit), self.layout.gradient(storage, unit.weight));
+        let (accumulate, fused) = (false, Fused { norm, sums: None });
+        let wgrad = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate, fused };
         if unit.x == self.graph.input {
             self.stem_wgrad(unit, wgrad);
             return;
         }
-        let dgrad = Convolution { pass: Pass::Dgrad, w: self.layout.weights(storage, unit.weight), ..wgrad };
+        let w = self.layout.weights(storage, unit.weight);
+        let dgrad = Convolution { pass: Pass::Dgrad, w, fused: Fused::NONE, ..wgrad };
         let behind = self.options.form.wgrad == Wgrad::Behind;
         let mut waits = vec![];
         if behind && self.demand.wants(unit.x) {
