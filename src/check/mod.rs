@@ -13,6 +13,7 @@
 mod backward;
 pub mod compare;
 mod forward;
+mod fused;
 mod input;
 mod lamb;
 mod lars;
@@ -32,7 +33,7 @@ use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
-use crate::config::{Decay, Form, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
+use crate::config::{Decay, Form, Fusion, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
 use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::freeze::Freeze;
@@ -88,12 +89,14 @@ pub const EXTRAS: [Recipe; 4] = [
 ];
 
 /// What has, between them, every node and order that the base form lacks.
-pub const FORMS: [Form; 4] = [
+pub const FORMS: [Form; 6] = [
     Form { stem: Stem::SpaceToDepth, wgrad: Wgrad::Behind, residual: Residual::Added, ..Form::BASE },
     Form { stem: Stem::Padded8, wgrad: Wgrad::Inline, ..Form::BASE },
     Form { pointwise: Pointwise::Fused, ..Form::BASE },
     // So small that the tiny network's batch norms have a slab or two.
     Form { slabs: Slabs { cache_kb: 140, launch_kb: 0 }, ..Form::BASE },
+    Form { fusion: Fusion::Statistics, ..Form::BASE },
+    Form { fusion: Fusion::Norm, wgrad: Wgrad::Behind, ..Form::BASE },
 ];
 
 /// Constants of the rules of a check.

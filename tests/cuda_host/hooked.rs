@@ -55,10 +55,6 @@ impl Machine for Hooked {
         self.machine.prepare(plan)
     }
 
-    fn without_engine(&mut self, plan: &Plan) -> Result<Vec<Pattern>> {
-        self.inner.without_engine(plan)
-    }
-
     fn plan(&self, prepared: Prepared) -> &Plan {
         self.machine.plan(prepared)
     }

@@ -19,6 +19,8 @@ pub struct CardModel {
     pub name: &'static str,
     /// Which of its kinds.
     pub kind: &'static str,
+    /// Its compute capability.
+    pub capability: (i32, i32),
     /// What programs can have of its memory.
     pub gibibytes: f64,
     /// Of device memory, bytes a second.
@@ -36,6 +38,7 @@ pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "v100",
         kind: "V100 SXM2 16 GB",
+        capability: (7, 0),
         gibibytes: 15.7,
         bandwidth: 900e9,
         half: 125e12,
@@ -45,6 +48,7 @@ pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "t4",
         kind: "T4 16 GB",
+        capability: (7, 5),
         gibibytes: 14.7,
         bandwidth: 320e9,
         half: 65e12,
@@ -54,6 +58,7 @@ pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "a100",
         kind: "A100 SXM 80 GB",
+        capability: (8, 0),
         gibibytes: 79.0,
         bandwidth: 2039e9,
         half: 312e12,
@@ -63,6 +68,7 @@ pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "h100",
         kind: "H100 SXM 80 GB",
+        capability: (9, 0),
         gibibytes: 79.0,
         bandwidth: 3350e9,
         half: 989e12,
@@ -72,6 +78,7 @@ pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "h200",
         kind: "H200 SXM 141 GB",
+        capability: (9, 0),
         gibibytes: 139.0,
         bandwidth: 4300e9,
         half: 790e12,
