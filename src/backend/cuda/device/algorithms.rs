@@ -78,11 +78,12 @@ impl FromStr for Candidate {
     }
 }
 
-/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`, and ` norm`, ` sums` for what is fused.
+/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`, and ` norm`, ` sums` for what is
+/// fused. Whether it adds to its result is part of an operation graph: ` +=` where those are searched.
 pub fn key(conv: &Convolution, rule: &Rule) -> String {
     let shape = conv.shape;
     format!(
-        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}{}",
+        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}{}{}",
         conv.pass.name(),
         shape.h,
         shape.w,
@@ -94,7 +95,8 @@ pub fn key(conv: &Convolution, rule: &Rule) -> String {
         shape.pad,
         conv.n,
         if rule.tf32 { "tf32" } else { rule.storage.suffix() },
-        said(&conv.fused)
+        said(&conv.fused),
+        if rule.graph && conv.accumulate { " +=" } else { "" }
     )
 }
 
@@ -308,6 +310,43 @@ mod tests {
         assert!(!Rule { workspace: 8191, ..all }.allows(&lt, &plain));
         assert!(!Rule { routines: Routines::Cudnn, ..FP16 }.allows(&Candidate::Cublas, &plain));
         assert!(key(&plain, &Rule { tf32: true, ..FP32 }).ends_with("s1 p0 n2 tf32"));
+        assert!(key(&plain, &Rule { graph: true, ..FP16 }).ends_with("s1 p0 n2 f16 +="));
+    }
+
+    /// Numbers of `cudnnBackendNumericalNote_t` and `cudnnBackendBehaviorNote_t`.
+    #[test]
+    fn engines_are_taken_by_their_notes() {
+        let notes = |numerical: &[i32], behaviour: &[i32]| Notes {
+            numerical: numerical.to_vec(),
+            behaviour: behaviour.to_vec(),
+        };
+        let (tensor, plain, random) = (notes(&[0, 9], &[]), notes(&[], &[]), notes(&[0, 4], &[]));
+        assert!(FP16.allows_notes(&tensor) && FP16.allows_notes(&plain) && !FP16.allows_notes(&random));
+        assert!(Rule { deterministic: false, ..FP16 }.allows_notes(&random));
+        assert!(!FP32.allows_notes(&tensor) && FP32.allows_notes(&plain));
+        assert!(Rule { tf32: true, ..FP32 }.allows_notes(&tensor));
+        for other in [1, 2, 3, 5, 6, 7, 8] {
+            assert!(!Rule { deterministic: false, ..FP16 }.allows_notes(&notes(&[0, other], &[])), "{other}");
+        }
+        assert!(!FP16.allows_notes(&notes(&[0], &[1])) && FP16.allows_notes(&notes(&[0], &[0, 3, 4])));
+        assert!(notes(&[0], &[0]).compiled_late() && !tensor.compiled_late());
+    }
+
+    #[test]
+    fn what_is_fused_is_an_engines_alone() {
+        let nowhere = Region::new(Arena::Activations, 0, 0);
+        let fused = Fused { norm: None, sums: Some(nowhere) };
+        let (plain, summed) = (conv(ONE_BY_ONE), Convolution { fused, ..conv(ONE_BY_ONE) });
+        let engine = Engine { index: 4, knobs: vec![], workspace: 8192, deterministic: true };
+        let graph = Candidate::Graph(engine.clone());
+        assert!(FP16.allows(&graph, &summed) && !FP16.allows(&graph, &plain));
+        assert!(Rule { graph: true, ..FP16 }.allows(&graph, &plain));
+        assert!(!FP16.allows(&Candidate::Cublas, &summed));
+        assert!(!FP16.allows(&Candidate::Cudnn(algorithm(1, TENSOR_OP_MATH)), &summed));
+        assert!(!Rule { workspace: 8191, ..FP16 }.allows(&graph, &summed));
+        let random = Candidate::Graph(Engine { deterministic: false, ..engine });
+        assert!(!FP16.allows(&random, &summed) && random.to_string().parse() == Ok(random));
+        assert_ne!(key(&summed, &FP16), key(&plain, &FP16));
     }
 
     #[test]

@@ -79,7 +79,13 @@ impl Card {
         let (mut timed, mut routines, mut refused) = (vec![], vec![], None);
         for (candidate, routine) in candidates {
             let run = || self.convolve(lane, conv, descriptors, &routine);
-            match self.time(&lane.stream, SAMPLES, &run) {
+            let timed_run = self.time(&lane.stream, SAMPLES, &run);
+            // The step is one CUDA graph: an engine that cannot be recorded is none for it.
+            let recorded = |seconds| match routine {
+                Routine::Graph(_) => lane.stream.capture(run).map(|_| seconds),
+                _ => Ok(seconds),
+            };
+            match timed_run.and_then(recorded) {
                 Ok(seconds) => {
                     timed.push((candidate, seconds));
                     routines.push(routine);
