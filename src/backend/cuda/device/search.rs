@@ -195,17 +195,21 @@ impl Card {
 
     /// What of a plan is fused and has no engine here: the run's state then says so, and a plan is wanted without it.
     pub(super) fn without_engine(&mut self, plan: &Plan) -> Result<Vec<Pattern>> {
-        let (rule, mut missing) = (self.rule(), vec![]);
+        let (rule, mut missing, mut keys) = (self.rule(), vec![], vec![]);
         for node in &plan.nodes {
             let Call::Convolution(conv) = &node.call else { continue };
             let Some(pattern) = conv.pattern().filter(|pattern| !missing.contains(pattern)) else { continue };
             let key = algorithms::key(conv, &rule);
             if !self.has_engine(node, conv, &key).map_err(|error| error.within(&node.name))? {
-                traced(NO_ENGINE, Class::Spans, 0, || message(format!("cuDNN has {NO_ENGINE}: {key}")));
-                self.choices.insert(key, NO_ENGINE.to_owned());
                 missing.push(pattern);
+                keys.push(key);
             }
         }
+        if let Some(first) = keys.first() {
+            let others = if keys.len() > 1 { format!(" and {} more", keys.len() - 1) } else { String::new() };
+            traced(NO_ENGINE, Class::Spans, 0, || message(format!("cuDNN has {NO_ENGINE}: {first}{others}")));
+        }
+        self.choices.extend(keys.into_iter().map(|key| (key, NO_ENGINE.to_owned())));
         Ok(missing)
     }
 
