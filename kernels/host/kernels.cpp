@@ -5,6 +5,7 @@
 #include "../batch_norm.cu"
 #include "../batch_norm_backward.cu"
 #include "../batch_norm_slab.cu"
+#include "../batch_norm_sums.cu"
 #include "../conv1x1.cu"
 #include "../pool.cu"
 #include "../loss.cu"

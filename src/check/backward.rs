@@ -4,6 +4,7 @@ use super::compare::{
     Allowed, UNIT, Want, dot_error, largest, longest_column, longest_row, rounding, to_f64,
 };
 use super::forward::chain;
+use super::fused::Operand;
 use super::layers::Layers;
 use super::oracle::{Gated, classifier};
 use crate::backend::cpu::pooling;
@@ -101,12 +102,14 @@ impl<M: Machine> Layers<'_, M> {
     fn backward_conv(&mut self, unit: &ConvUnit, joins: &mut Joins) -> Result<()> {
         self.norm_backward(unit, joins)?;
         let (shape, n) = (self.shape(unit), self.seen.n());
-        let (x, dy) = (self.seen.activation(unit.x)?, self.seen.gradient(unit.raw)?);
+        let dy = self.seen.gradient(unit.raw)?;
         if !self.frozen(unit) {
+            let Operand { x, doubt } = self.operand(unit, "wgrad")?;
             let dw = self.oracle.wgrad(&shape, n, &x, &dy);
             // With a stride a tap sees one in stride^2 pixels, which may be the larger ones.
             let seen = longest_column(&x, shape.c) * shape.stride as f64;
-            let error = dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
+            let moved = 4.0 * doubt * largest(&dy);
+            let error = moved + dot_error(n * shape.p() * shape.q(), seen, longest_column(&dy, shape.k));
             let node = self.seen.node(unit.raw, "wgrad");
             let got = self.filter_gradient(unit, unit.weight)?;
             self.matrix("convolution wgrad", node, unit.weight, &got, &dw, error);

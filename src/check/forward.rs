@@ -1,6 +1,7 @@
 //! The forward pass, unit by unit.
 
 use super::compare::{Allowed, UNIT, Want, dot_error, largest, longest_row, rounding, to_f64};
+use super::fused::Operand;
 use super::layers::Layers;
 use super::oracle::{Affine, Bounded, classifier, moments};
 use crate::backend::EPS;
@@ -65,11 +66,12 @@ impl<M: Machine> Layers<'_, M> {
 
     fn forward_conv(&mut self, unit: &ConvUnit) -> Result<()> {
         let (shape, n) = (self.shape(unit), self.seen.n());
-        let (x, w) = (self.seen.activation(unit.x)?, self.filters(unit)?);
+        let (Operand { x, doubt }, w) = (self.operand(unit, "forward")?, self.filters(unit)?);
         let raw = self.seen.activation(unit.raw)?;
         let y = self.oracle.forward(&shape, n, &x, &w);
         let terms = shape.r * shape.s * shape.c;
-        let error = dot_error(terms, longest_row(&x, shape.c), longest_row(&w, terms));
+        let moved = 4.0 * doubt * largest(&w);
+        let error = moved + dot_error(terms, longest_row(&x, shape.c), longest_row(&w, terms));
         let allowed = Allowed::Same(rounding(self.seen.storage(), largest(&y)) + error);
         let want = Want { values: to_f64(&y), allowed };
         let nodes = [self.seen.first_node(unit.raw, &["forward", "forward_stats"])];
@@ -79,7 +81,9 @@ impl<M: Machine> Layers<'_, M> {
         if !self.takes_running(unit) {
             self.statistics(unit, &raw)?;
         }
-        if unit.relu || unit.residual.is_some() {
+        if !self.is_stored(unit.y) {
+            self.mapped(unit)?;
+        } else if unit.relu || unit.residual.is_some() {
             self.apply(unit, &raw)?;
         }
         Ok(())
@@ -92,24 +96,32 @@ impl<M: Machine> Layers<'_, M> {
         let sum = chain(rows, channels) * UNIT;
         let unbias = if rows > 1 { rows as f64 / (rows - 1) as f64 } else { 1.0 };
         let gamma = self.seen.vector(unit.gamma);
+        let summed = self.fused(unit.raw, "forward").sums.is_some();
+        let half = if summed { rounding(self.seen.storage(), 1.0) } else { 0.0 };
         // Sums of x less a value of its own, which lies about as far from the mean as x does.
         let columns: Vec<[(f64, f64); 4]> = moments(raw, channels)
             .iter()
             .zip(&gamma)
             .map(|(of, &gamma)| {
                 let rstd = 1.0 / (of.variance + f64::from(EPS as f32)).sqrt();
-                let (error, gamma) = (3.0 * sum + 4.0 * UNIT, f64::from(gamma));
+                // The library may sum what it has not rounded yet, and squares as they are: what is off is off relative to the
+                // square's mean, not to the variance.
+                let square = of.variance + of.mean * of.mean;
+                let whole = if summed { (2.0 * half + sum) * square } else { 0.0 };
+                let shifted = if summed { (half + sum) * square.sqrt() } else { 0.0 };
+                let relative = whole / (of.variance + f64::from(EPS as f32));
+                let (error, gamma) = (3.0 * sum + 4.0 * UNIT + relative, f64::from(gamma));
                 [
-                    (of.mean, 2.0 * sum * of.variance.sqrt() + 2.0 * UNIT * of.mean.abs()),
+                    (of.mean, 2.0 * sum * of.variance.sqrt() + 2.0 * UNIT * of.mean.abs() + shifted),
                     (rstd, error * rstd),
                     (gamma * rstd, (error + UNIT) * (gamma * rstd).abs()),
-                    (of.variance * unbias, (6.0 * sum + 4.0 * UNIT) * of.variance * unbias),
+                    (of.variance * unbias, ((6.0 * sum + 4.0 * UNIT) * of.variance + 2.0 * whole) * unbias),
                 ]
             })
             .collect();
         let kinds = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
         let mut nodes = self.seen.norm_nodes(unit.raw, &["bn_stats", "bn_finalize"], "bn_slab");
-        nodes[0] = self.seen.first_node(unit.raw, &["bn_stats", "forward_stats", "bn_slab0"]);
+        nodes[0] = self.seen.first_node(unit.raw, &["bn_stats", "forward_stats", "bn_slab0", "forward"]);
         for (at, kind) in kinds.into_iter().enumerate() {
             let got = to_f64(&self.seen.statistic(unit, kind)?);
             let values = columns.iter().map(|column| column[at].0).collect();

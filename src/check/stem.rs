@@ -13,7 +13,7 @@ impl<M: Machine> Layers<'_, M> {
     pub fn blocking(&self, unit: &ConvUnit) -> Option<Blocking> {
         let options = &self.seen.plan.options;
         let first = unit.x == self.seen.plan.graph.input;
-        Blocking::of(options.form.stem, &unit.shape).filter(|_| first)
+        if first { Blocking::of(options.form.stem, &unit.shape) } else { None }
     }
 
     /// The filters as the convolution reads them.

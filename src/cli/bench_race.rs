@@ -74,6 +74,7 @@ fn plan_options(job: &Job) -> PlanOptions {
         recipe: Recipe::PLAIN,
         scale: ScalePolicy::FP16,
         keep: false,
+        without: vec![],
     }
 }
 
@@ -137,6 +138,9 @@ fn set(variant: &Variant) -> String {
         let name = serde_json::to_value(variant.search.routines).expect("a name");
         set.push(format!("device.search.routines={}", name.as_str().unwrap_or_default()));
     }
+    if variant.search.cudnn_graph {
+        set.push("device.search.cudnn_graph=true".to_owned());
+    }
     if variant.search.workspace != base.workspace {
         set.push(format!("device.search.workspace={}", variant.search.workspace));
     }
@@ -153,7 +157,12 @@ pub fn predictions(job: &Job, only: &[String], name: &str) -> Result<Table> {
         Error::usage(format!("--predict {name}: known are {}", CARDS.map(|card| card.name).join(", ")))
     })?;
     let rates = Rates { copy: card.bandwidth, product: card.half, cache: 0 };
-    let rows = chosen(only)?.iter().map(|variant| row(variant, job, rates, None)).collect::<Result<_>>()?;
+    let (has, lacks): (Vec<_>, Vec<_>) =
+        chosen(only)?.into_iter().partition(|variant| variant.capability <= card.capability);
+    for variant in lacks {
+        message(not_on(&variant, card.kind, card.capability));
+    }
+    let rows = has.iter().map(|variant| row(variant, job, rates, None)).collect::<Result<_>>()?;
     Ok(Table {
         what: job.to_string(),
         device: format!("{}, by its data sheet", card.kind),
@@ -163,6 +172,13 @@ pub fn predictions(job: &Job, only: &[String], name: &str) -> Result<Table> {
         steps: 0,
         rows,
     })
+}
+
+/// Why a card is not asked for a variant.
+fn not_on(variant: &Variant, card: &str, capability: (i32, i32)) -> String {
+    let dotted = |(major, minor): (i32, i32)| format!("{major}.{minor}");
+    let (wanted, has) = (dotted(variant.capability), dotted(capability));
+    format!("{}: not on {card} (compute capability {has}), wants {wanted} or later", variant.name)
 }
 
 fn row(variant: &Variant, job: &Job, rates: Rates, base: Option<&Profile>) -> Result<Row> {
@@ -189,6 +205,7 @@ struct Yardstick {
     profile: Profile,
     rates: Rates,
     device: String,
+    capability: (i32, i32),
 }
 
 impl Race {
@@ -210,7 +227,7 @@ impl Race {
 
     fn base(&self) -> Result<Yardstick> {
         let card = self.open(&BASE, BTreeMap::new())?;
-        let device = card.identity().to_owned();
+        let (device, capability) = (card.identity().to_owned(), card.capability());
         let rates = Rates { copy: card.copy_rate()?, product: card.product_rate()?, cache: card.cache()? };
         let mut trial = Trial::new(&self.job, card)?;
         let fresh = trial.backend.state()?;
@@ -221,7 +238,7 @@ impl Race {
         trial.backend.load_state(&fresh)?;
         let roundoff = self.job.storage.roundoff();
         let moved = Trajectory::nudged(&mut trial.backend, &trial.batches, self.steps, roundoff)?;
-        Ok(Yardstick { seconds, path, moved, choices, profile, rates, device })
+        Ok(Yardstick { seconds, path, moved, choices, profile, rates, device, capability })
     }
 
     pub fn run(&self) -> Result<Table> {
@@ -231,8 +248,10 @@ impl Race {
         for variant in &self.variants {
             let mut row = row(variant, &self.job, base.rates, Some(&base.profile))?;
             let begin = self.began.elapsed().as_secs_f64();
+            if variant.capability > base.capability {
+                row.skipped = Some(format!("not run: {}", not_on(variant, "this card", base.capability)));
             // Time is kept for the base at the end.
-            if begin + 2.0 * longest > self.seconds {
+            } else if begin + 2.0 * longest > self.seconds {
                 row.skipped = Some(format!("not run: no time left of {} s", self.seconds));
             } else {
                 message(format!("{}: {}", variant.name, variant.why));

@@ -3,6 +3,7 @@
 use super::bench_race::{Race, Trial, predictions};
 use super::device::{self, Device};
 use crate::backend::cuda::bench::Job;
+use crate::backend::cuda::device::algorithms::File;
 use crate::backend::cuda::device::card::{Card, CardOptions};
 use crate::backend::cuda::machine::{Machine, Prepared};
 use crate::backend::cuda::profile;
@@ -77,6 +78,7 @@ fn card(job: &Job, config: &Config) -> Result<Card> {
     Card::open(CardOptions {
         deterministic: config.device.deterministic,
         search: config.device.search,
+        algorithms: config.device.algorithms.strip_prefix("file:").map(|path| File(path.into())),
         ..CardOptions::new(job.ordinal, job.storage, job.tf32)
     })
 }

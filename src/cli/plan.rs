@@ -183,6 +183,7 @@ fn training(config: &Config, classes: usize, resolution: usize, cards: usize) ->
             recipe: Recipe { ranks: (cards > 1).then_some(cards), ..device::recipe(config) },
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         },
         tf32,
         micro_steps: config.micro_steps() / cards,

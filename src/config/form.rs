@@ -13,6 +13,7 @@ pub struct Form {
     pub wgrad: Wgrad,
     pub residual: Residual,
     pub pointwise: Pointwise,
+    pub fusion: Fusion,
     pub slabs: Slabs,
 }
 
@@ -62,6 +63,8 @@ pub enum Residual {
 #[serde(default, deny_unknown_fields)]
 pub struct Search {
     pub routines: Routines,
+    /// And the engines of cuDNN's graph API: as many as eight more for each convolution.
+    pub cudnn_graph: bool,
     /// MiB of each stream, for cuDNN and cuBLAS; routines that want more are not considered.
     pub workspace: usize,
 }
@@ -80,7 +83,7 @@ pub enum Routines {
 }
 
 impl Search {
-    pub const BASE: Self = Self { routines: Routines::Cublas, workspace: 256 };
+    pub const BASE: Self = Self { routines: Routines::Cublas, cudnn_graph: false, workspace: 256 };
 
     pub fn workspace_bytes(&self) -> u64 {
         (self.workspace as u64) << 20
@@ -103,6 +106,20 @@ pub enum Pointwise {
     Fused,
 }
 
+/// What cuDNN's graph API does in the same call as a convolution, on cards that can (compute capability 8.0; where it has no
+/// engine for a shape, each is done by itself).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fusion {
+    #[default]
+    None,
+    /// It sums its output and the squares of it, forward; fp16 and bf16.
+    Statistics,
+    /// And takes its input through the batch norm and the ReLU before it, whose output is never stored: forward, and again for
+    /// the weight gradient; fp16 alone.
+    Norm,
+}
+
 impl Form {
     /// The default.
     pub const BASE: Self = Self {
@@ -110,6 +127,7 @@ impl Form {
         wgrad: Wgrad::Beside,
         residual: Residual::InDgrad,
         pointwise: Pointwise::Libraries,
+        fusion: Fusion::None,
         slabs: Slabs::NONE,
     };
 }
@@ -146,11 +164,17 @@ impl fmt::Display for Form {
             Wgrad::Behind => Some("behind"),
             Wgrad::Inline => Some("inline"),
         };
+        let fusion = match self.fusion {
+            Fusion::None => None,
+            Fusion::Statistics => Some("statistics"),
+            Fusion::Norm => Some("norm"),
+        };
         let parts = [
             ("stem", (self.stem != Stem::default()).then(|| self.stem.name())),
             ("wgrad", wgrad),
             ("residual", (self.residual == Residual::Added).then_some("added")),
             ("pointwise", (self.pointwise == Pointwise::Fused).then_some("fused")),
+            ("fusion", fusion),
         ];
         let said: Vec<String> = parts
             .iter()
@@ -177,7 +201,12 @@ mod tests {
                             (Slabs { cache_kb: 20_000, launch_kb: 5000 }, Pointwise::Libraries)
                         }
                     };
-                    let form = Form { stem, wgrad, residual, pointwise, slabs };
+                    let fusion = match wgrad {
+                        Wgrad::Beside => Fusion::None,
+                        Wgrad::Behind => Fusion::Statistics,
+                        Wgrad::Inline => Fusion::Norm,
+                    };
+                    let form = Form { stem, wgrad, residual, pointwise, fusion, slabs };
                     let set: Vec<String> = form.to_string().split_whitespace().map(str::to_owned).collect();
                     let overrides = crate::config::Overrides { set, ..Default::default() };
                     assert_eq!(crate::config::load(None, &overrides).unwrap().device.form, form);

@@ -8,7 +8,7 @@ mod slabs;
 mod training;
 mod validate;
 
-pub use form::{Form, Pointwise, Residual, Routines, Search, Stem, Wgrad};
+pub use form::{Form, Fusion, Pointwise, Residual, Routines, Search, Stem, Wgrad};
 pub use merge::{Overrides, load};
 pub use recipe::{changes, differing_keys, recipe_keys};
 pub use slabs::Slabs;

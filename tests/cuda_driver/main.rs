@@ -1,8 +1,10 @@
 //! The device layer against a driver, cuDNN, cuBLAS, cuBLASLt and NCCL that hold it to the rules of NVIDIA's manuals and compute nothing
-//! (mock.cpp says which): what can be known of it on a machine without a GPU. Skipped without a C++ compiler.
+//! (mock.cpp and mock_graph.h say which): what can be known of it on a machine without a GPU. Skipped without a C++ compiler.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod graph;
+mod real_cudnn;
 
 use common::{Done, engine, finish, temporary};
 use serde_json::Value;
@@ -341,7 +343,7 @@ impl Driver {
             };
             (@ $index:literal) => { Handle };
         }
-        by_count! { 0: ; 1: 0; 2: 0 1; 3: 0 1 2; 4: 0 1 2 3; }
+        by_count! { 0: ; 1: 0; 2: 0 1; 3: 0 1 2; 4: 0 1 2 3; 5: 0 1 2 3 4; }
     }
 
     fn made<const N: usize>(&self, name: &str, rest: [usize; N]) -> Handle {
@@ -397,7 +399,7 @@ fn planted() {
             driver.call("cuStreamEndCapture", [streams[0], (&raw mut graph).cast()]);
         }
         "something left behind" => driver.call("cuDevicePrimaryCtxRelease_v2", [number(0)]),
-        other => panic!("no mistake {other}"),
+        other => graph::plant(other, &driver),
     }
 }
 
@@ -414,7 +416,10 @@ fn planted_mistakes_are_caught() {
         ("waiting inside a capture", "while a stream is captured"),
         ("a fork that does not join", "before a stream that it forked has joined"),
         ("something left behind", "left behind: 1 pieces of memory"),
-    ] {
+    ]
+    .into_iter()
+    .chain(graph::MISTAKES)
+    {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let output = command.args(["planted", "--exact"]).env(PLANTED, mistake).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);

@@ -46,7 +46,7 @@ typedef std::map<struct Stream*, long> Clock;  // how much of each stream is kno
 struct Stream { long issued = 0, ended = 0; double time = 0; Capture* capture = nullptr; Clock clock; };
 struct Event { bool timed; Stream* stream = nullptr; long issued = 0; double time = 0; int asked = 0; Capture* capture = nullptr; Clock clock; };
 struct Range { u64 at, bytes; std::string what; };
-struct Work { double cost; std::vector<Range> ranges; };
+struct Work { double cost; std::vector<Range> ranges; const void* plan = nullptr; };  // plan: of cuDNN's graph API
 struct Graph { std::vector<Work> work; };
 struct Capture { Stream* origin; std::set<Stream*> streams; Graph* graph; };
 struct Function { std::string name; std::vector<int> sizes; unsigned threads = 1024; };
@@ -58,6 +58,7 @@ static std::set<u64> untouched;                   // large pieces that nobody ha
 static std::map<void*, size_t> pinned;
 static std::set<void*> streams, events, graphs, execs, modules, cublas_handles, cudnn_handles, descriptors, lt_handles, lt_operations, lt_layouts, lt_preferences, communicators;
 static u64 taken = 0;
+static size_t node_count();
 
 static void need_context(const char* call) { if (!current) broken("%s without a current context", call); }
 
@@ -130,10 +131,10 @@ Status cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 Status cuDevicePrimaryCtxRetain(void** context, int) { *context = &current; return 0; }
 Status cuDevicePrimaryCtxRelease_v2(int) {
-    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size() + lt_handles.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size() + communicators.size())
+    if (memory.size() + pinned.size() + streams.size() + events.size() + execs.size() + graphs.size() + modules.size() + cublas_handles.size() + cudnn_handles.size() + descriptors.size() + lt_handles.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size() + communicators.size() + node_count())
         broken("left behind: %zu pieces of memory, %zu pinned, %zu streams, %zu events, %zu graphs, %zu modules, %zu handles, %zu descriptors", memory.size(),
                pinned.size(), streams.size(), events.size(), execs.size() + graphs.size(), modules.size(), cublas_handles.size() + cudnn_handles.size() + lt_handles.size() + communicators.size(),
-               descriptors.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size());
+               descriptors.size() + lt_operations.size() + lt_layouts.size() + lt_preferences.size() + node_count());
     return 0;
 }
 Status cuCtxSetCurrent(void*) { current = true; return 0; }
@@ -581,3 +582,7 @@ Status cudnnFindConvolutionBackwardFilterAlgorithmEx(void* h, void* xd, const vo
     return find(h, convolution(xd, x, wd, w, cd, yd, y, space, bytes), cd, most, count, to);
 }
 }
+
+// ---- cuDNN's graph API ----------------------------------------------------------------------------------------------
+
+#include "mock_graph.h"

@@ -214,6 +214,7 @@ fn the_second_run_takes_no_more_memory_than_training() {
             recipe: Recipe::default(),
             scale: TINY.cuda_options().scale,
             keep: false,
+            without: vec![],
         };
         let activations = |plan: &Plan| plan.arenas[&Arena::Activations];
         let (first, second) = (Plan::new(&training).unwrap(), replay::plan(&training).unwrap());

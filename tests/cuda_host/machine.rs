@@ -190,11 +190,15 @@ impl HostMachine {
     }
 
     fn convolution(&mut self, call: &Convolution, storage: Storage) {
-        let Convolution { pass, shape, n, x, w, y, accumulate } = *call;
+        let Convolution { pass, shape, n, x, w, y, accumulate, fused } = *call;
         match pass {
             Pass::Forward => {
-                let out = self.forward(&shape, n, storage, x, w);
+                let x = self.normalised(storage, x, fused.norm);
+                let out = self.forward(&shape, n, storage, &x, w);
                 self.store(storage, y, &out);
+                if let Some(sums) = fused.sums {
+                    self.sums(storage, y, sums);
+                }
             }
             Pass::Dgrad => {
                 let before = if accumulate { Some(self.load(storage, x)) } else { None };
@@ -202,10 +206,35 @@ impl HostMachine {
                 self.store(storage, x, &dx);
             }
             Pass::Wgrad => {
-                let dw = self.wgrad(&shape, n, storage, x, y);
+                let x = self.normalised(storage, x, fused.norm);
+                let dw = self.wgrad(&shape, n, storage, &x, y);
                 self.store(storage, w, &dw);
             }
         }
+    }
+
+    /// What a convolution reads: the values themselves, or through scale, bias and ReLU, rounded as operands are.
+    fn normalised(&mut self, storage: Storage, x: Region, map: Option<Region>) -> Vec<f32> {
+        let values = self.load(storage, x);
+        let Some(map) = map else { return values };
+        let map = self.load(storage, map);
+        let (scale, bias) = map.split_at(map.len() / 2);
+        let channels = scale.len();
+        let of = |(e, x): (usize, &f32)| (x * scale[e % channels] + bias[e % channels]).max(0.0);
+        let mapped: Vec<f32> = values.iter().enumerate().map(of).collect();
+        from_stored(storage, &to_stored(storage, &mapped))
+    }
+
+    /// Sums of a tensor and of its squares, by channel.
+    fn sums(&mut self, storage: Storage, y: Region, to: Region) {
+        let channels = to.bytes as usize / 8;
+        let mut sums = vec![0.0f64; 2 * channels];
+        for (e, value) in self.load(storage, y).into_iter().map(f64::from).enumerate() {
+            sums[e % channels] += value;
+            sums[channels + e % channels] += value * value;
+        }
+        let sums: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
+        self.store(Storage::F32, to, &sums);
     }
 
     /// The classifier is a 1x1 convolution over one row of n pixels.
@@ -214,7 +243,8 @@ impl HostMachine {
         let shape = ConvShape { h: 1, w: n, c: features, k: classes, r: 1, s: 1, stride: 1, pad: 0 };
         match pass {
             Pass::Forward => {
-                let out = self.forward(&shape, 1, storage, x, w);
+                let x = self.load(storage, x);
+                let out = self.forward(&shape, 1, storage, &x, w);
                 self.store(Storage::F32, y, &out);
             }
             Pass::Dgrad => {
@@ -222,16 +252,17 @@ impl HostMachine {
                 self.store(storage, x, &dx);
             }
             Pass::Wgrad => {
-                let dw = self.wgrad(&shape, 1, storage, x, y);
+                let x = self.load(storage, x);
+                let dw = self.wgrad(&shape, 1, storage, &x, y);
                 self.store(storage, w, &dw);
             }
         }
     }
 
-    fn forward(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: Region, w: Region) -> Vec<f32> {
-        let (x, w) = (self.load(storage, x), rsck_from_krsc(shape, &self.load(storage, w)));
+    fn forward(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: &[f32], w: Region) -> Vec<f32> {
+        let w = rsck_from_krsc(shape, &self.load(storage, w));
         let mut y = vec![0.0; n * shape.p() * shape.q() * shape.k];
-        conv::forward(&self.pool, Isa::current(), shape, n, &x, &w, &mut y, &mut self.scratch);
+        conv::forward(&self.pool, Isa::current(), shape, n, x, &w, &mut y, &mut self.scratch);
         y
     }
 
@@ -251,10 +282,10 @@ impl HostMachine {
         dx
     }
 
-    fn wgrad(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: Region, dy: Region) -> Vec<f32> {
-        let (x, dy) = (self.load(storage, x), self.load(storage, dy));
+    fn wgrad(&mut self, shape: &ConvShape, n: usize, storage: Storage, x: &[f32], dy: Region) -> Vec<f32> {
+        let dy = self.load(storage, dy);
         let mut dw = vec![0.0; shape.weights()];
-        conv::wgrad(&self.pool, Isa::current(), shape, n, &x, &dy, &mut dw, false, &mut self.scratch);
+        conv::wgrad(&self.pool, Isa::current(), shape, n, x, &dy, &mut dw, false, &mut self.scratch);
         krsc_from_rsck(shape, &dw)
     }
 }

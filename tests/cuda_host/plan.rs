@@ -4,7 +4,7 @@ use crate::compare::{close, close_in_norm};
 use crate::harness::Host;
 use crate::machine::{HostMachine, Plant};
 use engine::backend::cuda::network::{SCALE_STATE, from_stored, to_stored};
-use engine::backend::cuda::plan::node::Call;
+use engine::backend::cuda::plan::node::{Call, Convolution, Node, Pass};
 use engine::backend::cuda::plan::order::races;
 use engine::backend::cuda::plan::region::Arena;
 use engine::backend::cuda::plan::{Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
@@ -247,6 +247,44 @@ fn resnet50_takes_a_step_with_fused_products() {
     compare_steps(case, 5);
 }
 
+/// All 53 convolutions leave their output's sums; the two batch norms within each of 16 blocks are the next convolution's, forward
+/// and for its filters' gradient. Where there is no engine for that gradient both are done by themselves.
+#[test]
+fn resnet50_has_32_batch_norms_that_convolutions_apply() {
+    let case =
+        Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, form: FORMS[5], ..TINY };
+    let count = |plan: &Plan, wanted: fn(&Convolution) -> bool| {
+        let is = |node: &&Node| matches!(&node.call, Call::Convolution(conv) if wanted(conv));
+        plan.nodes.iter().filter(is).count()
+    };
+    let counts = |plan: &Plan| {
+        assert_eq!(races(&plan.nodes), []);
+        [
+            count(plan, |conv| conv.fused.sums.is_some()),
+            count(plan, |conv| conv.fused.norm.is_some() && conv.pass == Pass::Forward),
+            count(plan, |conv| conv.fused.norm.is_some() && conv.pass == Pass::Wgrad),
+            plan.nodes.iter().filter(|node| node.name.ends_with("bn_apply")).count(),
+        ]
+    };
+    let plan = plan_of(case);
+    assert_eq!(counts(&plan), [53, 32, 32, 17]);
+    let found = plan.nodes.iter().find_map(|node| match &node.call {
+        Call::Convolution(conv) if conv.pass == Pass::Wgrad && conv.shape.r == 3 => conv.pattern(),
+        _ => None,
+    });
+    let missing = found.expect("a gradient through a batch norm");
+    let without = PlanOptions { without: vec![missing], ..plan.options.clone() };
+    let same = plan
+        .nodes
+        .iter()
+        .filter(|node| matches!(&node.call, Call::Convolution(conv) if conv.pattern() == Some(missing)));
+    let less = same.count();
+    assert_eq!(counts(&Plan::new(&without).unwrap()), [53, 32 - less, 32 - less, 17 + less]);
+    // Of f32 nothing is fused, of bf16 the sums.
+    assert_eq!(counts(&plan_of(Case { storage: Storage::F32, ..case })), [0, 0, 0, 49]);
+    assert_eq!(counts(&plan_of(Case { storage: Storage::Bf16, ..case })), [53, 0, 0, 49]);
+}
+
 #[test]
 fn evaluation_is_the_cpu_backends() {
     let Some(host) = Host::kernels() else { return };
@@ -421,6 +459,7 @@ fn plan_of(case: Case) -> Plan {
         recipe,
         scale,
         keep,
+        without: vec![],
     })
     .unwrap()
 }

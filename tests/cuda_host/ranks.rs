@@ -200,6 +200,7 @@ fn plan(case: &Case, ranks: usize, sum: bool) -> Plan {
         recipe: Recipe { ranks: Some(ranks), ..recipe },
         scale,
         keep,
+        without: vec![],
     })
     .unwrap()
 }

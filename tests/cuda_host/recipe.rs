@@ -367,6 +367,7 @@ fn plans_with_every_extra_have_no_race() {
             recipe,
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         };
         let plan = Plan::new(&options).unwrap();
         assert_eq!(races(&plan.nodes), [], "{purpose:?} {form} {recipe:?}");

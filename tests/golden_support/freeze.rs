@@ -243,6 +243,7 @@ fn a_plan_leaves_out_what_is_frozen() {
             recipe: Recipe { freeze, ..Recipe::PLAIN },
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         })
         .unwrap()
     };

@@ -2,6 +2,7 @@
 //! its operations at the rate of a large matrix product, whichever is more. `engine bench kernels` and `cargo bench` print it.
 
 use super::abi::{Outcome, State};
+use super::device::algorithms::said;
 use super::device::card::{Card, CardOptions};
 use super::device::driver::Context;
 use super::device::libraries::Library;
@@ -245,7 +246,7 @@ pub(super) fn describe(call: &Call, routine: impl Fn(&Convolution) -> String) ->
         }
         Call::Convolution(conv) => {
             let (shape, routine) = (conv.shape, routine(conv));
-            let add = if conv.accumulate { " +=" } else { "" };
+            let add = if conv.accumulate { " +=" } else { said(&conv.fused) };
             format!(
                 "{} {}x{}x{} k{} {}x{} s{}{add}: {routine}",
                 conv.pass.name(),
@@ -354,6 +355,7 @@ mod tests {
             recipe: Recipe::default(),
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         };
         Plan::new(&options).unwrap()
     }

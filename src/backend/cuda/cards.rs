@@ -7,6 +7,8 @@ pub struct CardModel {
     pub name: &'static str,
     /// Which of its kinds.
     pub kind: &'static str,
+    /// Its compute capability.
+    pub capability: (i32, i32),
     /// What programs can have of its memory.
     pub gibibytes: f64,
     /// Of device memory, bytes a second.
@@ -24,6 +26,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "v100",
         kind: "V100 SXM2 16 GB",
+        capability: (7, 0),
         gibibytes: 15.7,
         bandwidth: 900e9,
         half: 125e12,
@@ -33,6 +36,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "t4",
         kind: "T4 16 GB",
+        capability: (7, 5),
         gibibytes: 14.7,
         bandwidth: 320e9,
         half: 65e12,
@@ -42,6 +46,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "a100",
         kind: "A100 SXM 80 GB",
+        capability: (8, 0),
         gibibytes: 79.0,
         bandwidth: 2039e9,
         half: 312e12,
@@ -51,6 +56,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "a100-40",
         kind: "A100 SXM 40 GB",
+        capability: (8, 0),
         gibibytes: 39.0,
         bandwidth: 1555e9,
         half: 312e12,
@@ -60,6 +66,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "h100",
         kind: "H100 SXM 80 GB",
+        capability: (9, 0),
         gibibytes: 79.0,
         bandwidth: 3350e9,
         half: 989e12,
@@ -69,6 +76,7 @@ pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "h200",
         kind: "H200 SXM 141 GB",
+        capability: (9, 0),
         gibibytes: 139.0,
         bandwidth: 4300e9,
         half: 790e12,

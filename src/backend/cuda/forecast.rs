@@ -288,6 +288,7 @@ mod tests {
                 recipe: Recipe::default(),
                 scale: ScalePolicy::FP16,
                 keep: false,
+                without: vec![],
             },
             tf32: false,
             micro_steps,

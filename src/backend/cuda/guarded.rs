@@ -6,6 +6,7 @@
 use super::abi::Outcome;
 use super::machine::{Machine, Prepared};
 use super::plan::Plan;
+use super::plan::node::Pattern;
 use super::plan::region::Region;
 use crate::error::{Error, Kind, Result};
 use std::cell::RefCell;
@@ -70,6 +71,10 @@ impl<M: Machine> Drop for Guarded<M> {
 impl<M: Machine> Machine for Guarded<M> {
     fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
         self.change(|machine| machine.prepare(plan))
+    }
+
+    fn without_engine(&mut self, plan: &Plan) -> Result<Vec<Pattern>> {
+        self.change(|machine| machine.without_engine(plan))
     }
 
     fn plan(&self, prepared: Prepared) -> &Plan {

@@ -1,6 +1,7 @@
 //! What runs plans. The card does ([`super::device`]); so do the tests, on the host, from the same plans.
 
 use super::abi::Outcome;
+use super::plan::node::Pattern;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions};
 use crate::error::{Error, Result};
@@ -15,6 +16,12 @@ pub trait Machine {
     /// Makes the arenas of `plan` at least as large as it wants (new memory is zero) and readies its calls. Fails with
     /// the sizes where memory does not suffice.
     fn prepare(&mut self, plan: Plan) -> Result<Prepared>;
+
+    /// What `plan` has fused with convolutions and the machine has no routine for: a plan is to be made without it
+    /// ([`PlanOptions::without`]).
+    fn without_engine(&mut self, _plan: &Plan) -> Result<Vec<Pattern>> {
+        Ok(vec![])
+    }
 
     fn plan(&self, prepared: Prepared) -> &Plan;
 
@@ -106,6 +113,7 @@ mod tests {
             recipe: Recipe::default(),
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         })
         .unwrap()
     }

@@ -6,6 +6,7 @@ mod state;
 use super::abi::{self, Hyper};
 use super::guarded::Guarded;
 use super::machine::{Machine, Prepared, too_large};
+use super::plan::node::Pattern;
 use super::plan::params::ParamLayout;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions, Purpose, Recipe, STAGING_SLOTS, ScalePolicy};
@@ -59,6 +60,8 @@ pub struct CudaBackend<M: Machine> {
     layout: ParamLayout,
     machine: Guarded<M>,
     prepared: BTreeMap<Pass, Prepared>,
+    /// What the machine has no routine for.
+    without: Vec<Pattern>,
     /// Passes submitted since the state was loaded; also the card's own count.
     passes: u64,
     /// Outcomes that were waited for and not polled yet.
@@ -106,6 +109,7 @@ impl<M: Machine> CudaBackend<M> {
             layout,
             machine: Guarded::new(machine),
             prepared: BTreeMap::new(),
+            without: vec![],
             passes: 0,
             ready: VecDeque::new(),
             underway: VecDeque::new(),
@@ -142,14 +146,27 @@ impl<M: Machine> CudaBackend<M> {
         let CudaOptions { spec, storage, scale, form, decay, mut recipe, keep, .. } = self.options;
         // Where averages are kept, a plan for evaluations is of them.
         recipe.averages &= purpose != Purpose::Evaluate || weights == Weights::Averaged;
-        PlanOptions { spec, resolution, batch, storage, purpose, form, decay, recipe, scale, keep }
+        let without = self.without.clone();
+        PlanOptions { spec, resolution, batch, storage, purpose, form, decay, recipe, scale, keep, without }
+    }
+
+    /// A plan of what the machine has routines for.
+    fn plan(&mut self, pass: Pass) -> Result<Plan> {
+        loop {
+            let plan = Plan::new(&self.plan_options(pass))?;
+            let missing = self.machine.without_engine(&plan)?;
+            if missing.is_empty() {
+                return Ok(plan);
+            }
+            self.without.extend(missing);
+        }
     }
 
     fn prepare(&mut self, pass: Pass) -> Result<Prepared> {
         if let Some(&prepared) = self.prepared.get(&pass) {
             return Ok(prepared);
         }
-        let plan = Plan::new(&self.plan_options(pass))?;
+        let plan = self.plan(pass)?;
         if plan.bytes() > self.machine.capacity(&plan)? {
             return Err(too_large(&plan, &|plan| self.machine.capacity(plan)));
         }

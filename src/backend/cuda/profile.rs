@@ -364,6 +364,7 @@ mod tests {
                     recipe: Recipe { rule, loss, ..all },
                     scale: ScalePolicy::FP16,
                     keep: false,
+                    without: vec![],
                 };
                 let plan = Plan::new(&options).unwrap();
                 for node in plan.nodes.iter().filter(|node| !node.name.starts_with("stem.")) {

@@ -103,6 +103,7 @@ mod tests {
                     recipe,
                     scale: ScalePolicy::FP16,
                     keep: false,
+                    without: vec![],
                 };
                 for node in Plan::new(&options).unwrap().nodes {
                     if let Call::Kernel(launch) = &node.call {

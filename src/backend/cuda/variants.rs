@@ -9,7 +9,7 @@ use super::bench::Work;
 use super::plan::node::{Call, Pass};
 use super::plan::{Plan, PlanOptions};
 use super::profile::{Kind, Line, Profile, Rates};
-use crate::config::{Form, Pointwise, Residual, Routines, Search, Slabs, Stem, Wgrad};
+use crate::config::{Form, Fusion, Pointwise, Residual, Routines, Search, Slabs, Stem, Wgrad};
 use crate::error::Result;
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ pub struct Variant {
     pub form: Form,
     pub search: Search,
     pub deterministic: bool,
+    /// The least compute capability of cards that have it.
+    pub capability: (i32, i32),
     /// Which launches of the base it replaces.
     replaces: fn(&Line) -> bool,
 }
@@ -33,11 +35,15 @@ pub const BASE: Variant = Variant {
     form: Form::BASE,
     search: Search::BASE,
     deterministic: true,
+    capability: (7, 0),
     replaces: |_| false,
 };
 
+/// Cards for which cuDNN fuses anything with a convolution: Ampere and later (`tests/cuda_driver/real_cudnn.rs` asks it).
+const FUSES: (i32, i32) = (8, 0);
+
 /// In the order in which a card with little time should try them.
-pub const VARIANTS: [Variant; 13] = [
+pub const VARIANTS: [Variant; 16] = [
     Variant {
         name: "wgrad-behind",
         why: "weight gradients, bound by operations, beside batch norm, bound by bytes",
@@ -56,6 +62,29 @@ pub const VARIANTS: [Variant; 13] = [
         why: "every algorithm that cuBLASLt offers for a 1x1, not its first choice alone",
         search: Search { routines: Routines::CublasLt, ..Search::BASE },
         replaces: |line| is_convolution(line) && line.call.contains(" 1x1 s1"),
+        ..BASE
+    },
+    Variant {
+        name: "cudnn-graph",
+        why: "the engines of cuDNN's graph API, which the older functions do not all have",
+        search: Search { cudnn_graph: true, ..Search::BASE },
+        replaces: is_convolution,
+        ..BASE
+    },
+    Variant {
+        name: "fusion-statistics",
+        why: "cuDNN's convolutions leave their output's sums, which nobody reads it for then",
+        form: Form { fusion: Fusion::Statistics, ..Form::BASE },
+        capability: FUSES,
+        replaces: |line| matches!(line.kind, Kind::NormForward | Kind::ConvForward),
+        ..BASE
+    },
+    Variant {
+        name: "fusion-norm",
+        why: "and take their input through the batch norm before them, whose output is never stored",
+        form: Form { fusion: Fusion::Norm, ..Form::BASE },
+        capability: FUSES,
+        replaces: |line| matches!(line.kind, Kind::NormForward | Kind::ConvForward | Kind::ConvWgrad),
         ..BASE
     },
     Variant {
@@ -238,6 +267,7 @@ mod tests {
             recipe: Recipe::PLAIN,
             scale: ScalePolicy::FP16,
             keep: false,
+            without: vec![],
         };
         let card = CARDS.iter().find(|card| card.name == "v100").unwrap();
         let rates = Rates { copy: card.bandwidth, product: card.half, cache: 0 };
@@ -275,6 +305,36 @@ mod tests {
         assert!((added.megabytes_an_image - 2.0 * 2.0 * inputs as f64 / 1e6).abs() < 0.01, "{added:?}");
         assert_eq!(added.launches, 16);
         assert!(added.floor_microseconds > 0.0);
+    }
+
+    /// By hand: 53 outputs are not read for their statistics; and 32 inputs of convolutions within blocks are neither written by a
+    /// batch norm nor read by the convolution, which reads what the batch norm would have read. The partial sums of the kernels
+    /// that read are 3 MB or so a layer.
+    #[test]
+    fn fused_convolutions_read_less() {
+        let graph = crate::model::graph::lower(&RESNET50, 224).unwrap();
+        let units = crate::model::units::units(&graph);
+        let convs: Vec<_> = units
+            .iter()
+            .filter_map(|unit| match unit {
+                crate::model::units::Unit::Conv(unit) => Some(unit),
+                _ => None,
+            })
+            .collect();
+        let bytes = |tensor: usize| 2.0 * graph.tensors[tensor].elements() as f64 / 1e6;
+        let outputs: f64 = convs.iter().map(|unit| bytes(unit.raw)).sum();
+        let within =
+            convs.iter().filter(|unit| convs.iter().any(|norm| norm.y == unit.x && norm.residual.is_none()));
+        let inputs: f64 = within.map(|unit| bytes(unit.x)).sum();
+        let statistics = predicted_of("fusion-statistics", 256);
+        println!("{statistics:?}");
+        assert!((statistics.megabytes_an_image + outputs).abs() < 0.7, "{outputs}: {statistics:?}");
+        assert_eq!(statistics.launches, -53);
+        let norm = predicted_of("fusion-norm", 256);
+        println!("{norm:?}");
+        assert!((norm.megabytes_an_image + outputs + 2.0 * inputs).abs() < 0.7, "{inputs}: {norm:?}");
+        assert_eq!(norm.launches, -53 - 32);
+        assert!(norm.floor_microseconds < statistics.floor_microseconds);
     }
 
     /// By hand: outputs of 15 products that are not read for their statistics, and inputs of 7 that are not read after the

@@ -13,6 +13,7 @@ mod lamb;
 mod lars;
 mod loss;
 mod slab;
+mod sums;
 mod update;
 
 use crate::harness::{Arg, Host, ORDERS};

@@ -3,7 +3,8 @@
 
 use super::cublaslt;
 use super::cudnn::{Algorithm, DEFAULT_MATH, FMA_MATH, TENSOR_OP_MATH};
-use crate::backend::cuda::plan::node::Convolution;
+use super::cudnn_engine::{Engine, Notes};
+use crate::backend::cuda::plan::node::{Convolution, Fused};
 use crate::backend::cuda::storage::Storage;
 use crate::config::Routines;
 use crate::error::{Error, Result};
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// One way to compute a convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Candidate {
     Cudnn(Algorithm),
+    /// By cuDNN's graph API, which alone knows what is fused with a convolution.
+    Graph(Engine),
     /// As a matrix product: for what [`is_product`] says.
     Cublas,
     /// The same by one of cuBLASLt's algorithms.
@@ -38,6 +41,7 @@ impl fmt::Display for Candidate {
         match self {
             Self::Cublas => f.write_str("cublas"),
             Self::CublasLt(algorithm) => algorithm.fmt(f),
+            Self::Graph(engine) => engine.fmt(f),
             Self::Cudnn(Algorithm { number, math, memory, deterministic }) => {
                 write!(f, "cudnn algorithm {number} math {math} workspace {memory}")?;
                 if *deterministic { Ok(()) } else { write!(f, " {NONDETERMINISTIC}") }
@@ -53,6 +57,9 @@ impl FromStr for Candidate {
     fn from_str(text: &str) -> Result<Self, ()> {
         fn number<T: FromStr>(text: &str) -> Result<T, ()> {
             text.parse().map_err(drop)
+        }
+        if let Ok(engine) = text.parse() {
+            return Ok(Self::Graph(engine));
         }
         let words: Vec<&str> = text.split(' ').collect();
         let (words, deterministic) = match words.split_last() {
@@ -71,11 +78,12 @@ impl FromStr for Candidate {
     }
 }
 
-/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`.
+/// A convolution by what its speed depends on: `forward 56x56x64 k64 3x3 s1 p1 n256 f16`, and ` norm`, ` sums` for what is
+/// fused. Whether it adds to its result is part of an operation graph: ` +=` where those are searched.
 pub fn key(conv: &Convolution, rule: &Rule) -> String {
     let shape = conv.shape;
     format!(
-        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}",
+        "{} {}x{}x{} k{} {}x{} s{} p{} n{} {}{}{}",
         conv.pass.name(),
         shape.h,
         shape.w,
@@ -86,8 +94,20 @@ pub fn key(conv: &Convolution, rule: &Rule) -> String {
         shape.stride,
         shape.pad,
         conv.n,
-        if rule.tf32 { "tf32" } else { rule.storage.suffix() }
+        if rule.tf32 { "tf32" } else { rule.storage.suffix() },
+        said(&conv.fused),
+        if rule.graph && conv.accumulate { " +=" } else { "" }
     )
+}
+
+/// ` norm sums` of a convolution with both.
+pub fn said(fused: &Fused) -> &'static str {
+    match (fused.norm.is_some(), fused.sums.is_some()) {
+        (false, false) => "",
+        (true, false) => " norm",
+        (false, true) => " sums",
+        (true, true) => " norm sums",
+    }
 }
 
 /// What a run allows.
@@ -104,6 +124,8 @@ pub struct Rule {
     pub workspace: u64,
     /// Whose are tried.
     pub routines: Routines,
+    /// And the engines of cuDNN's graph API.
+    pub graph: bool,
 }
 
 /// Candidates of cuDNN's that are timed again, as the run will call them.
@@ -127,9 +149,23 @@ impl Rule {
         fits && self.allows_math(one.math) && (one.deterministic || !self.deterministic)
     }
 
-    /// Whether a choice of an earlier run may be made again.
+    /// Whether an engine computes what the run promises, by what cuDNN says of it: f32 sums of products of the operands as they
+    /// are. Where no note is, it does nothing special.
+    pub fn allows_notes(&self, notes: &Notes) -> bool {
+        let whole = self.storage == Storage::F32 && !self.tf32;
+        notes.plain_sums()
+            && (notes.deterministic() || !self.deterministic)
+            && !(whole && notes.tensor_cores())
+    }
+
+    /// Whether a choice of an earlier run may be made again. An engine's notes are looked at when it is planned.
     pub fn allows(&self, candidate: &Candidate, conv: &Convolution) -> bool {
         match candidate {
+            Candidate::Cudnn(_) | Candidate::Cublas | Candidate::CublasLt(_) if conv.fused.any() => false,
+            Candidate::Graph(engine) => {
+                let fits = engine.workspace as u64 <= self.workspace;
+                fits && (self.graph || conv.fused.any()) && (engine.deterministic || !self.deterministic)
+            }
             Candidate::Cublas => is_product(conv) && self.routines != Routines::Cudnn,
             Candidate::CublasLt(algorithm) => {
                 let fits = algorithm.workspace as u64 <= self.workspace;
@@ -155,7 +191,7 @@ impl Rule {
 
 /// The fastest of what was timed, in seconds; of equals, the first.
 pub fn fastest(timed: &[(Candidate, f64)]) -> Option<Candidate> {
-    timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|&(candidate, _)| candidate)
+    timed.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(candidate, _)| candidate.clone())
 }
 
 /// `device.algorithms = "file:PATH"`.
@@ -207,6 +243,7 @@ mod tests {
         deterministic: true,
         workspace: 8192,
         routines: Routines::Cublas,
+        graph: false,
     };
     const FP32: Rule = Rule { storage: Storage::F32, ..FP16 };
 
@@ -221,7 +258,7 @@ mod tests {
     fn conv(shape: ConvShape) -> Convolution {
         let nowhere = Region::new(Arena::Activations, 0, 0);
         let (x, w, y) = (nowhere, nowhere, nowhere);
-        Convolution { pass: Pass::Dgrad, shape, n: 2, x, w, y, accumulate: true }
+        Convolution { pass: Pass::Dgrad, shape, n: 2, x, w, y, accumulate: true, fused: Fused::NONE }
     }
 
     const ONE_BY_ONE: ConvShape = ConvShape { h: 8, w: 8, c: 4, k: 6, r: 1, s: 1, stride: 1, pad: 0 };
@@ -273,6 +310,43 @@ mod tests {
         assert!(!Rule { workspace: 8191, ..all }.allows(&lt, &plain));
         assert!(!Rule { routines: Routines::Cudnn, ..FP16 }.allows(&Candidate::Cublas, &plain));
         assert!(key(&plain, &Rule { tf32: true, ..FP32 }).ends_with("s1 p0 n2 tf32"));
+        assert!(key(&plain, &Rule { graph: true, ..FP16 }).ends_with("s1 p0 n2 f16 +="));
+    }
+
+    /// Numbers of `cudnnBackendNumericalNote_t` and `cudnnBackendBehaviorNote_t`.
+    #[test]
+    fn engines_are_taken_by_their_notes() {
+        let notes = |numerical: &[i32], behaviour: &[i32]| Notes {
+            numerical: numerical.to_vec(),
+            behaviour: behaviour.to_vec(),
+        };
+        let (tensor, plain, random) = (notes(&[0, 9], &[]), notes(&[], &[]), notes(&[0, 4], &[]));
+        assert!(FP16.allows_notes(&tensor) && FP16.allows_notes(&plain) && !FP16.allows_notes(&random));
+        assert!(Rule { deterministic: false, ..FP16 }.allows_notes(&random));
+        assert!(!FP32.allows_notes(&tensor) && FP32.allows_notes(&plain));
+        assert!(Rule { tf32: true, ..FP32 }.allows_notes(&tensor));
+        for other in [1, 2, 3, 5, 6, 7, 8] {
+            assert!(!Rule { deterministic: false, ..FP16 }.allows_notes(&notes(&[0, other], &[])), "{other}");
+        }
+        assert!(!FP16.allows_notes(&notes(&[0], &[1])) && FP16.allows_notes(&notes(&[0], &[0, 3, 4])));
+        assert!(notes(&[0], &[0]).compiled_late() && !tensor.compiled_late());
+    }
+
+    #[test]
+    fn what_is_fused_is_an_engines_alone() {
+        let nowhere = Region::new(Arena::Activations, 0, 0);
+        let fused = Fused { norm: None, sums: Some(nowhere) };
+        let (plain, summed) = (conv(ONE_BY_ONE), Convolution { fused, ..conv(ONE_BY_ONE) });
+        let engine = Engine { index: 4, knobs: vec![], workspace: 8192, deterministic: true };
+        let graph = Candidate::Graph(engine.clone());
+        assert!(FP16.allows(&graph, &summed) && !FP16.allows(&graph, &plain));
+        assert!(Rule { graph: true, ..FP16 }.allows(&graph, &plain));
+        assert!(!FP16.allows(&Candidate::Cublas, &summed));
+        assert!(!FP16.allows(&Candidate::Cudnn(algorithm(1, TENSOR_OP_MATH)), &summed));
+        assert!(!Rule { workspace: 8191, ..FP16 }.allows(&graph, &summed));
+        let random = Candidate::Graph(Engine { deterministic: false, ..engine });
+        assert!(!FP16.allows(&random, &summed) && random.to_string().parse() == Ok(random));
+        assert_ne!(key(&summed, &FP16), key(&plain, &FP16));
     }
 
     #[test]
@@ -295,8 +369,9 @@ mod tests {
     #[test]
     fn the_fastest_is_chosen_and_the_first_of_equals() {
         let cudnn = Candidate::Cudnn(algorithm(1, 1));
-        assert_eq!(fastest(&[(cudnn, 2e-3), (Candidate::Cublas, 1e-3)]), Some(Candidate::Cublas));
-        assert_eq!(fastest(&[(cudnn, 1e-3), (Candidate::Cublas, 1e-3)]), Some(cudnn));
+        let of = |seconds| fastest(&[(cudnn.clone(), seconds), (Candidate::Cublas, 1e-3)]);
+        assert_eq!(of(2e-3), Some(Candidate::Cublas));
+        assert_eq!(of(1e-3), Some(cudnn.clone()));
         assert_eq!(fastest(&[]), None);
     }
 

@@ -1,17 +1,18 @@
 //! A machine made of one card: memory for the arenas, a stream for each of the plan's, and a CUDA graph for each plan.
 
-use super::algorithms::{Candidate, File};
+use super::algorithms::File;
 use super::cublas::{Cublas, Layer};
 use super::cublaslt::CublasLt;
 use super::cudnn::{Convolution as Descriptors, Cudnn};
 use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use super::exchanges::Exchanges;
 use super::libraries::{Library, check_card, dotted};
+use super::search::{Planned, Routine};
 use super::trace::{Class, SUBMIT, traced};
 use super::watchdog::{SETUP, watched_for};
 use crate::backend::cuda::abi::Outcome;
 use crate::backend::cuda::machine::{Machine, Prepared, room, too_large};
-use crate::backend::cuda::plan::node::{Arg, COMPUTING, Call, Launch, Linear, Pass};
+use crate::backend::cuda::plan::node::{Arg, COMPUTING, Call, Launch, Linear, Pass, Pattern};
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
@@ -58,19 +59,21 @@ pub(super) struct Lane {
 
 /// A plan, and what it needs to run.
 pub(super) struct Ready {
+    /// Captured at its first run, and again when memory has moved. Dropped before the routines, whose kernels it names.
+    pub(super) graph: Option<Graph>,
     pub(super) plan: Rc<Plan>,
     /// By node.
-    convolutions: HashMap<usize, (Descriptors, Candidate)>,
+    convolutions: HashMap<usize, (Descriptors, Routine)>,
     /// By node that another stream waits for.
     events: HashMap<usize, Event>,
-    /// Captured at its first run, and again when memory has moved.
-    pub(super) graph: Option<Graph>,
 }
 
 /// One card. When its work has ended, fields are dropped in this order: graphs before the exchanges, the memory and the
 /// kernels that they name, handles before the context.
 pub struct Card {
     pub(super) ready: Vec<Ready>,
+    /// Engines by stream and shape, while a plan is made ready.
+    pub(super) planned: HashMap<(usize, String), Vec<Planned>>,
     pub(super) exchanges: Option<Exchanges>,
     functions: HashMap<String, Function>,
     pub(super) lanes: Vec<Lane>,
@@ -127,6 +130,7 @@ impl Card {
         let events = |count: usize| (0..count).map(|_| Event::new(&context)).collect::<Result<Vec<_>>>();
         Ok(Self {
             ready: vec![],
+            planned: HashMap::new(),
             exchanges: None,
             functions: HashMap::new(),
             lanes,
@@ -207,8 +211,8 @@ impl Card {
             Call::Kernel(launch) => self.launch(lane(), launch),
             Call::Linear(linear) => self.linear(lane(), linear),
             Call::Convolution(conv) => {
-                let (descriptors, candidate) = &ready.convolutions[&id];
-                self.convolve(lane(), conv, descriptors, candidate)
+                let (descriptors, routine) = &ready.convolutions[&id];
+                self.convolve(lane(), conv, descriptors, routine)
             }
             Call::Collective(collective) => self.collect(&ready.plan, id, collective),
         }
@@ -377,15 +381,16 @@ impl Card {
             if let Call::Convolution(conv) = &node.call {
                 let descriptors =
                     Descriptors::new(&conv.shape, conv.n, self.options.storage, self.options.tf32)?;
-                let candidate =
+                let routine =
                     self.choose(node, conv, &descriptors).map_err(|error| error.within(&node.name))?;
-                convolutions.insert(id, (descriptors, candidate));
+                convolutions.insert(id, (descriptors, routine));
             }
         }
+        self.planned.clear();
         if let Some(file) = self.options.algorithms.as_ref().filter(|_| self.choices.len() > known) {
             file.write(&self.identity, &self.choices)?;
         }
-        let ready = Ready { plan, convolutions, events, graph: None };
+        let ready = Ready { graph: None, plan, convolutions, events };
         self.warm_up(&ready)?;
         self.ready.push(ready);
         Ok(Prepared(self.ready.len() - 1))
@@ -395,6 +400,10 @@ impl Card {
 impl Machine for Card {
     fn prepare(&mut self, plan: Plan) -> Result<Prepared> {
         watched_for("make a pass ready", SETUP, || self.make_ready(plan))
+    }
+
+    fn without_engine(&mut self, plan: &Plan) -> Result<Vec<Pattern>> {
+        watched_for("ask for engines", SETUP, || Self::without_engine(self, plan))
     }
 
     fn plan(&self, prepared: Prepared) -> &Plan {

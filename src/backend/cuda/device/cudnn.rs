@@ -150,6 +150,10 @@ impl Cudnn {
         call!("cudnnSetStream", (Handle, *mut c_void), handle, stream.raw())?;
         Ok(cudnn)
     }
+
+    pub(super) fn raw(&self) -> *mut c_void {
+        self.handle
+    }
 }
 
 impl Drop for Cudnn {
@@ -168,12 +172,15 @@ pub struct Convolution {
     convolution: Descriptor,
 }
 
-/// Where the three operands are, with their sizes checked.
+/// Where the operands are, with their sizes checked.
 #[derive(Debug, Clone, Copy)]
 pub struct Operands {
     pub x: Address,
     pub w: Address,
     pub y: Address,
+    /// Of what is fused with the convolution: scales and biases before it, sums behind.
+    pub norm: Option<Address>,
+    pub sums: Option<Address>,
     pub workspace: Address,
     pub workspace_bytes: usize,
 }

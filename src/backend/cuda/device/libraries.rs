@@ -39,7 +39,7 @@ pub const OLDEST_CUDNN: usize = 90000;
 pub const CUDNN_WITHOUT_VOLTA: usize = 91100;
 
 /// Every symbol that the backend calls: one that is missing is an error here, and would be a panic later.
-const SYMBOLS: [(Library, &[&str]); 5] = [
+const SYMBOLS: [(Library, &[&str]); 6] = [
     (
         Library::Driver,
         &[
@@ -90,6 +90,7 @@ const SYMBOLS: [(Library, &[&str]); 5] = [
     (Library::Cublas, super::cublas::SYMBOLS),
     (Library::CublasLt, super::cublaslt::SYMBOLS),
     (Library::Cudnn, super::cudnn::SYMBOLS),
+    (Library::Cudnn, super::graph_api::SYMBOLS),
     (Library::Nccl, super::nccl::SYMBOLS),
 ];
 

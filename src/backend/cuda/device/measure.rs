@@ -178,6 +178,11 @@ impl Card {
         self.choices.get(&algorithms::key(conv, &self.rule())).map(String::as_str)
     }
 
+    /// The card's compute capability.
+    pub fn capability(&self) -> (i32, i32) {
+        self.context.capability
+    }
+
     /// Bytes of the card's cache.
     pub fn cache(&self) -> Result<u64> {
         self.context.cache()

@@ -5,6 +5,7 @@
 //! | [`libraries`] | what is here, what is missing, what to do about it |
 //! | [`driver`] | memory, streams, events, graphs |
 //! | [`cudnn`], [`cublas`], [`cublaslt`] | convolutions, matrix products |
+//! | [`graph_api`], [`cudnn_graph`], [`cudnn_engine`] | convolutions, and what is fused with them, by cuDNN's graph API |
 //! | [`algorithms`], `search` | which routine for which convolution |
 //! | [`nccl`], `exchanges` | what ranks exchange |
 //! | [`card`] | the machine |
@@ -19,8 +20,11 @@ pub mod card;
 pub mod cublas;
 pub mod cublaslt;
 pub mod cudnn;
+pub mod cudnn_engine;
+pub mod cudnn_graph;
 pub mod driver;
 mod exchanges;
+pub mod graph_api;
 pub mod libraries;
 pub mod measure;
 pub mod nccl;

@@ -2,7 +2,7 @@
 
 use super::builder::{Builder, MAIN, optional, read, size, update, write};
 use super::geometry;
-use super::node::{Arg, Call, Convolution, Launch, Linear, Node, NodeId, Pass};
+use super::node::{Arg, Call, Convolution, Fused, Launch, Linear, Node, NodeId, Pass};
 use super::params::Statistic;
 use super::region::{Access, Region};
 use crate::config::{Residual, Wgrad};
@@ -96,13 +96,15 @@ impl Builder<'_> {
     fn backward_conv(&mut self, unit: &ConvUnit) {
         let draw = self.batch_norm_backward(unit);
         let (shape, n, storage) = (self.shape(unit), self.options.batch, self.options.storage);
-        let (x, dw) = (self.activation(unit.x), self.layout.gradient(storage, unit.weight));
-        let wgrad = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate: false };
+        let ((x, norm), dw) = (self.input_of(unit), self.layout.gradient(storage, unit.weight));
+        let (accumulate, fused) = (false, Fused { norm, sums: None });
+        let wgrad = Convolution { pass: Pass::Wgrad, shape, n, x, w: dw, y: draw, accumulate, fused };
         if unit.x == self.graph.input {
             self.stem_wgrad(unit, wgrad);
             return;
         }
-        let dgrad = Convolution { pass: Pass::Dgrad, w: self.layout.weights(storage, unit.weight), ..wgrad };
+        let w = self.layout.weights(storage, unit.weight);
+        let dgrad = Convolution { pass: Pass::Dgrad, w, fused: Fused::NONE, ..wgrad };
         let behind = self.options.form.wgrad == Wgrad::Behind;
         let mut waits = vec![];
         if behind && self.demand.wants(unit.x) {
@@ -222,11 +224,11 @@ impl Builder<'_> {
         self.launch(self.name(unit.raw, "bn_backward_reduce"), launch);
         match self.synced() {
             Some(ranks) => self.finalize_of_ranks(unit, partials, blocks, ranks),
-            None => self.finalize_sums(unit, partials, blocks),
+            None => self.finalize_gradient_sums(unit, partials, blocks),
         }
     }
 
-    fn finalize_sums(&mut self, unit: &ConvUnit, partials: Region, blocks: usize) {
+    fn finalize_gradient_sums(&mut self, unit: &ConvUnit, partials: Region, blocks: usize) {
         let (rows, channels) = (self.rows(unit.raw), unit.shape.k);
         let gradient = |param| self.layout.gradient(self.options.storage, param);
         let mut args = vec![read(partials)];

@@ -1,5 +1,6 @@
 //! What the parts of a plan are built with: nodes in program order, buffers by name, and where each tensor is.
 
+use super::fusion::Absorbed;
 use super::node::{Arg, Call, Launch, Node, Stream};
 use super::params::{ParamLayout, Statistic};
 use super::place::Buffer;
@@ -36,7 +37,7 @@ pub struct Builder<'a> {
     /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
     pub folded: Vec<Option<ConvUnit>>,
     /// A batch norm that the convolution behind it applies, by its output.
-    pub absorbed: Vec<Option<ConvUnit>>,
+    pub absorbed: Vec<Option<Absorbed>>,
     pub pool_index: Option<Region>,
     /// What images' branches are multiplied by, by the block's sum: f32 [images].
     pub factors: Vec<Option<Region>>,

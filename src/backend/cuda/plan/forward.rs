@@ -2,6 +2,7 @@
 //! to the logits. Where the recipe averages weights, evaluations are of the averages.
 
 use super::builder::{Builder, MAIN, optional, read, size, update, write};
+use super::fusion::Summing;
 use super::geometry;
 use super::node::{Arg, Call, Convolution, Launch, Linear, Pass};
 use super::params::Statistic;
@@ -192,12 +193,12 @@ impl Builder<'_> {
     }
 
     fn forward_conv(&mut self, unit: &ConvUnit) {
-        let summed = self.leaves_statistics(unit);
-        if summed {
-            self.pointwise(unit);
-        } else {
-            self.convolution(unit);
+        let summing = self.summing(unit);
+        match summing {
+            Some(Summing::Kernel) => self.pointwise(unit),
+            Some(Summing::Library) | None => self.convolution(unit),
         }
+        let summed = summing.is_some();
         let applies = unit.relu || unit.residual.is_some();
         let left = self.absorbed[unit.y].is_some();
         if applies {
@@ -222,15 +223,19 @@ impl Builder<'_> {
     }
 
     fn convolution(&mut self, unit: &ConvUnit) {
-        let x = self.activation(unit.x);
+        let (x, norm) = self.input_of(unit);
         let y = self.make_activation(unit.raw);
         let mut w = self.weights(unit.weight);
         if unit.x == self.graph.input {
             w = self.stem_filters(&unit.shape, w);
         }
         let (shape, n) = (self.shape(unit), self.options.batch);
-        let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false };
+        let fused = self.fused(unit, norm);
+        let call = Convolution { pass: Pass::Forward, shape, n, x, w, y, accumulate: false, fused };
         self.push(self.name(unit.raw, "forward"), MAIN, Call::Convolution(call));
+        if let Some(sums) = fused.sums {
+            self.finalize_sums(unit, sums);
+        }
     }
 
     /// A bit an element of a block's sum, for the way back.

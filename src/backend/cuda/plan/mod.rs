@@ -7,6 +7,7 @@
 //! | [`chunks`] | that space in pieces of one parameter each |
 //! | [`stem`] | the first convolution in its forms |
 //! | `builder`, `forward`, `backward`, `finish`, `clip`, `lamb`, `lars` | the graph's units as calls, with fusions |
+//! | `fusion` | what is fused with convolutions |
 //! | [`pointwise`] | 1x1 convolutions by our own kernel |
 //! | `ranks` | what the ranks of a run exchange |
 //! | [`slab`] | batch norms that read once, through the cache |
@@ -22,6 +23,7 @@ pub mod chunks;
 mod clip;
 mod finish;
 mod forward;
+mod fusion;
 pub mod geometry;
 mod lamb;
 mod lars;
@@ -45,7 +47,7 @@ use crate::model::spec::ResNetSpec;
 use crate::model::units::units;
 use builder::Builder;
 use chunks::Chunks;
-use node::Node;
+use node::{Node, Pattern};
 use params::{ParamLayout, STATISTICS};
 use place::{ALIGNMENT, Buffer};
 use region::{Arena, Region};
@@ -100,6 +102,8 @@ pub struct PlanOptions {
     pub scale: ScalePolicy,
     /// No two buffers share bytes, so that every activation and gradient can be read after the pass.
     pub keep: bool,
+    /// What is not fused with a convolution, because the machine has no routine for it.
+    pub without: Vec<Pattern>,
 }
 
 impl PlanOptions {

@@ -125,6 +125,44 @@ pub struct Convolution {
     pub y: Region,
     /// Adds to what the result's region holds; for dgrad.
     pub accumulate: bool,
+    /// What the library does in the same call.
+    pub fused: Fused,
+}
+
+/// What stands beside a convolution and is done with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fused {
+    /// `x` goes through a batch norm and its ReLU first: relu(x scale + bias); of the storage type, [2][c], scales before
+    /// biases. Forward, and for wgrad.
+    pub norm: Option<Region>,
+    /// Sums of `y` and of its squares by channel are left here: f32 [2][k]. Forward.
+    pub sums: Option<Region>,
+}
+
+impl Fused {
+    pub const NONE: Self = Self { norm: None, sums: None };
+
+    pub fn any(&self) -> bool {
+        *self != Self::NONE
+    }
+}
+
+/// A convolution with what is fused with it, as far as a library decides by it whether it has a routine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pattern {
+    pub pass: Pass,
+    pub shape: ConvShape,
+    pub norm: bool,
+    pub sums: bool,
+}
+
+impl Convolution {
+    /// `None` where nothing is fused.
+    pub fn pattern(&self) -> Option<Pattern> {
+        let Self { pass, shape, fused, .. } = *self;
+        let (norm, sums) = (fused.norm.is_some(), fused.sums.is_some());
+        fused.any().then_some(Pattern { pass, shape, norm, sums })
+    }
 }
 
 /// x [n][features], w [classes][features] of the storage type; y [n][classes] is f32 forward (logits without bias) and
@@ -158,7 +196,10 @@ impl Call {
                 .collect(),
             Self::Convolution(conv) => {
                 let result = if conv.accumulate { Access::Update } else { Access::Write };
-                product(conv.pass, [conv.x, conv.w, conv.y], result)
+                let mut all = product(conv.pass, [conv.x, conv.w, conv.y], result);
+                all.extend(conv.fused.norm.map(|norm| (norm, Access::Read)));
+                all.extend(conv.fused.sums.map(|sums| (sums, Access::Write)));
+                all
             }
             Self::Linear(linear) => product(linear.pass, [linear.x, linear.w, linear.y], Access::Write),
             Self::Collective(Collective { kind: Exchange::Gather, from, to }) => {
@@ -195,9 +236,13 @@ impl Call {
                     _ => None,
                 })
                 .collect(),
-            Self::Convolution(Convolution { x, w, y, .. }) | Self::Linear(Linear { x, w, y, .. }) => {
-                vec![x, w, y]
+            Self::Convolution(Convolution { x, w, y, fused, .. }) => {
+                let mut all = vec![x, w, y];
+                all.extend(fused.norm.as_mut());
+                all.extend(fused.sums.as_mut());
+                all
             }
+            Self::Linear(Linear { x, w, y, .. }) => vec![x, w, y],
             Self::Collective(Collective { from, to, .. }) => vec![from, to],
         }
     }

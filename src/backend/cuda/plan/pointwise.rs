@@ -5,10 +5,8 @@
 use super::builder::{Builder, read, size, write};
 use super::geometry;
 use super::node::{Arg, Launch};
-use crate::backend::cuda::storage::Storage;
-use crate::config::Pointwise;
 use crate::model::graph::{ConvShape, TensorId};
-use crate::model::units::{ConvUnit, Unit};
+use crate::model::units::ConvUnit;
 
 /// Channels of a slice of the input, of a tile of the output.
 const SLICE: usize = 32;
@@ -38,25 +36,6 @@ pub fn operations(launch: &Launch) -> u64 {
 }
 
 impl Builder<'_> {
-    /// Whether a unit's convolution leaves its output's statistics.
-    pub fn leaves_statistics(&self, unit: &ConvUnit) -> bool {
-        let wanted = self.options.form.pointwise == Pointwise::Fused && self.options.storage == Storage::F16;
-        wanted && !self.takes_running(unit) && fits(&self.shape(unit))
-    }
-
-    /// Finds the batch norms that the convolution behind them applies: those with a ReLU alone, whose output it reads and
-    /// nobody else does on the way forward.
-    pub fn absorb_norms(&mut self, units: &[Unit]) {
-        for unit in units {
-            let Unit::Conv(norm) = unit else { continue };
-            let mut readers = units.iter().filter(|unit| unit.inputs().contains(&norm.y));
-            let (Some(Unit::Conv(reader)), None) = (readers.next(), readers.next()) else { continue };
-            if norm.relu && norm.residual.is_none() && reader.x == norm.y && self.leaves_statistics(reader) {
-                self.absorbed[norm.y] = Some(norm.clone());
-            }
-        }
-    }
-
     /// The convolution, and the partials of its output's statistics; with the batch norm of the input where that is left to
     /// it.
     pub fn pointwise(&mut self, unit: &ConvUnit) {
@@ -64,7 +43,7 @@ impl Builder<'_> {
         let tiles = geometry::conv1x1_tiles(rows, shape.k);
         let per_block = geometry::conv1x1_rows_per_block(rows, shape.k);
         let (kernel, mut args) = match self.absorbed[unit.x].clone() {
-            Some(norm) => ("conv1x1_norm_stats", self.through_norm(&norm, unit.x)),
+            Some(before) => ("conv1x1_norm_stats", self.through_norm(&before.norm, unit.x)),
             None => ("conv1x1_stats", vec![read(self.activation(unit.x))]),
         };
         args.push(read(self.weights(unit.weight)));
