@@ -23,7 +23,9 @@ fail() { say "$*"; exit 2; }
 [ "$(id -u)" = 0 ] || fail "run it as root (user data is)"
 if [ -z "$CONFIG" ] && [ -n "$DATA_DIR" ]; then CONFIG=configs/resnet50-90-nvidia.toml; fi
 CONFIG=${CONFIG:-configs/debug.toml}
-command -v systemctl >/dev/null 2>&1 || fail "no systemctl: this needs a machine that systemd runs, not a container; README says how to train by hand"
+case $(systemctl is-system-running 2>/dev/null) in
+'' | offline) fail "systemd does not run here (a container?): README says how to train by hand" ;;
+esac
 [ -z "$DATA_FROM" ] || [ -n "$DATA_DIR" ] || fail "DATA_FROM is set and DATA_DIR is not: where shall the data go?"
 [ -n "$REPOSITORY" ] || fail "REPOSITORY is empty; set it to the https address of the repository"
 if [ -z "$RUN_AS" ]; then

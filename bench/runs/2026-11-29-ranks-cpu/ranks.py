@@ -1,6 +1,6 @@
 """Scaling over ranks on one machine: one process of two threads beside two processes of one thread, same global batch, in turns.
 
-    engine data synth /tmp/ranks-data --train-per-class 48 --val-per-class 1
+    engine data synth /tmp/ranks-data --train-per-class 24 --val-per-class 1
     python3 ranks.py ENGINE /tmp/ranks-data ROUNDS [mpi]        # from the repository's root
 
 A line a run: what, images/s (median of the steps behind the first two, by rank 0's clock), CPU seconds an image (user and system of
@@ -8,7 +8,7 @@ all ranks, validation of ten images and start included), load average before it.
 import json, os, resource, shutil, socket, statistics, subprocess, sys, tempfile
 
 ENGINE, DATA, ROUNDS = sys.argv[1], sys.argv[2], int(sys.argv[3])
-IMAGES = 480
+IMAGES = 240
 KINDS = ["1 process x 2 threads", "2 ranks x 1 thread, TCP"] + (["2 ranks x 1 thread, MPI"] if "mpi" in sys.argv[4:] else [])
 
 
