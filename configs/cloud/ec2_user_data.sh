@@ -47,7 +47,7 @@ else
     yum install -qy git gcc gcc-c++ curl cmake nasm tmux || yum install -qy git gcc gcc-c++ curl tmux
 fi
 as_user "command -v ~/.cargo/bin/cargo >/dev/null || curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal" || true
-as_user "~/.cargo/bin/cargo --version >/dev/null" || fail "Rust was not installed: is https://sh.rustup.rs reachable from here?"
+as_user "\$HOME/.cargo/bin/cargo --version >/dev/null" || fail "Rust was not installed: is https://sh.rustup.rs reachable from here?"
 as_user "[ -d ~/engine ] || git clone '$REPOSITORY' ~/engine" || fail "$REPOSITORY: cannot be cloned (reason above)"
 as_user "cd ~/engine && [ -f '$CONFIG' ]" || fail "CONFIG=$CONFIG: no such file in $REPOSITORY"
 # libjpeg-turbo decodes half again as fast; the pure-Rust decoder needs no cmake and nasm.
@@ -58,7 +58,7 @@ install -d -o "$RUN_AS" "$OUTPUT_DIR"
 as_user "OUTPUT_REMOTE='$OUTPUT_REMOTE' \$HOME/engine/target/release/engine doctor --output '$OUTPUT_DIR'" || true
 if [ -n "$DATA_FROM" ]; then
     install -d -o "$RUN_AS" "$DATA_DIR"
-    as_user "~/engine/datasets/sync_to_ec2.sh --from '$DATA_FROM' --to '$DATA_DIR'" || fail "$DATA_FROM: the data are not here (reason above)"
+    as_user "\$HOME/engine/datasets/sync_to_ec2.sh --from '$DATA_FROM' --to '$DATA_DIR'" || fail "$DATA_FROM: the data are not here (reason above)"
 fi
 # Without a price there is no budget to end at.
 if [ -z "$PRICE" ]; then PRICE=$(as_user "\$HOME/engine/configs/cloud/spot_price.sh") || PRICE=0; fi
