@@ -20,7 +20,7 @@ command -v tmux >/dev/null 2>&1 || { echo "ec2_screenshot.sh: tmux is not instal
 command -v watch >/dev/null 2>&1 || { echo "ec2_screenshot.sh: watch is not installed (apt-get install procps, yum install procps-ng)" >&2; exit 1; }
 command -v nvidia-smi >/dev/null 2>&1 || { echo "ec2_screenshot.sh: no nvidia-smi: this machine has no NVIDIA driver" >&2; exit 1; }
 [ -f "$output/logs.md" ] || { echo "ec2_screenshot.sh: $output/logs.md: no such file; set OUTPUT_DIR to the training's" >&2; exit 1; }
-[ -t 0 ] && [ -t 1 ] || { echo "ec2_screenshot.sh: this is no terminal: log in with ssh -t and run it there" >&2; exit 1; }
+{ [ -t 0 ] && [ -t 1 ]; } || { echo "ec2_screenshot.sh: this is no terminal: log in with ssh -t and run it there" >&2; exit 1; }
 
 session=engine-screenshot
 tmux kill-session -t "$session" 2>/dev/null || true

@@ -23,7 +23,9 @@ fail() { say "$*"; exit 2; }
 [ "$(id -u)" = 0 ] || fail "run it as root (user data is)"
 if [ -z "$CONFIG" ] && [ -n "$DATA_DIR" ]; then CONFIG=configs/resnet50-90-nvidia.toml; fi
 CONFIG=${CONFIG:-configs/debug.toml}
-command -v systemctl >/dev/null 2>&1 || fail "no systemctl: this needs a machine that systemd runs, not a container; README says how to train by hand"
+case $(systemctl is-system-running 2>/dev/null) in
+'' | offline) fail "systemd does not run here (a container?): README says how to train by hand" ;;
+esac
 [ -z "$DATA_FROM" ] || [ -n "$DATA_DIR" ] || fail "DATA_FROM is set and DATA_DIR is not: where shall the data go?"
 [ -n "$REPOSITORY" ] || fail "REPOSITORY is empty; set it to the https address of the repository"
 if [ -z "$RUN_AS" ]; then
@@ -45,7 +47,7 @@ else
     yum install -qy git gcc gcc-c++ curl cmake nasm tmux || yum install -qy git gcc gcc-c++ curl tmux
 fi
 as_user "command -v ~/.cargo/bin/cargo >/dev/null || curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal" || true
-as_user "~/.cargo/bin/cargo --version >/dev/null" || fail "Rust was not installed: is https://sh.rustup.rs reachable from here?"
+as_user "\$HOME/.cargo/bin/cargo --version >/dev/null" || fail "Rust was not installed: is https://sh.rustup.rs reachable from here?"
 as_user "[ -d ~/engine ] || git clone '$REPOSITORY' ~/engine" || fail "$REPOSITORY: cannot be cloned (reason above)"
 as_user "cd ~/engine && [ -f '$CONFIG' ]" || fail "CONFIG=$CONFIG: no such file in $REPOSITORY"
 # libjpeg-turbo decodes half again as fast; the pure-Rust decoder needs no cmake and nasm.
@@ -56,7 +58,7 @@ install -d -o "$RUN_AS" "$OUTPUT_DIR"
 as_user "OUTPUT_REMOTE='$OUTPUT_REMOTE' \$HOME/engine/target/release/engine doctor --output '$OUTPUT_DIR'" || true
 if [ -n "$DATA_FROM" ]; then
     install -d -o "$RUN_AS" "$DATA_DIR"
-    as_user "~/engine/datasets/sync_to_ec2.sh --from '$DATA_FROM' --to '$DATA_DIR'" || fail "$DATA_FROM: the data are not here (reason above)"
+    as_user "\$HOME/engine/datasets/sync_to_ec2.sh --from '$DATA_FROM' --to '$DATA_DIR'" || fail "$DATA_FROM: the data are not here (reason above)"
 fi
 # Without a price there is no budget to end at.
 if [ -z "$PRICE" ]; then PRICE=$(as_user "\$HOME/engine/configs/cloud/spot_price.sh") || PRICE=0; fi

@@ -1,19 +1,20 @@
 """Scaling over ranks on one machine: one process of two threads beside two processes of one thread, same global batch, in turns.
 
-    engine data synth /tmp/ranks-data --train-per-class 48 --val-per-class 1
-    python3 ranks.py ENGINE /tmp/ranks-data ROUNDS [mpi]        # from the repository's root
+    engine data synth /tmp/ranks-data --train-per-class 24 --val-per-class 1
+    python3 ranks.py ENGINE /tmp/ranks-data ROUNDS SIDE BATCH [mpi]        # from the repository's root
 
-A line a run: what, images/s (median of the steps behind the first two, by rank 0's clock), CPU seconds an image (user and system of
+A line a run: what, images/s (median of the steps behind the first, by rank 0's clock), CPU seconds an image (user and system of
 all ranks, validation of ten images and start included), load average before it."""
 import json, os, resource, shutil, socket, statistics, subprocess, sys, tempfile
 
-ENGINE, DATA, ROUNDS = sys.argv[1], sys.argv[2], int(sys.argv[3])
-IMAGES = 480
-KINDS = ["1 process x 2 threads", "2 ranks x 1 thread, TCP"] + (["2 ranks x 1 thread, MPI"] if "mpi" in sys.argv[4:] else [])
+ENGINE, DATA = sys.argv[1:3]
+ROUNDS, SIDE, BATCH = map(int, sys.argv[3:6])
+IMAGES = 240 if SIDE < 128 else 128
+KINDS = ["1 process x 2 threads", "2 ranks x 1 thread, TCP"] + (["2 ranks x 1 thread, MPI"] if "mpi" in sys.argv[6:] else [])
 
 
 def command(output, threads):
-    sets = ["data.batch=32", "data.micro_batch=16", "epochs=1", "data.workers=1", f"device.threads={threads}"]
+    sets = [f"data.resolution={SIDE}", f"data.batch={BATCH}", "data.micro_batch=16", "epochs=1", "data.workers=1", f"device.threads={threads}"]
     args = [ENGINE, "train", "--config", "configs/debug.toml", "--device", "cpu", "--data", DATA, "--output", output]
     return args + [part for one in sets for part in ("--set", one)]
 
@@ -39,7 +40,7 @@ def run(kind):
     assert codes == [0] * len(codes), (kind, codes)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     steps = [json.loads(line) for line in open(f"{output}/metrics.jsonl")]
-    rates = [step["clock"]["images_per_second"] for step in steps if step["kind"] == "step"][2:]
+    rates = [step["clock"]["images_per_second"] for step in steps if step["kind"] == "step"][1:]
     shutil.rmtree(output)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return statistics.median(rates), cpu / IMAGES
