@@ -148,7 +148,10 @@ fn spoil(plan: &Plan, region: Region) -> fn(Storage, &mut [u8]) {
         Arena::Weights | Arena::GradientMatrices => spoil_value,
         Arena::Activations if name.ends_with(".mask") || name.ends_with(".index") => spoil_byte,
         Arena::Activations
-            if name == "ema.weights" || name.starts_with("stem.") || name.ends_with(".part") =>
+            if name == "ema.weights"
+                || name.starts_with("stem.")
+                || name.ends_with(".part")
+                || name.ends_with(".map") =>
         {
             spoil_value
         }
@@ -221,6 +224,12 @@ fn a_wrong_element_of_what_other_forms_have_is_noticed() {
     planted_in(Case { form: FORMS[3], ..TINY }, Purpose::Finish { sum: false }, in_slabs);
     let fused = |node: &Node| node.name.ends_with(".forward_stats");
     planted_in(Case { form: FORMS[2], ..TINY }, Purpose::Finish { sum: false }, fused);
+    let by_library = |node: &Node| match &node.call {
+        Call::Convolution(conv) => conv.fused.any(),
+        Call::Kernel(launch) => launch.kernel == "bn_finalize_sums",
+        _ => false,
+    };
+    planted_in(Case { form: FORMS[5], ..TINY }, Purpose::Finish { sum: false }, by_library);
 }
 
 #[test]

@@ -78,14 +78,7 @@ impl Card {
         let lane = &self.lanes[node.stream];
         let (mut timed, mut routines, mut refused) = (vec![], vec![], None);
         for (candidate, routine) in candidates {
-            let run = || self.convolve(lane, conv, descriptors, &routine);
-            let timed_run = self.time(&lane.stream, SAMPLES, &run);
-            // The step is one CUDA graph: an engine that cannot be recorded is none for it.
-            let recorded = |seconds| match routine {
-                Routine::Graph(_) => lane.stream.capture(run).map(|_| seconds),
-                _ => Ok(seconds),
-            };
-            match timed_run.and_then(recorded) {
+            match self.seconds(lane, conv, descriptors, &routine) {
                 Ok(seconds) => {
                     timed.push((candidate, seconds));
                     routines.push(routine);
@@ -106,6 +99,22 @@ impl Card {
         let index = timed.iter().position(|(candidate, _)| *candidate == chosen).expect("one of them");
         self.choices.insert(key, chosen.to_string());
         Ok(routines.swap_remove(index))
+    }
+
+    /// What a routine takes. The step is one CUDA graph: an engine that cannot be recorded is none for it.
+    fn seconds(
+        &self,
+        lane: &Lane,
+        conv: &Convolution,
+        descriptors: &Descriptors,
+        routine: &Routine,
+    ) -> Result<f64> {
+        let run = || self.convolve(lane, conv, descriptors, routine);
+        let seconds = self.time(&lane.stream, SAMPLES, &run)?;
+        if matches!(routine, Routine::Graph(_)) {
+            lane.stream.capture(run)?;
+        }
+        Ok(seconds)
     }
 
     /// An earlier choice; `None` where it is an engine that cuDNN has no longer.
