@@ -5,6 +5,8 @@
 #include "../batch_norm.cu"
 #include "../batch_norm_backward.cu"
 #include "../batch_norm_slab.cu"
+#include "../batch_norm_one_pass.cu"
+#include "../batch_norm_backward_one_pass.cu"
 #include "../conv1x1.cu"
 #include "../pool.cu"
 #include "../loss.cu"

@@ -32,7 +32,7 @@ use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
-use crate::config::{Decay, Form, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
+use crate::config::{Chip, Decay, Form, Norm, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
 use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::freeze::Freeze;
@@ -88,12 +88,18 @@ pub const EXTRAS: [Recipe; 4] = [
 ];
 
 /// What has, between them, every node and order that the base form lacks.
-pub const FORMS: [Form; 4] = [
+pub const FORMS: [Form; 5] = [
     Form { stem: Stem::SpaceToDepth, wgrad: Wgrad::Behind, residual: Residual::Added, ..Form::BASE },
     Form { stem: Stem::Padded8, wgrad: Wgrad::Inline, ..Form::BASE },
     Form { pointwise: Pointwise::Fused, ..Form::BASE },
     // So small that the tiny network's batch norms have a slab or two.
     Form { slabs: Slabs { cache_kb: 140, launch_kb: 0 }, ..Form::BASE },
+    // Two blocks, which share a column of some layers and have columns of their own in others.
+    Form {
+        norm: Norm::OnePass,
+        chip: Chip { multiprocessors: 2, shared_kib: 20, pause_kb: 1 },
+        ..Form::BASE
+    },
 ];
 
 /// Constants of the rules of a check.

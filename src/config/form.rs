@@ -1,7 +1,7 @@
 //! How a training step is laid out on a GPU. Every form computes the same step, up to the roundings of its sums; which one
 //! is fastest, a card tells: `engine bench step --variants` times them in turn.
 
-use super::Slabs;
+use super::{Chip, Norm, Slabs};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -14,6 +14,8 @@ pub struct Form {
     pub residual: Residual,
     pub pointwise: Pointwise,
     pub slabs: Slabs,
+    pub norm: Norm,
+    pub chip: Chip,
 }
 
 /// What the first convolution reads.
@@ -111,7 +113,14 @@ impl Form {
         residual: Residual::InDgrad,
         pointwise: Pointwise::Libraries,
         slabs: Slabs::NONE,
+        norm: Norm::TwoPass,
+        chip: Chip::AS_IT_IS,
     };
+
+    /// For such a card, where nothing else is said.
+    pub fn on(self, card: Chip) -> Self {
+        Self { chip: self.chip.or(card), ..self }
+    }
 }
 
 impl Default for Form {
@@ -151,11 +160,13 @@ impl fmt::Display for Form {
             ("wgrad", wgrad),
             ("residual", (self.residual == Residual::Added).then_some("added")),
             ("pointwise", (self.pointwise == Pointwise::Fused).then_some("fused")),
+            ("norm", (self.norm == Norm::OnePass).then_some("one-pass")),
         ];
         let said: Vec<String> = parts
             .iter()
             .filter_map(|(key, value)| value.map(|value| format!("device.form.{key}={value}")))
             .chain(self.slabs.said())
+            .chain(self.chip.said())
             .collect();
         f.write_str(&said.join(" "))
     }
@@ -177,7 +188,14 @@ mod tests {
                             (Slabs { cache_kb: 20_000, launch_kb: 5000 }, Pointwise::Libraries)
                         }
                     };
-                    let form = Form { stem, wgrad, residual, pointwise, slabs };
+                    let (norm, chip) = match wgrad {
+                        Wgrad::Inline => (Norm::OnePass, Chip::AS_IT_IS),
+                        Wgrad::Behind => {
+                            (Norm::OnePass, Chip { multiprocessors: 100, shared_kib: 64, pause_kb: 2 })
+                        }
+                        Wgrad::Beside => (Norm::TwoPass, Chip::AS_IT_IS),
+                    };
+                    let form = Form { stem, wgrad, residual, pointwise, slabs, norm, chip };
                     let set: Vec<String> = form.to_string().split_whitespace().map(str::to_owned).collect();
                     let overrides = crate::config::Overrides { set, ..Default::default() };
                     assert_eq!(crate::config::load(None, &overrides).unwrap().device.form, form);

@@ -8,7 +8,7 @@ use super::plan::{Plan, PlanOptions, Purpose};
 use super::profile::Kind;
 use super::shares::Shares;
 use super::storage::Storage;
-use crate::config::Search;
+use crate::config::{Chip, Search};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -28,10 +28,12 @@ pub struct CardModel {
     /// The same from f32 operands rounded to 10 bits; `None` before Ampere, which has no bf16 either.
     pub tf32: Option<f64>,
     pub single: f64,
+    pub chip: Chip,
 }
 
 /// Figures of NVIDIA's data sheets (V100 SXM2, T4, A100 80GB SXM, H100 SXM, H200 SXM); the H200's bandwidth and rate for
-/// half are what a copy and a large product were measured to reach.
+/// half are what a copy and a large product were measured to reach. Shared memory of a block: the CUDA programming guide's
+/// technical specifications by compute capability.
 pub const CARDS: [CardModel; 5] = [
     CardModel {
         name: "v100",
@@ -41,6 +43,7 @@ pub const CARDS: [CardModel; 5] = [
         half: 125e12,
         tf32: None,
         single: 15.7e12,
+        chip: Chip::of(80, 96, 900e9),
     },
     CardModel {
         name: "t4",
@@ -50,6 +53,7 @@ pub const CARDS: [CardModel; 5] = [
         half: 65e12,
         tf32: None,
         single: 8.1e12,
+        chip: Chip::of(40, 64, 320e9),
     },
     CardModel {
         name: "a100",
@@ -59,6 +63,7 @@ pub const CARDS: [CardModel; 5] = [
         half: 312e12,
         tf32: Some(156e12),
         single: 19.5e12,
+        chip: Chip::of(108, 163, 2039e9),
     },
     CardModel {
         name: "h100",
@@ -68,6 +73,7 @@ pub const CARDS: [CardModel; 5] = [
         half: 989e12,
         tf32: Some(494e12),
         single: 67e12,
+        chip: Chip::of(132, 227, 3350e9),
     },
     CardModel {
         name: "h200",
@@ -77,6 +83,7 @@ pub const CARDS: [CardModel; 5] = [
         half: 790e12,
         tf32: Some(494e12),
         single: 67e12,
+        chip: Chip::of(132, 227, 4300e9),
     },
 ];
 
@@ -128,7 +135,7 @@ impl Training {
     /// large for 32-bit counts).
     pub fn forecast(&self, card: &CardModel, shares: &Shares) -> Result<Forecast> {
         let rate = self.product_rate(card)?;
-        let plans = self.plans(self.options.batch)?;
+        let plans = self.on(card).plans(self.options.batch)?;
         let of = |plan: &Plan| seconds(plan, card.bandwidth, rate, shares);
         let accumulate = plans.accumulate.as_ref().map_or(Seconds::default(), of);
         Ok(Forecast {
@@ -152,7 +159,8 @@ impl Training {
     /// the batch.
     pub fn largest(&self, card: &CardModel) -> Option<usize> {
         let capacity = card.gibibytes * 2f64.powi(30);
-        let fits = |batch| self.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
+        let own = self.on(card);
+        let fits = |batch| own.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
         if !fits(1) {
             return None;
         }
@@ -165,6 +173,12 @@ impl Training {
             if fits(middle) { low = middle } else { high = middle }
         }
         Some(low)
+    }
+
+    /// As the card would be told.
+    fn on(&self, card: &CardModel) -> Self {
+        let form = self.options.form.on(card.chip);
+        Self { options: PlanOptions { form, ..self.options.clone() }, ..self.clone() }
     }
 
     fn product_rate(&self, card: &CardModel) -> Result<f64> {

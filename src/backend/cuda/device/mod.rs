@@ -3,7 +3,8 @@
 //! | file | says |
 //! |---|---|
 //! | [`libraries`] | what is here, what is missing, what to do about it |
-//! | [`driver`] | memory, streams, events, graphs |
+//! | [`driver`], `module` | memory, streams, events, graphs; kernels |
+//! | `cooperation` | launches whose blocks wait for each other |
 //! | [`cudnn`], [`cublas`], [`cublaslt`] | convolutions, matrix products |
 //! | [`algorithms`], `search` | which routine for which convolution |
 //! | [`nccl`], `exchanges` | what ranks exchange |
@@ -16,6 +17,7 @@
 
 pub mod algorithms;
 pub mod card;
+mod cooperation;
 pub mod cublas;
 pub mod cublaslt;
 pub mod cudnn;
@@ -23,6 +25,7 @@ pub mod driver;
 mod exchanges;
 pub mod libraries;
 pub mod measure;
+mod module;
 pub mod nccl;
 mod search;
 pub mod trace;
