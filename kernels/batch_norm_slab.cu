@@ -16,7 +16,7 @@
 // A column is 32 channels. Block of 256: 4 lanes along channels, 8 channels each, by 64 rows. Grid: the blocks that sum come
 // first, `columns` of them for each block of rows, then those that apply, so that the end of the sums is beside other work.
 // y, dx and dz leave the cache first (st.global.cs): what they would push out is the slab that is read again.
-#include "abi.cuh"
+#include "between_blocks.cuh"
 
 namespace slab {
 
@@ -36,33 +36,6 @@ struct Sums {
     Pair* partials;
     u32* counters;
 };
-
-// Values that another block has written during this launch: past the first-level cache.
-__device__ inline Pair load_fresh(const Pair* from) {
-#ifdef CUDA_ON_CPU
-    return *from;
-#else
-    Pair pair;
-    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(pair.a), "=f"(pair.b) : "l"(from) : "memory");
-    return pair;
-#endif
-}
-
-// A pack that is not read again soon.
-template <class S> __device__ inline void store_streaming(const Pack<S>& pack, S* to) {
-#ifdef CUDA_ON_CPU
-    pack.store(to);
-#else
-    Stored<S> stored;
-    pack.store((S*)stored.words);
-#pragma unroll
-    for (u32 i = 0; i < sizeof(S) / 2; i++) {
-        const Words w = stored.words[i];
-        // No clobber of memory: nobody reads it in this launch, and the next rows' loads may go before.
-        asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"((Words*)to + i), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w));
-    }
-#endif
-}
 
 // Adds two values of eight channels over the rows of a block, in a fixed tree; the sums are with the threads of row 0.
 __device__ inline void over_rows(f32 (&shared)[PACK][2][BLOCK], f32 (&a)[PACK], f32 (&b)[PACK]) {

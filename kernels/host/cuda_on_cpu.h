@@ -1,11 +1,12 @@
 // CUDA kernels on the host: every thread of a block runs until it ends or waits, on one host thread, and the blocks run one
 // after another, both in an order that the caller chooses. A missing barrier, or a block that relies on another, gives other
-// results in other orders; a divergent barrier is an error.
+// results in other orders; a divergent barrier is an error. The blocks of a cooperative launch may wait for each other: then
+// the next one goes on. Where all wait it is an error, and so is a block that waits in any other launch.
 //
 // A thread that never waits costs a function call: it runs on the fibre of the one before it. Only threads that wait
 // at a barrier or for their warp hold a fibre of their own.
 //
-// What this does not show: blocks that only go wrong at the same time (each runs whole), memory fences, fast-math.
+// What this does not show: blocks that only go wrong at the same time (each runs until it waits), memory fences, fast-math.
 #pragma once
 #define CUDA_ON_CPU
 
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <utility>
@@ -63,10 +65,10 @@ const size_t STACK = 128 << 10;
 #ifdef CUDA_ON_CPU_UCONTEXT
 struct Context { ucontext_t context; };
 inline void switch_context(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
-inline void make_context(Context& fibre, std::vector<char>& stack, void (*entry)()) {
+inline void make_context(Context& fibre, char* stack, void (*entry)()) {
     getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = stack.data();
-    fibre.context.uc_stack.ss_size = stack.size();
+    fibre.context.uc_stack.ss_sp = stack;
+    fibre.context.uc_stack.ss_size = STACK;
     fibre.context.uc_link = nullptr;
     makecontext(&fibre.context, entry, 0);
 }
@@ -98,9 +100,9 @@ cuda_on_cpu_switch:
 .size cuda_on_cpu_switch, .-cuda_on_cpu_switch
 )");
 inline void switch_context(Context& from, Context& to) { cuda_on_cpu_switch(&from.stack, to.stack); }
-inline void make_context(Context& fibre, std::vector<char>& stack, void (*entry)()) {
+inline void make_context(Context& fibre, char* stack, void (*entry)()) {
     // Six registers, the address to return to, and one word so that the entry finds its stack aligned as after a call.
-    void** top = (void**)(((size_t)stack.data() + stack.size()) & ~(size_t)15);
+    void** top = (void**)(((size_t)stack + STACK) & ~(size_t)15);
     top[-1] = nullptr;
     top[-2] = (void*)entry;
     for (int i = 3; i <= 8; i++) top[-i] = nullptr;
@@ -108,18 +110,23 @@ inline void make_context(Context& fibre, std::vector<char>& stack, void (*entry)
 }
 #endif
 
-enum Status { NOT_BEGUN, RUNNING, AT_BARRIER, AT_WARP, ENDED };
+enum Status { NOT_BEGUN, RUNNING, AT_BARRIER, AT_WARP, AT_COUNTER, ENDED };
 
 struct Fibre {
     Context context;
-    std::vector<char> stack;
+    // Not cleared: a launch of many blocks has a fibre for each of their threads, which touches little of it.
+    std::unique_ptr<char[]> stack;
 };
 
 struct Thread {
     Status status;
     int line;      // of the barrier it waits at
     Fibre* fibre;  // what it waits on
+    const unsigned* counter;  // that other blocks raise, and what it must have reached
+    unsigned count;
 };
+
+struct alignas(16) Aligned { unsigned char bytes[16]; };
 
 struct Block {
     std::vector<Thread> threads;
@@ -128,12 +135,17 @@ struct Block {
     unsigned current;
     Context scheduler;
     Fibre* fibre;                 // that runs
-    std::vector<Fibre*> idle;
     Thunk kernel;
     void** args;
+    unsigned id;
+    bool ended;
+    // As much as the launch gives, 16 bytes aligned, and NaN at first.
+    std::vector<Aligned> memory;
 };
 
+// The one that runs.
 inline Block block;
+inline std::vector<Fibre*> idle;
 inline unsigned exchange[32][32];  // a word for each lane of each warp
 
 inline void enter(unsigned id) {
@@ -153,7 +165,7 @@ inline void fibre_main() {
             // Another fibre may have run in between; this one still has `id`.
             block.threads[id].status = ENDED;
         }
-        block.idle.push_back(block.fibre);
+        idle.push_back(block.fibre);
         switch_context(block.fibre->context, block.scheduler);
     }
 }
@@ -174,31 +186,49 @@ inline void resume(Fibre* fibre) {
 }
 
 inline Fibre* idle_fibre() {
-    if (block.idle.empty()) {
+    if (idle.empty()) {
         Fibre* fibre = new Fibre;
-        fibre->stack.resize(STACK);
-        make_context(fibre->context, fibre->stack, fibre_main);
+        fibre->stack.reset(new char[STACK]);
+        make_context(fibre->context, fibre->stack.get(), fibre_main);
         return fibre;
     }
-    Fibre* fibre = block.idle.back();
-    block.idle.pop_back();
+    Fibre* fibre = idle.back();
+    idle.pop_back();
     return fibre;
 }
 
-// Lets go on who may: warps whose lanes all wait, or the block if all wait at one barrier. Returns what is wrong, or null.
-inline const char* release(bool& ended) {
+inline void* block_memory() { return block.memory.data(); }
+
+// Waits until other blocks have raised a counter.
+inline void await(const unsigned* counter, unsigned count, int line) {
+    if (*counter >= count) return;
+    Thread& thread = block.threads[block.current];
+    thread.counter = counter;
+    thread.count = count;
+    wait(AT_COUNTER, line);
+}
+
+enum Going { ON, ELSEWHERE, OVER };
+
+// Lets go on who may: who waits for a counter that has been raised, warps whose lanes all wait, or the block if all wait at one
+// barrier. Returns what is wrong, or null; `going` says whether the block goes on, waits for others, or is over.
+inline const char* release(Going& going) {
     const size_t n = block.threads.size();
-    bool progress = false, all_at_barrier = true, any_ended = false;
-    ended = true;
+    bool progress = false, all_at_barrier = true, any_ended = false, any_at_counter = false, over = true;
     for (size_t warp = 0; warp < n; warp += 32) {
         const size_t end = warp + 32 < n ? warp + 32 : n;
         size_t waiting = 0;
         for (size_t i = warp; i < end; i++) {
-            const Thread& thread = block.threads[i];
+            Thread& thread = block.threads[i];
+            if (thread.status == AT_COUNTER && *thread.counter >= thread.count) {
+                thread.status = RUNNING;
+                progress = true;
+            }
+            any_at_counter |= thread.status == AT_COUNTER;
             waiting += thread.status == AT_WARP;
             all_at_barrier &= thread.status == AT_BARRIER && thread.line == block.threads[0].line;
             any_ended |= thread.status == ENDED;
-            ended &= thread.status == ENDED;
+            over &= thread.status == ENDED;
         }
         if (waiting != end - warp) continue;
         for (size_t i = warp; i < end; i++) {
@@ -207,27 +237,73 @@ inline const char* release(bool& ended) {
         }
         progress = true;
     }
+    going = over ? OVER : any_at_counter && !progress ? ELSEWHERE : ON;
     if (all_at_barrier) {
         for (Thread& thread : block.threads) thread.status = RUNNING;
         return nullptr;
     }
-    if (progress || ended) return nullptr;
+    if (progress || over || any_at_counter) return nullptr;
     return any_ended ? "threads have ended while others wait at a barrier or for their warp"
                      : "threads wait at different barriers";
 }
 
-inline const char* run_block() {
-    for (Thread& thread : block.threads) thread = {NOT_BEGUN, 0, nullptr};
-    block.begun = 0;
+// Runs the block until it is over or waits for another.
+inline const char* run_block(Going& going) {
     for (;;) {
         while (block.begun < block.order.size()) resume(idle_fibre());
-        bool ended = false;
-        if (const char* problem = release(ended)) return problem;
-        if (ended) return nullptr;
+        if (const char* problem = release(going)) return problem;
+        if (going != ON) return nullptr;
         for (unsigned id : block.order) {
             if (block.threads[id].status == RUNNING) resume(block.threads[id].fibre);
         }
     }
+}
+
+inline void begin_block(unsigned id, size_t memory) {
+    for (Thread& thread : block.threads) thread = {NOT_BEGUN, 0, nullptr, nullptr, 0};
+    block.begun = 0;
+    block.id = id;
+    block.ended = false;
+    block.memory.resize((memory + 15) / 16);
+    if (memory) memset(block.memory.data(), 0xff, block.memory.size() * 16);
+}
+
+inline const char* go_on(Going& going) {
+    const unsigned id = block.id;
+    block_index = {id % grid_dim.x, id / grid_dim.x % grid_dim.y, id / (grid_dim.x * grid_dim.y)};
+    return run_block(going);
+}
+
+// Whether a thread of the block waits for a counter that has been raised.
+inline bool can_go_on() {
+    for (const Thread& thread : block.threads) {
+        if (thread.status == AT_COUNTER && *thread.counter >= thread.count) return true;
+    }
+    return false;
+}
+
+// All blocks beside each other: whoever cannot go on lets the next one.
+inline const char* run_cooperative(const std::vector<unsigned>& blocks, size_t memory) {
+    std::vector<Block> all(blocks.size(), block);
+    size_t over = 0;
+    for (bool first = true; over < all.size(); first = false) {
+        bool progress = first;
+        for (size_t i = 0; i < all.size(); i++) {
+            if (!first && all[i].ended) continue;
+            std::swap(block, all[i]);
+            if (first) begin_block(blocks[i], memory);
+            const bool could = first || can_go_on();
+            Going going = ELSEWHERE;
+            const char* problem = could ? go_on(going) : nullptr;
+            block.ended = going == OVER;
+            over += block.ended;
+            progress |= could;
+            std::swap(block, all[i]);
+            if (problem) return problem;
+        }
+        if (!progress) return "all blocks wait for others";
+    }
+    return nullptr;
 }
 
 enum Order { ASCENDING, DESCENDING, SHUFFLED };
@@ -243,7 +319,7 @@ inline void set_order(std::vector<unsigned>& ids, unsigned count, unsigned order
 }
 
 // Returns what is wrong, or null.
-inline const char* launch(Thunk kernel, Dim grid, Dim dim, void** args, unsigned order, unsigned seed) {
+inline const char* launch(Thunk kernel, Dim grid, Dim dim, void** args, unsigned order, unsigned seed, size_t memory, bool cooperative) {
     grid_dim = grid;
     block_dim = dim;
     block.kernel = kernel;
@@ -254,9 +330,12 @@ inline const char* launch(Thunk kernel, Dim grid, Dim dim, void** args, unsigned
     set_order(block.order, threads, order, seed);
     std::vector<unsigned> blocks;
     set_order(blocks, grid.x * grid.y * grid.z, order, seed + 1);
+    if (cooperative) return run_cooperative(blocks, memory);
     for (unsigned id : blocks) {
-        block_index = {id % grid.x, id / grid.x % grid.y, id / (grid.x * grid.y)};
-        if (const char* problem = run_block()) return problem;
+        Going going = ON;
+        begin_block(id, memory);
+        if (const char* problem = go_on(going)) return problem;
+        if (going == ELSEWHERE) return "a block waits for others in a launch that is not cooperative";
     }
     return nullptr;
 }
@@ -330,7 +409,7 @@ inline void multiply_add(MatrixFloat& sum, const MatrixHalf& a, const MatrixHalf
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-// One block runs at a time, so that a static is a block's own.
+// One block runs at a time, so that a static is a block's own: not in kernels whose blocks wait for others.
 #define __shared__ static
 #define __syncthreads() cuda_on_cpu::wait(cuda_on_cpu::AT_BARRIER, __LINE__)
 #define __syncwarp() cuda_on_cpu::wait(cuda_on_cpu::AT_WARP, __LINE__)
@@ -347,7 +426,7 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float cospif(float a) { return (float)cos(3.14159265358979323846 * a); }
 
-// A block runs whole before the next begins: what it has written is there.
+// A block runs until it ends or waits before the next goes on: what it has written is there.
 inline void __threadfence() {}
 
 inline unsigned atomicAdd(unsigned* at, unsigned value) {

@@ -6,6 +6,8 @@
 #include "../batch_norm_backward.cu"
 #include "../batch_norm_slab.cu"
 #include "../batch_norm_sums.cu"
+#include "../batch_norm_one_pass.cu"
+#include "../batch_norm_backward_one_pass.cu"
 #include "../conv1x1.cu"
 #include "../pool.cu"
 #include "../loss.cu"

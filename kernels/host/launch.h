@@ -7,16 +7,16 @@
 #define VISIBLE extern "C" __attribute__((visibility("default")))
 
 // Runs a kernel on the caller's thread; other callers wait. `order`, of threads and
-// of blocks: 0 ascending, 1 descending, 2 shuffled by `seed`.
+// of blocks: 0 ascending, 1 descending, 2 shuffled by `seed`. `memory`: bytes that each block has beside its own statics.
 // Returns 0, or 1 with a message.
 VISIBLE int engine_launch(const char* name, const unsigned* grid, const unsigned* block, void** args, unsigned order,
-                             unsigned seed, char* message, size_t size) {
+                             unsigned seed, size_t memory, int cooperative, char* message, size_t size) {
     static std::mutex one_at_a_time;
     const std::lock_guard<std::mutex> guard(one_at_a_time);
     const auto found = cuda_on_cpu::kernels().find(name);
     const char* problem = "no such kernel";
     if (found != cuda_on_cpu::kernels().end()) {
-        problem = cuda_on_cpu::launch(found->second, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, args, order, seed);
+        problem = cuda_on_cpu::launch(found->second, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, args, order, seed, memory, cooperative);
     }
     if (problem) snprintf(message, size, "%s: %s", name, problem);
     return problem != nullptr;

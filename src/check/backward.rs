@@ -146,8 +146,7 @@ impl<M: Machine> Layers<'_, M> {
         let from = sum.unwrap_or(unit.y);
         let dy = self.seen.gradient(from)?;
         Ok(if sum.is_some() || unit.residual.is_some() {
-            let mask = self.seen.bytes(self.seen.buffer(&format!("{}.mask", self.seen.name(from)))?)?;
-            Gated::masked(&dy, &mask)
+            Gated::masked(&dy, &self.seen.mask(from)?)
         } else if unit.relu {
             Gated::recomputed(&dy, raw, &self.affine(unit)?)
         } else {

@@ -121,7 +121,8 @@ impl<M: Machine> Layers<'_, M> {
             .collect();
         let kinds = [Statistic::Mean, Statistic::Rstd, Statistic::Scale, Statistic::Variance];
         let mut nodes = self.seen.norm_nodes(unit.raw, &["bn_stats", "bn_finalize"], "bn_slab");
-        nodes[0] = self.seen.first_node(unit.raw, &["bn_stats", "forward_stats", "bn_slab0", "forward"]);
+        let first = ["bn_stats", "forward_stats", "bn_slab0", "bn_one_pass", "forward"];
+        nodes[0] = self.seen.first_node(unit.raw, &first);
         for (at, kind) in kinds.into_iter().enumerate() {
             let got = to_f64(&self.seen.statistic(unit, kind)?);
             let values = columns.iter().map(|column| column[at].0).collect();
@@ -201,7 +202,7 @@ impl<M: Machine> Layers<'_, M> {
         let nodes = self.apply_nodes(unit);
         let what = self.seen.name(unit.y).to_owned();
         if unit.residual.is_some() && !self.evaluates() && self.demand.wants(unit.y) {
-            let mask = self.seen.bytes(self.seen.buffer(&format!("{what}.mask"))?)?;
+            let mask = self.seen.mask(unit.y)?;
             let bit = |index: usize| f64::from(mask[index / 8] >> (index % 8) & 1);
             let got: Vec<f64> = (0..sums.len()).map(bit).collect();
             let values = sums.iter().map(|sum| f64::from(u8::from(sum.value > 0.0))).collect();

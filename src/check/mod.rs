@@ -33,7 +33,7 @@ use crate::backend::cuda::plan::{Loss, Recipe, Rule, ScalePolicy};
 use crate::backend::cuda::storage::Storage;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
 use crate::backend::{self, Backend, DropPath, Extras, NamedTensors, Objective, Outcome, Step};
-use crate::config::{Decay, Form, Fusion, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
+use crate::config::{Chip, Decay, Form, Fusion, Norm, Pointwise, Reduction, Residual, Slabs, Stem, Wgrad};
 use crate::data::{Batch, Blend, Erase, Fill, Mix, Rect};
 use crate::error::{Error, Result};
 use crate::model::freeze::Freeze;
@@ -91,7 +91,7 @@ pub const EXTRAS: [Recipe; 4] = [
 ];
 
 /// What has, between them, every node and order that the base form lacks.
-pub const FORMS: [Form; 6] = [
+pub const FORMS: [Form; 7] = [
     Form { stem: Stem::SpaceToDepth, wgrad: Wgrad::Behind, residual: Residual::Added, ..Form::BASE },
     Form { stem: Stem::Padded8, wgrad: Wgrad::Inline, ..Form::BASE },
     Form { pointwise: Pointwise::Fused, ..Form::BASE },
@@ -99,6 +99,12 @@ pub const FORMS: [Form; 6] = [
     Form { slabs: Slabs { cache_kb: 140, launch_kb: 0 }, ..Form::BASE },
     Form { fusion: Fusion::Statistics, ..Form::BASE },
     Form { fusion: Fusion::Norm, wgrad: Wgrad::Behind, ..Form::BASE },
+    // Two blocks, which share a column of some layers and have columns of their own in others.
+    Form {
+        norm: Norm::OnePass,
+        chip: Chip { multiprocessors: 2, shared_kib: 20, pause_kb: 1 },
+        ..Form::BASE
+    },
 ];
 
 /// Constants of the rules of a check.

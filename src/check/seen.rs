@@ -3,6 +3,8 @@
 use crate::backend::cuda::abi::State;
 use crate::backend::cuda::machine::Machine;
 use crate::backend::cuda::network::from_stored;
+use crate::backend::cuda::plan::forward::{COLUMN_MASK, MASK};
+use crate::backend::cuda::plan::geometry::SLAB_COLUMN;
 use crate::backend::cuda::plan::params::Statistic;
 use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{Plan, Purpose};
@@ -79,11 +81,15 @@ impl<M: Machine> Seen<'_, M> {
         format!("{}.{what}", self.name(tensor))
     }
 
-    /// The nodes of a batch norm: those of the plain kernels, or of its slabs where it has any.
+    /// The nodes of a batch norm: those of the plain kernels, or of its slabs where it has any, or the one of one pass.
     pub fn norm_nodes(&self, tensor: TensorId, plain: &[&str], slab: &str) -> Vec<String> {
-        let begin = self.node(tensor, slab);
+        let (begin, one_pass) =
+            (self.node(tensor, slab), self.node(tensor, &slab.replace("slab", "one_pass")));
         let is_slab = |name: &&String| {
-            name.strip_prefix(&begin).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+            **name == one_pass
+                || name
+                    .strip_prefix(&begin)
+                    .is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
         };
         let slabs: Vec<String> =
             self.plan.nodes.iter().map(|node| &node.name).filter(is_slab).cloned().collect();
@@ -116,6 +122,18 @@ impl<M: Machine> Seen<'_, M> {
         self.plan.buffer(name).ok_or_else(|| {
             Error::failed(format!("the plan has no buffer {name}: the check must learn of it"))
         })
+    }
+
+    /// The bits of a block's sum, element by element.
+    pub fn mask(&self, tensor: TensorId) -> Result<Vec<u8>> {
+        if let Some(plain) = self.plan.buffer(&self.node(tensor, MASK)) {
+            return self.bytes(plain);
+        }
+        let columns = self.bytes(self.buffer(&self.node(tensor, COLUMN_MASK))?)?;
+        let (row, part) = (self.plan.graph.tensors[tensor].c / 8, SLAB_COLUMN / 8);
+        let rows = columns.len() / row;
+        let at = |(row, byte): (usize, usize)| columns[(byte / part * rows + row) * part + byte % part];
+        Ok((0..rows).flat_map(|one| (0..row).map(move |byte| (one, byte))).map(at).collect())
     }
 
     /// [n][h][w][c], the image with its padding channels.

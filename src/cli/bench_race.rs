@@ -11,7 +11,7 @@ use crate::backend::cuda::variants::{BASE, Prediction, VARIANTS, Variant, predic
 use crate::backend::{Backend, Step};
 use crate::check::trajectory::Trajectory;
 use crate::check::{Case, Report as Apart, pass};
-use crate::config::{self, Decay, Form};
+use crate::config::{self, Chip, Decay, Form};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::optim::sgd::Sgd;
@@ -162,7 +162,8 @@ pub fn predictions(job: &Job, only: &[String], name: &str) -> Result<Table> {
     for variant in lacks {
         message(not_on(&variant, card.kind, card.capability));
     }
-    let rows = has.iter().map(|variant| row(variant, job, rates, None)).collect::<Result<_>>()?;
+    let rows =
+        has.iter().map(|variant| row(variant, job, (rates, card.chip), None)).collect::<Result<_>>()?;
     Ok(Table {
         what: job.to_string(),
         device: format!("{}, by its data sheet", card.kind),
@@ -181,8 +182,8 @@ fn not_on(variant: &Variant, card: &str, capability: (i32, i32)) -> String {
     format!("{}: not on {card} (compute capability {has}), wants {wanted} or later", variant.name)
 }
 
-fn row(variant: &Variant, job: &Job, rates: Rates, base: Option<&Profile>) -> Result<Row> {
-    let predicted = predict(variant, &plan_options(job), rates, base)?;
+fn row(variant: &Variant, job: &Job, (rates, chip): (Rates, Chip), base: Option<&Profile>) -> Result<Row> {
+    let predicted = predict(variant, &plan_options(job), rates, chip, base)?;
     let (name, why) = (variant.name, variant.why);
     Ok(Row { name, why, set: set(variant), predicted, measured: None, skipped: None })
 }
@@ -204,6 +205,7 @@ struct Yardstick {
     choices: BTreeMap<String, String>,
     profile: Profile,
     rates: Rates,
+    chip: Chip,
     device: String,
     capability: (i32, i32),
 }
@@ -229,6 +231,7 @@ impl Race {
         let card = self.open(&BASE, BTreeMap::new())?;
         let (device, capability) = (card.identity().to_owned(), card.capability());
         let rates = Rates { copy: card.copy_rate()?, product: card.product_rate()?, cache: card.cache()? };
+        let chip = card.chip()?;
         let mut trial = Trial::new(&self.job, card)?;
         let fresh = trial.backend.state()?;
         let path = trial.train(self.steps)?;
@@ -238,7 +241,7 @@ impl Race {
         trial.backend.load_state(&fresh)?;
         let roundoff = self.job.storage.roundoff();
         let moved = Trajectory::nudged(&mut trial.backend, &trial.batches, self.steps, roundoff)?;
-        Ok(Yardstick { seconds, path, moved, choices, profile, rates, device, capability })
+        Ok(Yardstick { seconds, path, moved, choices, profile, rates, chip, device, capability })
     }
 
     pub fn run(&self) -> Result<Table> {
@@ -246,7 +249,7 @@ impl Race {
         let mut longest = self.began.elapsed().as_secs_f64();
         let mut rows = vec![];
         for variant in &self.variants {
-            let mut row = row(variant, &self.job, base.rates, Some(&base.profile))?;
+            let mut row = row(variant, &self.job, (base.rates, base.chip), Some(&base.profile))?;
             let begin = self.began.elapsed().as_secs_f64();
             if variant.capability > base.capability {
                 row.skipped = Some(format!("not run: {}", not_on(variant, "this card", base.capability)));
@@ -321,12 +324,15 @@ impl fmt::Display for Table {
         }
         writeln!(
             f,
-            "changes in us a step, less is faster; predicted: of all floors, and at most by what the base loses there"
+            "changes in us a step, less is faster; predicted: of all floors, by {:.1} us for each launch and wait, and at most by what the \
+             base loses there",
+            1e6 * Chip::PAUSE
         )?;
-        writeln!(f, "    floor  at most  measured  images/s  verdict  apart/allowed  variant")?;
+        writeln!(f, "    floor  pauses  at most  measured  images/s  verdict  apart/allowed  variant")?;
         for row in &self.rows {
             let most = row.predicted.at_most_microseconds.map_or("-".to_owned(), |most| format!("{most:.0}"));
-            write!(f, "{:>9.0} {most:>8}", row.predicted.floor_microseconds)?;
+            let Prediction { floor_microseconds, pauses_microseconds, .. } = row.predicted;
+            write!(f, "{floor_microseconds:>9.0} {pauses_microseconds:>7.0} {most:>8}")?;
             match (&row.measured, &row.skipped) {
                 (Some(of), _) => write!(
                     f,
@@ -339,8 +345,8 @@ impl fmt::Display for Table {
             let p = row.predicted;
             writeln!(
                 f,
-                "  {} ({}): {:+.2} MB and {:+.3} GFLOP an image, {:+} launches; {}",
-                row.name, row.set, p.megabytes_an_image, p.gigaflop_an_image, p.launches, row.why
+                "  {} ({}): {:+.2} MB and {:+.3} GFLOP an image, {:+} launches, {:+} waits; {}",
+                row.name, row.set, p.megabytes_an_image, p.gigaflop_an_image, p.launches, p.waits, row.why
             )?;
         }
         if self.noise_microseconds.is_none() {
@@ -377,6 +383,8 @@ mod tests {
             megabytes_an_image: 0.0,
             gigaflop_an_image: 0.0,
             launches: 0,
+            waits: 0,
+            pauses_microseconds: 0.0,
             at_most_microseconds: None,
         };
         let row = |change_microseconds, apart| Row {

@@ -1,7 +1,7 @@
 //! How a training step is laid out on a GPU. Every form computes the same step, up to the roundings of its sums; which one
 //! is fastest, a card tells: `engine bench step --variants` times them in turn.
 
-use super::Slabs;
+use super::{Chip, Norm, Slabs};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -15,6 +15,8 @@ pub struct Form {
     pub pointwise: Pointwise,
     pub fusion: Fusion,
     pub slabs: Slabs,
+    pub norm: Norm,
+    pub chip: Chip,
 }
 
 /// What the first convolution reads.
@@ -129,7 +131,14 @@ impl Form {
         pointwise: Pointwise::Libraries,
         fusion: Fusion::None,
         slabs: Slabs::NONE,
+        norm: Norm::TwoPass,
+        chip: Chip::AS_IT_IS,
     };
+
+    /// For such a card, where nothing else is said.
+    pub fn on(self, card: Chip) -> Self {
+        Self { chip: self.chip.or(card), ..self }
+    }
 }
 
 impl Default for Form {
@@ -175,11 +184,13 @@ impl fmt::Display for Form {
             ("residual", (self.residual == Residual::Added).then_some("added")),
             ("pointwise", (self.pointwise == Pointwise::Fused).then_some("fused")),
             ("fusion", fusion),
+            ("norm", (self.norm == Norm::OnePass).then_some("one-pass")),
         ];
         let said: Vec<String> = parts
             .iter()
             .filter_map(|(key, value)| value.map(|value| format!("device.form.{key}={value}")))
             .chain(self.slabs.said())
+            .chain(self.chip.said())
             .collect();
         f.write_str(&said.join(" "))
     }
@@ -206,7 +217,14 @@ mod tests {
                         Wgrad::Behind => Fusion::Statistics,
                         Wgrad::Inline => Fusion::Norm,
                     };
-                    let form = Form { stem, wgrad, residual, pointwise, fusion, slabs };
+                    let (norm, chip) = match wgrad {
+                        Wgrad::Inline => (Norm::OnePass, Chip::AS_IT_IS),
+                        Wgrad::Behind => {
+                            (Norm::OnePass, Chip { multiprocessors: 100, shared_kib: 64, pause_kb: 2 })
+                        }
+                        Wgrad::Beside => (Norm::TwoPass, Chip::AS_IT_IS),
+                    };
+                    let form = Form { stem, wgrad, residual, pointwise, fusion, slabs, norm, chip };
                     let set: Vec<String> = form.to_string().split_whitespace().map(str::to_owned).collect();
                     let overrides = crate::config::Overrides { set, ..Default::default() };
                     assert_eq!(crate::config::load(None, &overrides).unwrap().device.form, form);

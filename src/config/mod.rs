@@ -3,6 +3,7 @@
 mod form;
 mod freeze;
 mod merge;
+mod one_pass;
 mod recipe;
 mod slabs;
 mod training;
@@ -10,6 +11,7 @@ mod validate;
 
 pub use form::{Form, Fusion, Pointwise, Residual, Routines, Search, Stem, Wgrad};
 pub use merge::{Overrides, load};
+pub use one_pass::{Chip, Norm};
 pub use recipe::{changes, differing_keys, recipe_keys};
 pub use slabs::Slabs;
 pub use training::{

@@ -315,6 +315,27 @@ fn a_form_is_set_as_in_a_configuration() {
     step(&["--set", "device.form.stem=padded-3"]).unwrap().fails(2, &["padded-3", "padded-4"]);
 }
 
+/// Launches whose blocks wait for each other are made so that all run at once; where that cannot be it is said, and what to do.
+#[test]
+fn blocks_that_wait_for_each_other_are_launched_together_or_refused() {
+    let one_pass = |more: &[&str], machine: &[(&str, &str)]| {
+        let set = ["--set", "device.form.norm=one-pass"];
+        run(&[&STEP[..], &set, more].concat(), machine)
+    };
+    let Some(done) = one_pass(&[], &[]) else { return };
+    assert!(done.expect(0).out.contains("device.form.norm=one-pass"));
+    let refused = |more: &[&str], machine, words: &[&str]| one_pass(more, machine).unwrap().fails(2, words);
+    refused(
+        &[],
+        &[("MOCK_NO_COOPERATION", "1")],
+        &["Mock GPU cannot run all blocks", "device.form.norm=two-pass"],
+    );
+    refused(&[], &[("MOCK_REFUSES", "1")], &["the driver refuses", "MPS", "device.form.norm=two-pass"]);
+    // More blocks than run at once; the tiny network's largest layer has 2 columns, whose groups take what there is.
+    let more = ["--set", "device.form.chip.multiprocessors=500"];
+    refused(&more, &[], &["500 blocks at once", "runs 108", "device.form.chip.multiprocessors"]);
+}
+
 // ---- planted mistakes: the mock catches what it says it does --------------------------------------------------------
 
 const PLANTED: &str = "CUDA_DRIVER_PLANTED";

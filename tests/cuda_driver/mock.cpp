@@ -7,7 +7,8 @@
 // workspaces of products and convolutions; nothing destroyed before what uses it, twice, or left behind.
 //
 // Time is made up: each kind of work has a price, and events tell it. MOCK_CAPABILITY, MOCK_MEMORY (bytes), MOCK_HIDDEN
-// (bytes that are said to be free and are not) and MOCK_CUDNN change the machine; MOCK_FREE lets a run use algorithms that are not deterministic.
+// (bytes that are said to be free and are not) and MOCK_CUDNN change the machine; MOCK_FREE lets a run use algorithms that are not deterministic;
+// MOCK_NO_COOPERATION and MOCK_REFUSES are a card and a driver without launches whose blocks all run at once.
 
 #include <cstdarg>
 #include <cstdint>
@@ -48,9 +49,12 @@ struct Event { bool timed; Stream* stream = nullptr; long issued = 0; double tim
 struct Range { u64 at, bytes; std::string what; };
 struct Work { double cost; std::vector<Range> ranges; const void* plan = nullptr; };  // plan: of cuDNN's graph API
 struct Graph { std::vector<Work> work; };
-struct Capture { Stream* origin; std::set<Stream*> streams; Graph* graph; };
-struct Function { std::string name; std::vector<int> sizes; unsigned threads = 1024; };
+struct Capture { Stream* origin; std::set<Stream*> streams; Graph* graph; Stream* cooperates = nullptr; };
+struct Function { std::string name; std::vector<int> sizes; unsigned threads = 1024, shared = 48 << 10; };
 struct Module { std::map<std::string, Function> functions; };
+
+// One block of 256 threads with as many registers as there are fills a multiprocessor.
+static const int MULTIPROCESSORS = 108, SHARED = 163 << 10;
 
 static bool current = false, legacy_busy = false;
 static std::map<u64, u64> memory;                 // address -> bytes
@@ -126,6 +130,11 @@ Status cuDeviceGetAttribute(int* value, int attribute, int) {
         case 75: *value = capability / 10; return 0;
         case 76: *value = capability % 10; return 0;
         case 38: *value = 40 << 20; return 0;
+        case 16: *value = MULTIPROCESSORS; return 0;
+        case 36: *value = 1593000; return 0;  // kHz of the memory's clock
+        case 37: *value = 5120; return 0;     // bits of its width
+        case 95: *value = !getenv("MOCK_NO_COOPERATION"); return 0;
+        case 97: *value = SHARED; return 0;
     }
     broken("attribute %d", attribute);
 }
@@ -240,8 +249,20 @@ Status cuModuleGetFunction(void** function, void* module, const char* name) {
     *function = &all[name];
     return 0;
 }
-Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned, void* stream, void** args, void**) {
-    Function* f = (Function*)function;
+Status cuFuncSetAttribute(void* function, int attribute, int value) {
+    not_in_capture("cuFuncSetAttribute");
+    if (attribute != 8 || value < 0) broken("cuFuncSetAttribute %d", attribute);
+    if (value > SHARED) return 1;
+    ((Function*)function)->shared = value;
+    return 0;
+}
+Status cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int threads, size_t shared) {
+    if (threads != 256 || shared > ((Function*)function)->shared) broken("cuOccupancyMaxActiveBlocksPerMultiprocessor: %d threads, %zu bytes", threads, shared);
+    *blocks = 1;
+    return 0;
+}
+static Status launch(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** args) {
+    if (shared > f->shared) broken("%s: %u bytes of shared memory, %u were asked for", f->name.c_str(), shared, f->shared);
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz > f->threads) broken("%s: grid %u %u %u, block %u", f->name.c_str(), gx, gy, gz, bx * by * bz);
     Work work{2e-5, {}};
     for (size_t i = 0; i < f->sizes.size(); i++) {
@@ -253,6 +274,23 @@ Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
     }
     enqueue(stream_of(stream, "cuLaunchKernel"), work, "cuLaunchKernel");
     return 0;
+}
+// Its blocks wait for each other.
+static bool waits(Function* f) { return f->name.find("one_pass") != std::string::npos; }
+Status cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** args, void**) {
+    Function* f = (Function*)function;
+    if (waits(f)) broken("%s: its blocks wait for each other, and the launch does not promise that all run at once", f->name.c_str());
+    return launch(f, gx, gy, gz, bx, by, bz, shared, stream, args);
+}
+Status cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** args) {
+    Function* f = (Function*)function;
+    Stream* s = stream_of(stream, "cuLaunchCooperativeKernel");
+    if (!waits(f)) broken("%s: a cooperative launch of blocks that do not wait", f->name.c_str());
+    if (getenv("MOCK_REFUSES")) return 801;
+    if (gx * gy * gz > MULTIPROCESSORS) return 720;
+    if (s->capture && s->capture->cooperates && s->capture->cooperates != s) broken("two streams with launches whose blocks wait for each other");
+    if (s->capture) s->capture->cooperates = s;
+    return launch(f, gx, gy, gz, bx, by, bz, shared, stream, args);
 }
 
 Status cuStreamCreate(void** stream, unsigned flags) { need_context("cuStreamCreate"); if (flags != 1) broken("a stream that waits for the legacy one"); streams.insert(*stream = new Stream); return 0; }

@@ -1,5 +1,6 @@
 //! Compiles `kernels/host/kernels.cpp` once, loads it, and launches kernels as a driver would.
 
+use engine::backend::cuda::plan::geometry::Geometry;
 use libloading::{Library, Symbol};
 use sha2::{Digest, Sha256};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -35,6 +36,8 @@ type Launch = unsafe extern "C" fn(
     *mut *mut c_void,
     c_uint,
     c_uint,
+    usize,
+    c_int,
     *mut c_char,
     usize,
 ) -> c_int;
@@ -64,7 +67,7 @@ impl Host {
         Some(Self { library })
     }
 
-    /// Runs a kernel to its end; the error names what is wrong with its barriers.
+    /// Runs a kernel whose blocks wait for nobody to its end; the error names what is wrong with its barriers.
     ///
     /// # Safety
     /// `args` are those of the kernel's declaration, and what they point to is as large as the kernel expects.
@@ -73,6 +76,22 @@ impl Host {
         name: &str,
         grid: [u32; 3],
         block: [u32; 3],
+        args: &[Arg],
+        order: Order,
+    ) -> Result<(), String> {
+        let geometry = Geometry { grid, block, shared: 0, cooperative: false };
+        // SAFETY: the caller's promise.
+        unsafe { self.run(name, geometry, args, order) }
+    }
+
+    /// The same as a plan launches it.
+    ///
+    /// # Safety
+    /// As of `launch`.
+    pub unsafe fn run(
+        &self,
+        name: &str,
+        geometry: Geometry,
         args: &[Arg],
         order: Order,
     ) -> Result<(), String> {
@@ -89,6 +108,7 @@ impl Host {
         // SAFETY: the symbol has this type (kernels/host/launch.h); every argument has its own word.
         let failed = unsafe {
             let launch: Symbol<Launch> = self.library.get(b"engine_launch\0").expect("launch.h defines it");
+            let Geometry { grid, block, shared, cooperative } = geometry;
             let (grid, block) = (grid.as_ptr(), block.as_ptr());
             let size = message.len();
             launch(
@@ -98,6 +118,8 @@ impl Host {
                 pointers.as_mut_ptr(),
                 order,
                 seed,
+                shared as usize,
+                c_int::from(cooperative),
                 message.as_mut_ptr(),
                 size,
             )

@@ -12,7 +12,7 @@ use engine::backend::cuda::storage::Storage;
 use engine::check::compare::{Finding, by_kind};
 use engine::check::layers::examine;
 use engine::check::{Case, EXTRAS, FORMS};
-use engine::config::{Form, Pointwise, Slabs};
+use engine::config::{Chip, Form, Norm, Pointwise, Slabs};
 use engine::model::spec::{RESNET_TINY, RESNET50};
 use std::collections::BTreeSet;
 
@@ -26,6 +26,9 @@ const TINY: Case = Case {
     recipe: Recipe::PLAIN,
     form: Form::BASE,
 };
+
+/// Holds a few thousand rows of 32 channels.
+pub const SMALL: Chip = Chip { multiprocessors: 3, shared_kib: 20, pause_kb: 1 };
 
 fn print(case: &Case, findings: &[Finding]) {
     println!("{} {:?}", case.spec.name, case.storage);
@@ -79,12 +82,20 @@ fn every_node_of_every_form_is_the_cpus() {
 }
 
 /// Each storage type once, each with other batch norms: the plain ones, several slabs in the widest and one in the narrow, and
-/// fused products, with slabs where nothing is fused. All forms in all types are the tiny network's.
+/// fused products, with slabs where nothing is fused, one pass that cannot hold all rows, and what a fused product has left of it. All forms in all types are the tiny network's.
 #[test]
 fn every_node_of_resnet50_is_the_cpus() {
     let slabs = Form { slabs: Slabs { cache_kb: 1000, launch_kb: 0 }, ..Form::BASE };
     let fused = Form { pointwise: Pointwise::Fused, ..slabs };
-    for (storage, form) in [(Storage::F32, Form::BASE), (Storage::Bf16, slabs), (Storage::F16, fused)] {
+    let one_pass = Form { norm: Norm::OnePass, chip: SMALL, ..Form::BASE };
+    let forms = [
+        (Storage::F32, Form::BASE),
+        (Storage::Bf16, slabs),
+        (Storage::F16, fused),
+        (Storage::Bf16, one_pass),
+        (Storage::F16, Form { pointwise: Pointwise::Fused, ..one_pass }),
+    ];
+    for (storage, form) in forms {
         passes(Case { spec: RESNET50, resolution: 64, storage, form, ..TINY });
     }
 }
@@ -222,6 +233,8 @@ fn a_wrong_element_of_what_other_forms_have_is_noticed() {
     }
     let in_slabs = |node: &Node| node.name.contains("_slab");
     planted_in(Case { form: FORMS[3], ..TINY }, Purpose::Finish { sum: false }, in_slabs);
+    let one_pass = |node: &Node| node.name.ends_with("_one_pass");
+    planted_in(Case { form: FORMS[4], ..TINY }, Purpose::Finish { sum: false }, one_pass);
     let fused = |node: &Node| node.name.ends_with(".forward_stats");
     planted_in(Case { form: FORMS[2], ..TINY }, Purpose::Finish { sum: false }, fused);
     let by_library = |node: &Node| match &node.call {

@@ -173,10 +173,9 @@ impl HostMachine {
             .collect();
         let order =
             [Order::Ascending, Order::Descending, Order::Shuffled(self.seed as u32)][self.seed as usize % 3];
-        let (grid, block) = (launch.geometry.grid, launch.geometry.block);
         // SAFETY: the plan's regions lie within the arenas, which `region` checks, and the kernel stays within them:
         // its own tests run under the address sanitizer.
-        unsafe { self.host.launch(&launch.kernel, grid, block, &args, order) }
+        unsafe { self.host.run(&launch.kernel, launch.geometry, &args, order) }
             .unwrap_or_else(|error| panic!("{}: {error}", launch.kernel));
     }
 

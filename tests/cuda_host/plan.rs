@@ -2,6 +2,7 @@
 
 use crate::compare::{close, close_in_norm};
 use crate::harness::Host;
+use crate::layers::SMALL;
 use crate::machine::{HostMachine, Plant};
 use engine::backend::cuda::network::{SCALE_STATE, from_stored, to_stored};
 use engine::backend::cuda::plan::node::{Call, Convolution, Node, Pass};
@@ -13,7 +14,7 @@ use engine::backend::cuda::{CudaBackend, CudaOptions};
 use engine::backend::{Backend, Outcome, Weights};
 use engine::check::trajectory::Trajectory;
 use engine::check::{Case, EXTRAS, FORMS, step};
-use engine::config::{Form, Pointwise, Slabs, Wgrad};
+use engine::config::{Chip, Form, Norm, Pointwise, Slabs, Wgrad};
 use engine::data::{Batch, Blend};
 use engine::model::freeze::{Freeze, Part};
 use engine::model::spec::{RESNET_TINY, RESNET50};
@@ -170,8 +171,16 @@ fn frozen_parts_in_every_form_are_the_cpu_backend() {
         let case = Case { recipe, form, storage: Storage::F16, batch: 16, steps: 1, ..TINY };
         let plan = plan_of(case);
         assert_eq!(races(&plan.nodes), [], "{form} {freeze:?}");
-        let sums =
-            ["bn_stats", "bn_slab", "bn_finalize", "forward_stats", "bn_backward_slab", "bn_backward_reduce"];
+        let sums = [
+            "bn_stats",
+            "bn_slab",
+            "bn_one_pass",
+            "bn_finalize",
+            "forward_stats",
+            "bn_backward_slab",
+            "bn_backward_reduce",
+            "bn_backward_one_pass",
+        ];
         for node in plan.nodes.iter().filter(|node| sums.iter().any(|sum| node.name.contains(sum))) {
             let is_frozen = frozen.iter().any(|part| node.name.split('.').next() == Some(part));
             assert!(!is_frozen, "{form} {freeze:?}: {} sums over what is frozen", node.name);
@@ -182,6 +191,7 @@ fn frozen_parts_in_every_form_are_the_cpu_backend() {
             form.pointwise == Pointwise::Fused,
             "{form}: nothing is left to fuse"
         );
+        assert_eq!(has("one_pass"), form.norm == Norm::OnePass, "{form}: nothing is left to do in one pass");
         assert_eq!(has("bn_slab"), form.slabs != Slabs::default(), "{form}: nothing is left to cut");
         compare_steps(case, 1);
         compare_steps(Case { storage: Storage::F32, of: 2, ..case }, 2);
@@ -223,6 +233,44 @@ fn resnet50_takes_a_step_in_slabs() {
     assert_eq!(slabs("layer1.0.conv3.bn_slab"), 4, "three slabs");
     assert_eq!(slabs("layer4.0.conv1.bn_slab"), 2, "one slab");
     compare_steps(case, 5);
+}
+
+/// All batch norms but those of shortcuts forward, and all backward, in one pass; some of them read rows again.
+#[test]
+fn resnet50_takes_a_step_in_one_pass() {
+    let form = Form { norm: Norm::OnePass, chip: SMALL, ..Form::BASE };
+    let case =
+        Case { spec: RESNET50, resolution: 64, batch: 8, storage: Storage::F16, steps: 1, form, ..TINY };
+    let plan = plan_of(case);
+    let count = |end: &str| plan.nodes.iter().filter(|node| node.name.ends_with(end)).count();
+    assert_eq!((count(".bn_one_pass"), count(".bn_backward_one_pass")), (49, 53));
+    assert_eq!((count(".bn_apply"), count(".bn_stats"), count(".bn_backward_reduce")), (0, 4, 0));
+    assert_eq!(races(&plan.nodes), []);
+    let waiting =
+        plan.nodes.iter().filter(|node| matches!(&node.call, Call::Kernel(l) if l.geometry.cooperative));
+    assert!(waiting.clone().count() == 102 && waiting.clone().all(|node| node.stream == 0), "one stream");
+    compare_steps(case, 5);
+}
+
+/// Other blocks add in another order, and give the base form's step up to that.
+#[test]
+fn one_pass_is_the_base_form_whatever_the_chip() {
+    let Some(host) = Host::kernels() else { return };
+    let case = Case { storage: Storage::F16, ..TINY };
+    let step = |form: Form| {
+        let mut card = host_backend(&Case { form, ..case }, host, 1);
+        let outcome = pass(&mut card, &case.images(1));
+        (outcome.score.loss, card.read("grad.layer1.0.conv3.weight").unwrap().data)
+    };
+    let (loss, gradient) = step(Form::BASE);
+    for multiprocessors in [1, 3, 8] {
+        let chip = Chip { multiprocessors, ..SMALL };
+        let (other, moved) = step(Form { norm: Norm::OnePass, chip, ..Form::BASE });
+        println!("{multiprocessors}: loss {loss} and {other}");
+        assert!((loss - other).abs() < 1e-4 * loss, "{multiprocessors}: {loss} and {other}");
+        let apart = close_in_norm("gradient", &moved, &gradient, 2e-2);
+        println!("{multiprocessors}: {apart:.1e} in norm");
+    }
 }
 
 /// 15 convolutions by our own kernel, each with its output's statistics; seven apply the batch norm before them.

@@ -1,7 +1,7 @@
 // Kernels that are wrong on purpose: what the harness must notice.
 #include "cuda_on_cpu.h"
 
-#include "../../kernels/common.cuh"
+#include "../../kernels/between_blocks.cuh"
 
 // Sums its block's values; between writing and reading stands no barrier.
 KERNEL without_barrier(const f32* x, f32* sum) {
@@ -57,6 +57,49 @@ KERNEL added_by_the_highest(u32* left, u32* sum) {
     leave_and_add(left, sum, [] { return blockIdx.x + 1 == gridDim.x; });
 }
 EXPORT(added_by_the_highest)
+
+// Every block adds up what all leave, having met them; without meeting; and where the counter is not cleared, so that whoever comes
+// to the next launch finds it raised.
+template <class Meet> __device__ inline void leave_meet_and_add(u32* left, u32* sums, Meet meet_all) {
+    if (threadIdx.x == 0) left[blockIdx.x] = blockIdx.x + 1;
+    meet_all();
+    u32 total = 0;
+    for (u32 i = 0; i < gridDim.x; i++) total += left[i];
+    sums[blockIdx.x] = total;
+}
+
+KERNEL added_by_all_that_met(u32* left, u32* sums, u32* counter) {
+    leave_meet_and_add(left, sums, [=] { meet(counter, gridDim.x); });
+}
+EXPORT(added_by_all_that_met)
+
+KERNEL added_by_all_without_meeting(u32* left, u32* sums, u32*) {
+    leave_meet_and_add(left, sums, [] { __syncthreads(); });
+}
+EXPORT(added_by_all_without_meeting)
+
+KERNEL met_and_not_cleared(u32* left, u32* sums, u32* counter) {
+    leave_meet_and_add(left, sums, [=] {
+        if (threadIdx.x == 0) {
+            atomicAdd(counter, 1u);
+            await(counter, gridDim.x);
+        }
+        __syncthreads();
+    });
+}
+EXPORT(met_and_not_cleared)
+
+// One more than there are.
+KERNEL waits_for_nobody(u32*, u32*, u32* counter) { meet(counter, gridDim.x + 1); }
+EXPORT(waits_for_nobody)
+
+// Batch norm in one pass, whose blocks do not wait for each other's sums.
+namespace forgetful {
+__device__ inline void meet(u32*, u32) { __syncthreads(); }
+}
+#define meet forgetful::meet
+#include "../../kernels/batch_norm_one_pass.cu"
+#undef meet
 
 // Half of the block never comes.
 KERNEL divergent_barrier(f32* x) {

@@ -1,6 +1,7 @@
 //! The harness itself: what it must notice, and what its arithmetic rests on.
 
 use crate::harness::{Arg, Host, ORDERS, Order, compiler};
+use engine::backend::cuda::plan::geometry::{Geometry, bn_one_pass};
 use engine::rng::{Purpose, Rng};
 use half::{bf16, f16};
 use std::path::Path;
@@ -67,6 +68,74 @@ fn who_adds_up_before_all_have_come_gives_other_results_in_other_orders() {
     assert_eq!(sums("added_by_the_last_to_come", true), [36; 3]);
     let wrong = sums("added_by_the_highest", false);
     assert!(wrong[0] == 36 && wrong[1..].iter().any(|&sum| sum != 36), "{wrong:?}: not noticed");
+}
+
+/// What the blocks of a launch add up, and the counter after it.
+fn met(kernel: &str, order: Order, cooperative: bool, counter: &mut u32) -> Result<[u32; 8], String> {
+    let host = planted().expect("the caller has asked");
+    let (mut left, mut sums) = ([0u32; 8], [0u32; 8]);
+    let args = [left.as_mut_ptr(), sums.as_mut_ptr(), counter].map(|at: *mut u32| Arg::Pointer(at.cast()));
+    let geometry = Geometry { cooperative, ..Geometry::plain([8, 1, 1], 64) };
+    // SAFETY: eight words each, and a counter.
+    unsafe { host.run(kernel, geometry, &args, order) }.map(|()| sums)
+}
+
+#[test]
+fn blocks_of_a_cooperative_launch_meet_and_of_no_other() {
+    if planted().is_none() {
+        return;
+    }
+    for order in ORDERS {
+        let mut counter = 0;
+        for _ in 0..2 {
+            assert_eq!(met("added_by_all_that_met", order, true, &mut counter).unwrap(), [36; 8]);
+            assert_eq!(counter, 0);
+        }
+        let error = met("added_by_all_that_met", order, false, &mut 0).unwrap_err();
+        assert!(error.contains("not cooperative"), "{error}");
+        let error = met("waits_for_nobody", order, true, &mut 0).unwrap_err();
+        assert!(error.contains("all blocks wait for others"), "{error}");
+    }
+}
+
+#[test]
+fn blocks_that_do_not_meet_and_counters_that_are_not_cleared_give_other_results() {
+    if planted().is_none() {
+        return;
+    }
+    let alone = ORDERS.map(|order| met("added_by_all_without_meeting", order, true, &mut 0).unwrap());
+    assert!(alone.iter().all(|sums| *sums != [36; 8]) && alone[0] != alone[1], "{alone:?}: not noticed");
+    for order in ORDERS {
+        let mut counter = 0;
+        assert_eq!(met("met_and_not_cleared", order, true, &mut counter).unwrap(), [36; 8], "the first time");
+        assert_ne!(met("met_and_not_cleared", order, true, &mut counter).unwrap(), [36; 8], "not noticed");
+    }
+}
+
+/// The kernel itself, two blocks of 100 rows each, with and without its barrier.
+#[test]
+fn batch_norm_whose_blocks_do_not_wait_for_sums_gives_other_results() {
+    let (Some(right), Some(wrong)) = (Host::kernels(), planted()) else { return };
+    let mean = |host: &Host, order| {
+        let mut x: Vec<f16> = (0..200 * 32).map(|i| f16::from_f32((i % 97) as f32)).collect();
+        let mut f32s = vec![[1.0f32; 32]; 6];
+        let (mut partials, mut counter) = (vec![[f32::NAN; 64]; 2], 0u32);
+        let mut y = x.clone();
+        let mut args = vec![Arg::Pointer(x.as_mut_ptr().cast())];
+        args.extend(f32s.iter_mut().map(|of| Arg::Pointer(of.as_mut_ptr().cast())));
+        args.extend([Arg::F32(1e-5), Arg::Pointer(partials.as_mut_ptr().cast())]);
+        args.push(Arg::Pointer((&raw mut counter).cast()));
+        args.extend([Arg::Pointer(std::ptr::null_mut()); 4]);
+        args.extend([Arg::Pointer(y.as_mut_ptr().cast()), Arg::Pointer(std::ptr::null_mut())]);
+        args.extend([0, 0, 2, 0, 200, 32].map(Arg::U32));
+        // SAFETY: 200 rows of 32 channels, vectors of 32, partials of two blocks.
+        unsafe { host.run("bn_one_pass_f16", bn_one_pass(1, 2, 0, 1), &args, order) }.unwrap();
+        f32s[2].map(f32::to_bits)
+    };
+    let means = |host: &Host| ORDERS.map(|order| mean(host, order));
+    assert!(means(right).iter().all(|mean| *mean == means(right)[0]));
+    let alone = means(wrong);
+    assert!(alone.iter().any(|mean| *mean != alone[0]), "not noticed");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Cards as their vendor describes them, and the EC2 instances that have several: what `engine plan` predicts from.
 
+use crate::config::Chip;
+
 /// A card as its vendor describes it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CardModel {
@@ -18,10 +20,12 @@ pub struct CardModel {
     /// The same from f32 operands rounded to 10 bits; `None` before Ampere, which has no bf16 either.
     pub tf32: Option<f64>,
     pub single: f64,
+    pub chip: Chip,
 }
 
 /// Figures of NVIDIA's data sheets (V100 SXM2, T4, A100 SXM of 80 and 40 GB, H100 SXM, H200 SXM); the H200's bandwidth and rate for
-/// half are what a copy and a large product were measured to reach.
+/// half are what a copy and a large product were measured to reach. Shared memory of a block: the CUDA programming guide's
+/// technical specifications by compute capability.
 pub const CARDS: [CardModel; 6] = [
     CardModel {
         name: "v100",
@@ -32,6 +36,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 125e12,
         tf32: None,
         single: 15.7e12,
+        chip: Chip::of(80, 96, 900e9),
     },
     CardModel {
         name: "t4",
@@ -42,6 +47,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 65e12,
         tf32: None,
         single: 8.1e12,
+        chip: Chip::of(40, 64, 320e9),
     },
     CardModel {
         name: "a100",
@@ -52,6 +58,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 312e12,
         tf32: Some(156e12),
         single: 19.5e12,
+        chip: Chip::of(108, 163, 2039e9),
     },
     CardModel {
         name: "a100-40",
@@ -62,6 +69,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 312e12,
         tf32: Some(156e12),
         single: 19.5e12,
+        chip: Chip::of(108, 163, 1555e9),
     },
     CardModel {
         name: "h100",
@@ -72,6 +80,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 989e12,
         tf32: Some(494e12),
         single: 67e12,
+        chip: Chip::of(132, 227, 3350e9),
     },
     CardModel {
         name: "h200",
@@ -82,6 +91,7 @@ pub const CARDS: [CardModel; 6] = [
         half: 790e12,
         tf32: Some(494e12),
         single: 67e12,
+        chip: Chip::of(132, 227, 4300e9),
     },
 ];
 

@@ -82,7 +82,7 @@ impl Training {
         let (product_rate, ranks) = (self.product_rate(card)?, self.options.recipe.ranks.unwrap_or(1));
         let link = instance.map(|instance| (instance.link, ranks));
         let rates = Rates { bandwidth: card.bandwidth, product_rate, shares, link };
-        let plans = self.plans(self.options.batch)?;
+        let plans = self.on(card).plans(self.options.batch)?;
         let mut sum = Pass::of(&plans.finish, &rates);
         if let Some(plan) = &plans.accumulate {
             sum.add((self.micro_steps - 1) as f64, &Pass::of(plan, &rates));
@@ -109,7 +109,8 @@ impl Training {
     /// the batch.
     pub fn largest(&self, card: &CardModel) -> Option<usize> {
         let capacity = card.gibibytes * 2f64.powi(30);
-        let fits = |batch| self.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
+        let own = self.on(card);
+        let fits = |batch| own.plans(batch).is_ok_and(|plans| plans.bytes() as f64 <= capacity);
         if !fits(1) {
             return None;
         }
@@ -122,6 +123,12 @@ impl Training {
             if fits(middle) { low = middle } else { high = middle }
         }
         Some(low)
+    }
+
+    /// As the card would be told.
+    fn on(&self, card: &CardModel) -> Self {
+        let form = self.options.form.on(card.chip);
+        Self { options: PlanOptions { form, ..self.options.clone() }, ..self.clone() }
     }
 
     fn product_rate(&self, card: &CardModel) -> Result<f64> {

@@ -4,6 +4,7 @@ use super::abi::Outcome;
 use super::plan::node::Pattern;
 use super::plan::region::{Arena, Region};
 use super::plan::{Plan, PlanOptions};
+use crate::config::Chip;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -49,6 +50,11 @@ pub trait Machine {
 
     /// Bytes that `plan` could take in all: what is free, and what it would share with the plans that are prepared.
     fn capacity(&self, plan: &Plan) -> Result<u64>;
+
+    /// What the multiprocessors hold, where the machine has any.
+    fn chip(&self) -> Result<Chip> {
+        Ok(Chip::AS_IT_IS)
+    }
 
     /// The library routine chosen for each product, by name.
     fn choices(&self) -> BTreeMap<String, String>;

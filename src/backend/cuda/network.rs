@@ -100,7 +100,8 @@ struct Underway {
 impl<M: Machine> CudaBackend<M> {
     /// Freshly initialised; the machine's memory for `batch` images a pass is taken now, so that too large a batch
     /// fails before any data is read.
-    pub fn new(options: CudaOptions, machine: M, batch: usize, micro_steps: usize) -> Result<Self> {
+    pub fn new(mut options: CudaOptions, machine: M, batch: usize, micro_steps: usize) -> Result<Self> {
+        options.form = options.form.on(machine.chip()?);
         let graph = lower(&options.spec, options.resolution)?;
         let layout = ParamLayout::new(&graph, options.form.stem.pixel(), options.recipe.freeze);
         let mut backend = Self {

@@ -9,7 +9,7 @@ mod tests {
     use crate::backend::cuda::plan::node::{Arg, Call, Launch};
     use crate::backend::cuda::plan::{Loss, Plan, PlanOptions, Purpose, Recipe, Rule, ScalePolicy};
     use crate::backend::cuda::storage::Storage;
-    use crate::config::{Decay, Form, Pointwise, Slabs};
+    use crate::config::{Chip, Decay, Form, Norm, Pointwise, Slabs};
     use crate::model::freeze::Freeze;
     use crate::model::spec::RESNET_TINY;
     use std::collections::BTreeMap;
@@ -86,7 +86,13 @@ mod tests {
             Recipe { ranks: Some(2), sync_norms: true, ..all },
         ];
         let slabs = Slabs { cache_kb: 30, launch_kb: 0 };
-        let forms = [Form::BASE, Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE }];
+        let norm = Norm::OnePass;
+        let chip = Chip { multiprocessors: 2, shared_kib: 20, pause_kb: 1 };
+        let forms = [
+            Form::BASE,
+            Form { norm, chip, ..Form::BASE },
+            Form { pointwise: Pointwise::Fused, slabs, ..Form::BASE },
+        ];
         for (storage, form) in Storage::ALL.into_iter().flat_map(|storage| forms.map(|form| (storage, form)))
         {
             for (purpose, recipe) in

@@ -13,7 +13,7 @@ use engine::backend::cuda::storage::Storage;
 /// A reduction with `per_block` rows a block, which the plan would only choose for larger tensors.
 fn in_blocks(rows: usize, channels: usize, per_block: usize) -> Geometry {
     let [columns, _, _] = geometry::bn_stats(rows, channels).grid;
-    Geometry { grid: [columns, rows.div_ceil(per_block) as u32, 1], block: [256, 1, 1] }
+    Geometry::plain([columns, rows.div_ceil(per_block) as u32, 1], 256)
 }
 
 /// mean, rstd, scale, variance.

@@ -12,6 +12,7 @@ mod drop_path;
 mod lamb;
 mod lars;
 mod loss;
+mod one_pass;
 mod slab;
 mod sums;
 mod update;
@@ -98,7 +99,7 @@ fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Optio
             })
             .collect();
         // SAFETY: each test hands over what the kernel's declaration and shapes want; the sanitizer run checks it.
-        unsafe { host.launch(kernel, geometry.grid, geometry.block, &args, order) }.unwrap();
+        unsafe { host.run(kernel, geometry, &args, order) }.unwrap();
         copies
     });
     assert!(

@@ -4,9 +4,10 @@ use super::algorithms::File;
 use super::cublas::{Cublas, Layer};
 use super::cublaslt::CublasLt;
 use super::cudnn::{Convolution as Descriptors, Cudnn};
-use super::driver::{Address, Context, Event, Function, Graph, Memory, Module, Pinned, Stream};
+use super::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use super::exchanges::Exchanges;
 use super::libraries::{Library, check_card, dotted};
+use super::module::{Function, Module};
 use super::search::{Planned, Routine};
 use super::trace::{Class, SUBMIT, traced};
 use super::watchdog::{SETUP, watched_for};
@@ -17,7 +18,7 @@ use crate::backend::cuda::plan::region::{Arena, Region};
 use crate::backend::cuda::plan::{OUTCOME_RING, Plan, STAGING_SLOTS};
 use crate::backend::cuda::ptx::MODULES;
 use crate::backend::cuda::storage::Storage;
-use crate::config::{Routines, Search};
+use crate::config::{Chip, Norm, Routines, Search};
 use crate::error::{Error, Kind, Result};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
@@ -25,6 +26,9 @@ use std::rc::Rc;
 
 /// Left free for what driver and libraries take on their own.
 const SPARE: u64 = 384 << 20;
+
+/// Kernels that are compiled for the card only where the form asks for them: they take it a while.
+const ASKED_FOR: [&str; 2] = ["batch_norm_one_pass", "batch_norm_backward_one_pass"];
 
 /// How a card is used.
 #[derive(Debug, Clone)]
@@ -75,7 +79,7 @@ pub struct Card {
     /// Engines by stream and shape, while a plan is made ready.
     pub(super) planned: HashMap<(usize, String), Vec<Planned>>,
     pub(super) exchanges: Option<Exchanges>,
-    functions: HashMap<String, Function>,
+    pub(super) functions: HashMap<String, Function>,
     pub(super) lanes: Vec<Lane>,
     copies: Stream,
     uploaded: Vec<Event>,
@@ -125,7 +129,8 @@ impl Card {
             choices.extend(file.read(&identity)?);
         }
         let load = |(name, text): &(&str, &str)| Module::load(&context, name, text);
-        let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let at_once = MODULES.iter().filter(|(name, _)| !ASKED_FOR.contains(name));
+        let modules = at_once.map(load).collect::<Result<Vec<_>>>()?;
         let lanes = (0..COMPUTING).map(|_| lane(&context, &options)).collect::<Result<Vec<_>>>()?;
         let events = |count: usize| (0..count).map(|_| Event::new(&context)).collect::<Result<Vec<_>>>();
         Ok(Self {
@@ -190,6 +195,11 @@ impl Card {
     }
 
     fn find_functions(&mut self, plan: &Plan) -> Result<()> {
+        if plan.options.form.norm == Norm::OnePass && self.modules.len() < MODULES.len() {
+            for (name, text) in MODULES.iter().filter(|(name, _)| ASKED_FOR.contains(name)) {
+                self.modules.push(Module::load(&self.context, name, text)?);
+            }
+        }
         for node in &plan.nodes {
             if let Call::Kernel(Launch { kernel, .. }) = &node.call
                 && !self.functions.contains_key(kernel)
@@ -232,12 +242,9 @@ impl Card {
             })
             .collect();
         let mut args: Vec<*mut c_void> = values.iter_mut().map(|value| (&raw mut *value).cast()).collect();
-        let geometry = launch.geometry;
         // SAFETY: the tests run this very list of arguments through the kernel's declaration, and `at` has checked that
         // every region is inside its arena; a word holds each value in its low bytes, where the driver reads it.
-        unsafe {
-            lane.stream.launch(self.functions[&launch.kernel], geometry.grid, geometry.block, &mut args)
-        }
+        unsafe { lane.stream.launch(self.functions[&launch.kernel], launch.geometry, &mut args) }
     }
 
     /// Logits are f32, everything else is of the storage type.
@@ -369,6 +376,7 @@ impl Card {
         self.context.synchronize()?;
         self.reserve(&plan)?;
         self.find_functions(&plan)?;
+        self.make_room(&plan)?;
         let plan = Rc::new(plan);
         let known = self.choices.len();
         let (mut convolutions, mut events) = (HashMap::new(), HashMap::new());
@@ -458,6 +466,10 @@ impl Machine for Card {
         let (free, _) = self.context.memory()?;
         let held = |arena| self.memory.get(&arena).map_or(0, Memory::bytes);
         Ok(room(plan, free, held).saturating_sub(SPARE))
+    }
+
+    fn chip(&self) -> Result<Chip> {
+        self.context.chip()
     }
 
     fn choices(&self) -> BTreeMap<String, String> {

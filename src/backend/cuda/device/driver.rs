@@ -3,12 +3,15 @@
 //! Everything runs on the thread that opened the context. [`super::trace`] keeps what is called, where that is asked for.
 
 use super::libraries::Library;
+use super::module::Function;
 use super::trace::{Class, QUERY, traced};
 use super::watchdog::{self, watched};
+use crate::backend::cuda::plan::geometry::Geometry;
+use crate::config::Chip;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::rc::Rc;
 
 /// An address in device memory.
@@ -18,7 +21,7 @@ pub type Address = u64;
 pub(super) const FULL: &str = "the card's memory is full; lower data.micro_batch (it divides data.batch)";
 
 /// A driver's error as one of the run: the card or the driver is at fault, and another machine may do better.
-fn failed(what: &str) -> impl Fn(DriverError) -> Error {
+pub(super) fn failed(what: &str) -> impl Fn(DriverError) -> Error {
     move |error| {
         use sys::cudaError_enum as Code;
         match error.0 {
@@ -86,6 +89,31 @@ impl Context {
         unsafe { result::device::get_attribute(self.device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) }
             .map(|bytes| bytes as u64)
             .map_err(failed("asking for the cache's size"))
+    }
+
+    fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<u32> {
+        // SAFETY: the device is the driver's own.
+        unsafe { result::device::get_attribute(self.device, attribute) }
+            .map(|value| value.max(0) as u32)
+            .map_err(failed("asking what the card has"))
+    }
+
+    /// What its multiprocessors hold of one launch, and what its memory moves meanwhile, by its clock and width: two transfers a
+    /// cycle.
+    pub fn chip(&self) -> Result<Chip> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let multiprocessors = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let kilohertz = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let bits = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        let bandwidth = 2e3 * f64::from(kilohertz) * f64::from(bits) / 8.0;
+        Ok(Chip::of(multiprocessors, shared / 1024, bandwidth))
+    }
+
+    /// Whether all blocks of a launch can be made to run at once.
+    pub fn cooperates(&self) -> Result<bool> {
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
+        Ok(self.attribute(attribute)? != 0)
     }
 
     pub fn synchronize(&self) -> Result<()> {
@@ -295,16 +323,20 @@ impl Stream {
     pub unsafe fn launch(
         &self,
         function: Function,
-        grid: [u32; 3],
-        block: [u32; 3],
+        geometry: Geometry,
         args: &mut [*mut c_void],
     ) -> Result<()> {
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (block[0], block[1], block[2]));
-        let launch = || {
-            // SAFETY: the caller's promise; the function's module is loaded as long as the machine lives.
-            unsafe { result::launch_kernel(function.0, grid, block, 0, self.raw, args) }
+        let Geometry { grid: [x, y, z], block: [u, v, w], shared, cooperative } = geometry;
+        // SAFETY: the caller's promise; the function's module is loaded as long as the machine lives.
+        let launch = || unsafe {
+            if cooperative {
+                result::launch_cooperative_kernel(function.0, (x, y, z), (u, v, w), shared, self.raw, args)
+            } else {
+                result::launch_kernel(function.0, (x, y, z), (u, v, w), shared, self.raw, args)
+            }
         };
-        traced("launch kernel", Class::Queues, 0, launch).map_err(failed("launching a kernel"))
+        let launched = traced("launch kernel", Class::Queues, 0, launch);
+        launched.map_err(|error| if cooperative { alone(error) } else { failed("launching a kernel")(error) })
     }
 
     /// Records what `record` sends to this stream, and to those that it forks to and joins, without running it.
@@ -316,10 +348,14 @@ impl Stream {
         let recorded = record();
         // SAFETY: this stream captures.
         let graph = unsafe { result::stream::end_capture(self.raw) }.map_err(failed("ending a graph"));
-        recorded?;
-        let graph = graph?;
         // SAFETY: the graph is the one just made; its executable form does not need it any longer.
         unsafe {
+            if let (Err(error), Ok(graph)) = (&recorded, &graph) {
+                let _ = result::graph::destroy(*graph);
+                return Err(error.clone());
+            }
+            recorded?;
+            let graph = graph?;
             let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
             Ok(Graph { _context: Rc::clone(&self._context), raw: made.map_err(failed("making a graph"))? })
@@ -424,34 +460,22 @@ impl Drop for Graph {
     }
 }
 
-/// A kernel of a loaded module, which has to outlive it.
-#[derive(Clone, Copy)]
-pub struct Function(sys::CUfunction);
+/// What to do where a card or its driver does not let all blocks of a launch run at once.
+pub(super) const TWO_PASS: &str = "set device.form.norm=two-pass";
 
-/// PTX, compiled by the driver for this card.
-pub struct Module {
-    _context: Rc<Context>,
-    raw: sys::CUmodule,
-}
-
-impl Module {
-    pub fn load(context: &Rc<Context>, name: &str, ptx: &str) -> Result<Self> {
-        let text = CString::new(ptx).map_err(|_| Error::failed(format!("{name}.ptx has a zero byte")))?;
-        // SAFETY: the image is a text that ends in a zero, which the driver reads before this returns.
-        let raw = unsafe { result::module::load_data(text.as_ptr().cast()) };
-        Ok(Self { _context: Rc::clone(context), raw: raw.map_err(failed("compiling the kernels"))? })
-    }
-
-    pub fn function(&self, name: &str) -> Option<Function> {
-        let name = CString::new(name).ok()?;
-        // SAFETY: the module is loaded.
-        unsafe { result::module::get_function(self.raw, name) }.ok().map(Function)
-    }
-}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        // SAFETY: loaded in `load`, unloaded once; the machine drops its graphs first, and has waited for its launches.
-        let _ = watched("unload kernels", || unsafe { result::module::unload(self.raw) });
+/// A driver that refuses a cooperative launch. In graphs they are from CUDA 11.1 on (`CUkernelNodeAttrValue::cooperative`), before
+/// any driver that engine takes, but not where several processes share the card through MPS (CUDA runtime API,
+/// `cudaLaunchCooperativeKernel`).
+fn alone(error: DriverError) -> Error {
+    use sys::cudaError_enum as Code;
+    match error.0 {
+        Code::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+        | Code::CUDA_ERROR_NOT_SUPPORTED
+        | Code::CUDA_ERROR_NOT_PERMITTED
+        | Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => Error::usage(format!(
+            "the driver refuses a launch whose blocks all run at once ({error:?}; MPS and other programs on the card can be why): \
+             {TWO_PASS}"
+        )),
+        _ => failed("launching a kernel whose blocks all run at once")(error),
     }
 }

@@ -3,7 +3,8 @@
 //! | file | says |
 //! |---|---|
 //! | [`libraries`] | what is here, what is missing, what to do about it |
-//! | [`driver`] | memory, streams, events, graphs |
+//! | [`driver`], `module` | memory, streams, events, graphs; kernels |
+//! | `cooperation` | launches whose blocks wait for each other |
 //! | [`cudnn`], [`cublas`], [`cublaslt`] | convolutions, matrix products |
 //! | [`graph_api`], [`cudnn_graph`], [`cudnn_engine`] | convolutions, and what is fused with them, by cuDNN's graph API |
 //! | [`algorithms`], `search` | which routine for which convolution |
@@ -17,6 +18,7 @@
 
 pub mod algorithms;
 pub mod card;
+mod cooperation;
 pub mod cublas;
 pub mod cublaslt;
 pub mod cudnn;
@@ -27,6 +29,7 @@ mod exchanges;
 pub mod graph_api;
 pub mod libraries;
 pub mod measure;
+mod module;
 pub mod nccl;
 mod search;
 pub mod trace;

@@ -153,6 +153,9 @@ impl Builder<'_> {
     fn batch_norm_backward(&mut self, unit: &ConvUnit) -> Region {
         let (dy, gate) = self.gated_gradient(unit);
         let (mask, gate) = gate.args();
+        if let Some(grid) = self.one_pass_backward(unit) {
+            return self.norm_backward_in_one_pass(unit, grid, dy, gate);
+        }
         if self.trains_param(unit.gamma)
             && let Some(slabs) = self.slabs(unit, 2)
         {
@@ -205,7 +208,7 @@ impl Builder<'_> {
             return self.demand.wants(residual).then(|| self.make_gradient(residual));
         }
         self.gradient[residual] = Some(dy);
-        self.mask[residual] = self.mask[unit.y];
+        self.share_mask(residual, unit.y);
         None
     }
 

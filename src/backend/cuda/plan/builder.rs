@@ -34,6 +34,8 @@ pub struct Builder<'a> {
     pub gradient: Vec<Option<Region>>,
     /// One bit an element of a block's sum: whether the ReLU behind it lets it through.
     pub mask: Vec<Option<Region>>,
+    /// Whether those bits lie column by column of 32 channels, as batch norm in one pass has them.
+    pub mask_in_columns: Vec<bool>,
     /// A shortcut's convolution, by the output of its batch norm, which only the block's sum evaluates.
     pub folded: Vec<Option<ConvUnit>>,
     /// A batch norm that the convolution behind it applies, by its output.
@@ -61,6 +63,7 @@ impl<'a> Builder<'a> {
             activation: vec![None; tensors],
             gradient: vec![None; tensors],
             mask: vec![None; tensors],
+            mask_in_columns: vec![false; tensors],
             folded: vec![None; tensors],
             absorbed: vec![None; tensors],
             pool_index: None,

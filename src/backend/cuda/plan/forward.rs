@@ -15,6 +15,10 @@ use crate::config::Stem;
 use crate::model::graph::{ParamId, TensorId};
 use crate::model::units::{ConvUnit, Unit};
 
+/// Names of the bits of a block's sum: element by element, and column by column of 32 channels, 4 bytes a row.
+pub const MASK: &str = "mask";
+pub const COLUMN_MASK: &str = "columns.mask";
+
 /// What an affine map by channel is made of: y = (x - mean) scale + beta.
 pub struct Affine {
     mean: Region,
@@ -104,7 +108,7 @@ impl Builder<'_> {
         }
     }
 
-    fn trains(&self) -> bool {
+    pub fn trains(&self) -> bool {
         self.options.purpose.trains()
     }
 
@@ -201,15 +205,15 @@ impl Builder<'_> {
         let summed = summing.is_some();
         let applies = unit.relu || unit.residual.is_some();
         let left = self.absorbed[unit.y].is_some();
+        let whole = applies && !left && !summed && !self.takes_running(unit);
+        let one_pass = if whole { self.one_pass_forward(unit) } else { None };
         if applies {
-            self.make_mask(unit);
+            self.make_mask(unit, one_pass.is_some());
         }
-        if applies
-            && !left
-            && !summed
-            && !self.takes_running(unit)
-            && let Some(slabs) = self.slabs(unit, 1)
-        {
+        if let Some(grid) = one_pass {
+            return self.norm_in_one_pass(unit, grid);
+        }
+        if whole && let Some(slabs) = self.slabs(unit, 1) {
             return self.norm_in_slabs(unit, &slabs);
         }
         if !summed && !self.takes_running(unit) {
@@ -238,11 +242,13 @@ impl Builder<'_> {
         }
     }
 
-    /// A bit an element of a block's sum, for the way back.
-    fn make_mask(&mut self, unit: &ConvUnit) {
-        if unit.residual.is_some() && self.trains() && self.demand.wants(unit.y) {
+    /// A bit an element of a block's sum, for the way back; where it lies by columns its name says so.
+    fn make_mask(&mut self, unit: &ConvUnit, in_columns: bool) {
+        if self.leaves_mask(unit) {
             let bytes = self.elements(unit.y).div_ceil(8) as u64;
-            self.mask[unit.y] = Some(self.buffer(self.name(unit.y, "mask"), bytes));
+            let name = self.name(unit.y, if in_columns { COLUMN_MASK } else { MASK });
+            self.mask[unit.y] = Some(self.buffer(name, bytes));
+            self.mask_in_columns[unit.y] = in_columns;
         }
     }
 
@@ -300,17 +306,7 @@ impl Builder<'_> {
         let elements = self.elements(unit.y);
         let mut args = vec![read(self.activation(unit.raw))];
         args.extend(self.affine(unit).args());
-        let shortcut = unit.residual.and_then(|z| self.folded[z].clone());
-        match (unit.residual, &shortcut) {
-            (None, _) => args.extend([Arg::Null; 4]),
-            (Some(z), None) => {
-                args.extend([read(self.activation(z)), Arg::Null, Arg::Null, Arg::Null]);
-            }
-            (Some(_), Some(shortcut)) => {
-                args.push(read(self.activation(shortcut.raw)));
-                args.extend(self.affine(shortcut).args());
-            }
-        }
+        args.extend(self.added(unit));
         let y = self.make_activation(unit.y);
         args.extend([write(y), optional(self.mask[unit.y], Access::Write), Arg::U64(elements as u64)]);
         args.extend([size(unit.shape.k), Arg::U32(u32::from(unit.relu))]);
@@ -320,6 +316,16 @@ impl Builder<'_> {
         let geometry = geometry::bn_apply(elements, unit.shape.k);
         let launch = Launch { kernel, geometry, args };
         self.launch(self.name(unit.raw, "bn_apply"), launch);
+    }
+
+    /// What a block's sum adds: an activation, or what a shortcut's own batch norm makes of one.
+    pub fn added(&self, unit: &ConvUnit) -> [Arg; 4] {
+        let Some(z) = unit.residual else { return [Arg::Null; 4] };
+        let Some(shortcut) = &self.folded[z] else {
+            return [read(self.activation(z)), Arg::Null, Arg::Null, Arg::Null];
+        };
+        let [mean, scale, beta] = self.affine(shortcut).args();
+        [read(self.activation(shortcut.raw)), mean, scale, beta]
     }
 
     fn max_pool(&mut self, x: TensorId, y: TensorId) {

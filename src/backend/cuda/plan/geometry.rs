@@ -1,10 +1,20 @@
 //! Grid and block of every kernel: functions of the shapes alone, so that results do not depend on the card.
 
-/// Blocks along x, y and z; threads of a block.
+/// Blocks along x, y and z; threads of a block; bytes of shared memory of a block beside what its kernel declares; whether all
+/// blocks must run at once, because they wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    pub shared: u32,
+    pub cooperative: bool,
+}
+
+impl Geometry {
+    /// Blocks that wait for nobody.
+    pub fn plain(grid: [u32; 3], threads: usize) -> Self {
+        Self { grid, block: [threads as u32, 1, 1], shared: 0, cooperative: false }
+    }
 }
 
 /// Threads of a block, as `BLOCK` of `kernels/common.cuh`.
@@ -28,6 +38,15 @@ const SLAB_PARTIALS: usize = 256;
 /// `bn_stats`, `bn_finalize`, `bn_apply`, and as many on the way back.
 pub const PLAIN_NORM_LAUNCHES: u64 = 3;
 
+/// Rows that the threads of a block of `bn_one_pass` and `bn_backward_one_pass` have at a time.
+pub const ONE_PASS_ROWS: usize = BLOCK * PACK / SLAB_COLUMN;
+/// Bytes of a pack of every thread: of a type of two bytes.
+pub const ONE_PASS_PACK_BYTES: usize = BLOCK * PACK * 2;
+/// Bytes of shared memory before the packs, as `one_pass::Scratch`.
+pub const ONE_PASS_SCRATCH: usize = 3072;
+/// Packs of a thread in registers, of each operand together: `HELD` of the two kernels, by operands.
+pub const ONE_PASS_HELD: usize = 32;
+
 /// Rows and columns of a tile of `conv1x1_stats`.
 const CONV1X1_ROWS: usize = 128;
 const CONV1X1_COLUMNS: usize = 64;
@@ -39,7 +58,7 @@ const ROWS_A_THREAD: usize = 8;
 
 fn line(blocks: usize, threads: usize) -> Geometry {
     let blocks = u32::try_from(blocks.max(1)).expect("tensors have fewer than 2^32 elements");
-    Geometry { grid: [blocks, 1, 1], block: [threads as u32, 1, 1] }
+    Geometry::plain([blocks, 1, 1], threads)
 }
 
 /// A thread for every 8 of `elements`.
@@ -64,7 +83,7 @@ pub fn reduce_rows_per_block(rows: usize, channels: usize) -> usize {
 fn reduce(rows: usize, channels: usize) -> Geometry {
     let (all, width) = lanes(channels);
     let blocks = rows.div_ceil(reduce_rows_per_block(rows, channels));
-    Geometry { grid: [all.div_ceil(width) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
+    Geometry::plain([all.div_ceil(width) as u32, blocks as u32, 1], BLOCK)
 }
 
 /// `elements` of the image as the stem reads it.
@@ -105,7 +124,7 @@ pub fn conv1x1_rows_per_block(rows: usize, k: usize) -> usize {
 /// `conv1x1_stats` and `conv1x1_norm_stats`.
 pub fn conv1x1(rows: usize, k: usize) -> Geometry {
     let blocks = rows.div_ceil(conv1x1_rows_per_block(rows, k));
-    Geometry { grid: [(k / CONV1X1_COLUMNS) as u32, blocks as u32, 1], block: [BLOCK as u32, 1, 1] }
+    Geometry::plain([(k / CONV1X1_COLUMNS) as u32, blocks as u32, 1], BLOCK)
 }
 
 /// Rows of one block of the half of `bn_slab` or `bn_backward_slab` that sums `columns` columns.
@@ -117,6 +136,13 @@ pub fn slab_rows_per_block(rows: usize, columns: usize) -> usize {
 /// `bn_slab` and `bn_backward_slab`: blocks that sum, then blocks that apply.
 pub fn bn_slab(rows: usize, per_block: usize, sums: usize, applies: usize) -> Geometry {
     line(sums * rows.div_ceil(per_block) + applies * rows.div_ceil(SLAB_ROWS), BLOCK)
+}
+
+/// `bn_one_pass` and `bn_backward_one_pass`: groups of as many blocks each, one a multiprocessor; `kept` packs of a thread in
+/// shared memory, of each of `operands`.
+pub fn bn_one_pass(groups: usize, group: usize, kept: usize, operands: usize) -> Geometry {
+    let shared = ONE_PASS_SCRATCH + kept * operands * ONE_PASS_PACK_BYTES;
+    Geometry { shared: shared as u32, cooperative: true, ..line(groups * group, BLOCK) }
 }
 
 /// `bn_running` and `bn_fold`: a thread a channel.

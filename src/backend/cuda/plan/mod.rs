@@ -11,6 +11,7 @@
 //! | [`pointwise`] | 1x1 convolutions by our own kernel |
 //! | `ranks` | what the ranks of a run exchange |
 //! | [`slab`] | batch norms that read once, through the cache |
+//! | [`one_pass`] | batch norms that read once and keep it on the multiprocessors |
 //! | [`geometry`] | grid and block of every kernel |
 //! | [`order`] | edges between streams, happens-before |
 //! | [`place`] | lifetimes to offsets in one arena |
@@ -22,12 +23,13 @@ mod builder;
 pub mod chunks;
 mod clip;
 mod finish;
-mod forward;
+pub mod forward;
 mod fusion;
 pub mod geometry;
 mod lamb;
 mod lars;
 pub mod node;
+pub mod one_pass;
 pub mod order;
 pub mod params;
 pub mod place;

@@ -13,7 +13,7 @@ use crate::model::units::ConvUnit;
 use std::ops::Range;
 
 /// Bytes of a sector of the cache, the least that device memory moves.
-const SECTOR: u64 = 32;
+pub const SECTOR: u64 = 32;
 
 /// A batch norm, as far as it decides on slabs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Layer {
 
     /// Bytes that device memory moves more than the mask has, because a slab's part of a row of it is less than a sector:
     /// backward the rest of the sector is read along, forward it is read and written back.
-    fn waste(&self, channels: usize) -> u64 {
+    pub fn waste(&self, channels: usize) -> u64 {
         let own = channels as u64 / 8;
         if !self.mask || own >= SECTOR {
             return 0;
