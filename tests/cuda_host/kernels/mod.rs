@@ -6,9 +6,9 @@
 
 mod batch_norm;
 mod conv1x1;
+mod drop_path;
 mod extremes;
 mod images;
-mod drop_path;
 mod lamb;
 mod lars;
 mod loss;
@@ -16,8 +16,9 @@ mod one_pass;
 mod slab;
 mod sums;
 mod update;
+mod whole_norm;
 
-use crate::harness::{Arg, Host, ORDERS};
+use crate::harness::{Arg, Host, ORDERS, Order, sanitizes};
 use engine::backend::cpu::Cpu;
 use engine::backend::cuda::abi::{Hyper, Item, State};
 use engine::backend::cuda::network::{from_stored, to_stored};
@@ -80,10 +81,12 @@ enum By {
 }
 use By::{F32, Memory, Null, U32, U64};
 
-/// Runs a kernel in every order of threads and blocks on copies of `memory`; the results must be the same bits.
+/// Runs a kernel in every order of threads and blocks on copies of `memory`; the results must be the same bits. Under the
+/// sanitizers one order does: which bytes a kernel touches does not depend on it.
 fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Option<Vec<Bytes>> {
     let host = Host::kernels()?;
-    let results = ORDERS.map(|order| {
+    let orders = if sanitizes() { &ORDERS[..1] } else { &ORDERS[..] };
+    let run = |&order: &Order| {
         let mut copies = memory.to_vec();
         let args: Vec<Arg> = args
             .iter()
@@ -101,12 +104,13 @@ fn run(kernel: &str, geometry: Geometry, memory: &[Bytes], args: &[By]) -> Optio
         // SAFETY: each test hands over what the kernel's declaration and shapes want; the sanitizer run checks it.
         unsafe { host.run(kernel, geometry, &args, order) }.unwrap();
         copies
-    });
+    };
+    let mut results = orders.iter().map(run);
+    let first = results.next()?;
     assert!(
-        results.iter().all(|result| *result == results[0]),
+        results.all(|result| result == first),
         "{kernel}: other bits in another order of threads and blocks"
     );
-    let [first, ..] = results;
     Some(first)
 }
 

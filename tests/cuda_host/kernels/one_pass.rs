@@ -1,10 +1,9 @@
-//! Batch norm in one pass against the CPU backend, and against the plain kernels, to which it must not be inferior.
+//! Batch norm in one pass against the CPU backend.
 
 use super::By::{F32, Memory, Null, U32};
-use super::{By, Bytes, Oracle, SUMS, named, run, values};
-use crate::compare::close;
+use super::whole_norm::{Addend, Backward, Forward, Layer, bits};
+use super::{By, Bytes, Oracle, named, run};
 use engine::backend::EPS;
-use engine::backend::cpu::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate};
 use engine::backend::cuda::plan::geometry::{self, Geometry, SLAB_COLUMN};
 use engine::backend::cuda::storage::Storage;
 
@@ -36,8 +35,8 @@ fn cases() -> impl Iterator<Item = (Storage, &'static Shape)> {
 }
 
 impl Shape {
-    fn elements(&self) -> usize {
-        self.rows * self.channels
+    fn layer(&self, storage: Storage) -> Layer {
+        Layer { storage, rows: self.rows, channels: self.channels }
     }
 
     fn geometry(&self, operands: usize) -> Geometry {
@@ -66,19 +65,11 @@ impl Shape {
     }
 }
 
-/// The second operand of a block's sum.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Addend {
-    Nothing,
-    Plain,
-    Normalised,
-}
-
 #[test]
 fn forward_is_the_cpus_in_one_pass() {
     let oracle = Oracle::new();
     for (storage, shape) in cases() {
-        for addend in [Addend::Nothing, Addend::Plain, Addend::Normalised] {
+        for addend in Addend::ALL {
             for in_columns in [false, true] {
                 forward(&oracle, storage, shape, addend, in_columns);
             }
@@ -87,54 +78,19 @@ fn forward_is_the_cpus_in_one_pass() {
 }
 
 fn forward(oracle: &Oracle, storage: Storage, shape: &Shape, addend: Addend, in_columns: bool) {
-    let Shape { rows, channels, .. } = *shape;
-    let name = format!("{storage:?} {rows} x {channels} {addend:?} {in_columns}");
-    let elements = shape.elements();
-    let (x, z) = (values(1, elements, 3.0, 2.0, storage), values(2, elements, 0.0, 1.0, storage));
-    let [gamma, beta, z_mean, z_scale, z_beta] =
-        [3, 4, 5, 6, 7].map(|seed| values(seed, channels, 0.6, 0.3, Storage::F32));
-    let bytes = storage.bytes() as usize;
-    let mut memory = vec![Bytes::stored(storage, &x), Bytes::f32(&gamma), Bytes::f32(&beta)];
-    memory.extend([(); 4].map(|()| Bytes::out(4 * channels)));
-    memory.extend(shape.waits());
-    memory.push(Bytes::stored(storage, &z));
-    memory.extend([&z_mean, &z_scale, &z_beta].map(|values| Bytes::f32(values)));
-    memory.extend([Bytes::out(elements * bytes), Bytes::out(elements / 8)]);
+    let layer = shape.layer(storage);
+    let name = format!("{storage:?} {} x {} {addend:?} {in_columns}", layer.rows, layer.channels);
+    let case = Forward::new(layer, name.clone());
     let mut args: Vec<By> = (0..7).map(Memory).collect();
     args.extend([F32(EPS as f32), Memory(7), Memory(8)]);
     args.push(if addend == Addend::Nothing { Null } else { Memory(9) });
     args.extend([10, 11, 12].map(|z| if addend == Addend::Normalised { Memory(z) } else { Null }));
     args.extend([Memory(13), Memory(14), U32(usize::from(in_columns)), U32(1)]);
     args.extend(shape.shares());
-    let Some(memory) = run(&named("bn_one_pass", storage), shape.geometry(1), &memory, &args) else { return };
-    assert!(memory[8].get().iter().all(|&byte| byte == 0), "{name}: counters");
-    let got = |index: usize| memory[index].values(Storage::F32);
-    let want = batch_norm::statistics(oracle.cpu(), &x, channels);
-    let unbias = rows as f64 / (rows as f64 - 1.0).max(1.0);
-    let variance: Vec<f32> = want.var.iter().map(|var| (var * unbias) as f32).collect();
-    let adding = (rows as f64).sqrt() * 2.0 * Storage::F32.roundoff();
-    close(&format!("{name}: mean"), &got(3), &want.mean, 1e-6 + adding);
-    close(&format!("{name}: rstd"), &got(4), &want.rstd, SUMS);
-    close(&format!("{name}: scale"), &got(5), &want.scale(&gamma), SUMS);
-    close(&format!("{name}: variance"), &got(6), &variance, SUMS);
-
-    let residual: Vec<f32> = (0..elements)
-        .map(|e| match addend {
-            Addend::Normalised => {
-                (z[e] - z_mean[e % channels]) * z_scale[e % channels] + z_beta[e % channels]
-            }
-            _ => z[e],
-        })
-        .collect();
-    let affine = Affine { mean: &got(3), scale: &got(5), shift: &beta };
-    let epilogue =
-        Epilogue { residual: (addend != Addend::Nothing).then_some(residual.as_slice()), relu: true };
-    let mut y = vec![0.0; elements];
-    batch_norm::apply(oracle.cpu(), affine, epilogue, &x, &mut y);
-    let stored = memory[13].values(storage);
-    close(&format!("{name}: y"), &stored, &y, 2.0 * storage.roundoff() + 4e-6);
-    let bits = |y: &[f32]| y.iter().enumerate().fold(0, |bits, (i, y)| bits | u8::from(*y > 0.0) << i);
-    let plain: Vec<u8> = stored.chunks(8).map(bits).collect();
+    let (kernel, memory) = (named("bn_one_pass", storage), case.memory(shape.waits()));
+    let Some(memory) = run(&kernel, shape.geometry(1), &memory, &args) else { return };
+    let stored = case.compare(oracle, addend, &memory);
+    let plain = bits(&stored);
     let mask = if in_columns { shape.in_columns(&plain) } else { plain };
     // Where a sum is so small that it is stored as zero the bit may be set.
     let apart: u32 = memory[14].get().iter().zip(&mask).map(|(got, want)| (got ^ want).count_ones()).sum();
@@ -154,89 +110,16 @@ fn backward_is_the_cpus_in_one_pass() {
 }
 
 fn backward(oracle: &Oracle, storage: Storage, shape: &Shape, gate: usize, in_columns: bool) {
-    let Shape { rows, channels, .. } = *shape;
-    let name = format!("{storage:?} {rows} x {channels}, gate {gate} {in_columns}");
-    let elements = shape.elements();
-    let (x, dy) = (values(1, elements, 0.5, 1.0, storage), values(2, elements, 0.1, 1.0, storage));
-    let [gamma, beta] = [3, 4].map(|seed| values(seed, channels, 0.6, 0.3, Storage::F32));
-    let statistics = batch_norm::statistics(oracle.cpu(), &x, channels);
-    let scale = statistics.scale(&gamma);
-    let affine = Affine { mean: &statistics.mean, scale: &scale, shift: &beta };
-    let mut y = vec![0.0; elements];
-    batch_norm::apply(oracle.cpu(), affine, Epilogue { residual: None, relu: true }, &x, &mut y);
-    let bits = |y: &[f32]| y.iter().enumerate().fold(0, |bits, (i, y)| bits | u8::from(*y > 0.0) << i);
-    let plain: Vec<u8> = y.chunks(8).map(bits).collect();
+    let layer = shape.layer(storage);
+    let name = format!("{storage:?} {} x {}, gate {gate} {in_columns}", layer.rows, layer.channels);
+    let case = Backward::new(oracle, layer, name);
+    let plain = bits(&case.y);
     let mask = if in_columns { shape.in_columns(&plain) } else { plain };
-    let mut gated = dy.clone();
-    let open = if gate == 0 { Gate::Open } else { Gate::Output(&y) };
-    let gradients = batch_norm::backward_reduce(oracle.cpu(), &statistics, &x, open, &mut gated);
-    let mut want = vec![0.0; elements];
-    BackwardApply::new(&statistics, &gamma, &gradients).run(oracle.cpu(), &x, &gated, &mut want);
-
-    let bytes = storage.bytes() as usize;
-    let mut memory = vec![Bytes::stored(storage, &dy), Bytes::stored(storage, &x), Bytes::new(&mask)];
-    memory.extend([&statistics.mean, &scale, &beta, &statistics.rstd].map(|values| Bytes::f32(values)));
-    memory.extend([(); 4].map(|()| Bytes::out(4 * channels)));
-    memory.extend(shape.waits());
-    memory.extend([(); 2].map(|()| Bytes::out(elements * bytes)));
     let mut args = vec![Memory(0), Memory(1), if gate == 2 { Memory(2) } else { Null }];
     args.extend((3..15).map(Memory));
     args.extend([U32(gate), U32(usize::from(in_columns))]);
     args.extend(shape.shares());
-    let kernel = named("bn_backward_one_pass", storage);
+    let (kernel, memory) = (named("bn_backward_one_pass", storage), case.memory(&mask, shape.waits()));
     let Some(memory) = run(&kernel, shape.geometry(2), &memory, &args) else { return };
-    assert!(memory[12].get().iter().all(|&byte| byte == 0), "{name}: counters");
-    close(&format!("{name}: dgamma"), &memory[7].values(Storage::F32), &gradients.gamma, SUMS);
-    close(&format!("{name}: dbeta"), &memory[8].values(Storage::F32), &gradients.beta, SUMS);
-    if rows > 3 {
-        close(&format!("{name}: dx"), &memory[13].values(storage), &want, 2.0 * storage.roundoff() + SUMS);
-    }
-    assert_eq!(memory[14].values(storage), gated, "{name}: dz");
-}
-
-/// As many rows a thread as a layer of 14x14 has on a V100 at batch 256, and values far from zero: mean and variance are no farther
-/// from their exact values than those of the plain kernels, by a factor that leaves room for chance.
-#[test]
-fn sums_are_as_exact_as_the_plain_kernels() {
-    let shape = Shape { rows: 12_544, channels: 64, groups: 1, group: 5, kept: 8 };
-    let Shape { rows, channels, .. } = shape;
-    let x = values(1, shape.elements(), 50.0, 1.0, Storage::F16);
-    let gamma = vec![1.0; channels];
-    let mut memory = vec![Bytes::stored(Storage::F16, &x), Bytes::f32(&gamma), Bytes::f32(&gamma)];
-    memory.extend([(); 4].map(|()| Bytes::out(4 * channels)));
-    memory.extend(shape.waits());
-    memory.push(Bytes::out(2 * shape.elements()));
-    let mut args: Vec<By> = (0..7).map(Memory).collect();
-    args.extend([F32(EPS as f32), Memory(7), Memory(8), Null, Null, Null, Null, Memory(9), Null]);
-    args.extend([U32(0), U32(0)]);
-    args.extend(shape.shares());
-    let Some(one_pass) = run("bn_one_pass_f16", shape.geometry(1), &memory, &args) else { return };
-
-    let per_block = geometry::reduce_rows_per_block(rows, channels);
-    memory[7] = Bytes::out(8 * channels * rows.div_ceil(per_block));
-    let sizes = [rows, channels, per_block].map(U32);
-    let args = [&[Memory(0), Memory(7)], &sizes[..]].concat();
-    let Some(memory) = run("bn_stats_f16", geometry::bn_stats(rows, channels), &memory, &args) else {
-        return;
-    };
-    let mut args = vec![Memory(7), Memory(1), Memory(3), Memory(4), Memory(5), Memory(6)];
-    args.extend(sizes);
-    args.push(F32(EPS as f32));
-    let Some(plain) = run("bn_finalize", geometry::bn_finalize(channels), &memory, &args) else { return };
-
-    let column = |c: usize| x[c..].iter().step_by(channels).map(|&x| f64::from(x));
-    let mean: Vec<f64> = (0..channels).map(|c| column(c).sum::<f64>() / rows as f64).collect();
-    let squares = |c: usize| column(c).map(|x| (x - mean[c]).powi(2)).sum::<f64>();
-    let variance: Vec<f64> = (0..channels).map(|c| squares(c) / (rows - 1) as f64).collect();
-    for (name, index, want) in [("mean", 3, mean), ("variance", 6, variance)] {
-        let [got, other] = [&one_pass, &plain].map(|memory| {
-            let apart = memory[index].values(Storage::F32).into_iter().map(f64::from).zip(&want);
-            apart.map(|(got, want)| (got - want).abs()).fold(0.0, f64::max)
-        });
-        println!("{name}: {got:.2e} from the exact one, the plain kernels' {other:.2e}");
-        assert!(
-            got <= 2.0 * other + 1e-7,
-            "{name}: {got:.2e} from the exact one, the plain kernels' {other:.2e}"
-        );
-    }
+    case.compare(oracle, gate == 0, &memory);
 }

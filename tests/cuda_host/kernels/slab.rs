@@ -1,10 +1,9 @@
 //! Batch norm slab by slab, launch after launch as the plan has them, against the CPU backend.
 
 use super::By::{F32, Memory, Null, U32};
-use super::{By, Bytes, Oracle, SUMS, named, run, values};
-use crate::compare::close;
+use super::whole_norm::{Addend, Backward, Forward, Layer, bits};
+use super::{By, Bytes, Oracle, named, run};
 use engine::backend::EPS;
-use engine::backend::cpu::batch_norm::{self, Affine, BackwardApply, Epilogue, Gate};
 use engine::backend::cuda::plan::geometry;
 use engine::backend::cuda::storage::Storage;
 use std::ops::Range;
@@ -36,16 +35,23 @@ impl Shape {
         (0..self.channels).step_by(self.width).map(|first| first..end(first)).collect()
     }
 
-    fn elements(&self) -> usize {
-        self.rows * self.channels
+    fn layer(&self, storage: Storage) -> Layer {
+        Layer { storage, rows: self.rows, channels: self.channels }
     }
 
     fn per_block(&self) -> usize {
         geometry::slab_rows_per_block(self.rows, self.width / 32)
     }
 
-    fn partials(&self) -> Bytes {
-        Bytes::out(8 * self.width * self.rows.div_ceil(self.per_block()))
+    /// Partial sums and counters.
+    fn shared(&self) -> [Bytes; 2] {
+        let partials = Bytes::out(8 * self.width * self.rows.div_ceil(self.per_block()));
+        [partials, Bytes::new(&vec![0; 4 * self.channels / 32])]
+    }
+
+    /// Numbers of columns, rows and channels: those of the half that applies.
+    fn applied(&self, slab: Option<&Range<usize>>) -> [By; 3] {
+        [slab.map_or(0, |slab| slab.len() / 32), self.rows, self.channels].map(U32)
     }
 
     /// Numbers of columns, blocks, rows of a block: those of the half that sums.
@@ -77,38 +83,21 @@ fn launches(slabs: &[Range<usize>]) -> impl Iterator<Item = (Option<&Range<usize
     (0..=slabs.len()).map(|k| (slabs.get(k), k.checked_sub(1).map(|k| &slabs[k])))
 }
 
-/// The second operand of a block's sum.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Addend {
-    Nothing,
-    Plain,
-    Normalised,
-}
-
 #[test]
 fn forward_is_the_cpus_in_slabs() {
     let oracle = Oracle::new();
     for (storage, shape) in cases() {
-        for addend in [Addend::Nothing, Addend::Plain, Addend::Normalised] {
+        for addend in Addend::ALL {
             forward(&oracle, storage, shape, addend);
         }
     }
 }
 
 fn forward(oracle: &Oracle, storage: Storage, shape: &Shape, addend: Addend) {
-    let Shape { rows, channels, .. } = *shape;
-    let name = format!("{storage:?} {rows} x {channels} {addend:?}");
-    let elements = shape.elements();
-    let (x, z) = (values(1, elements, 3.0, 2.0, storage), values(2, elements, 0.0, 1.0, storage));
-    let [gamma, beta, z_mean, z_scale, z_beta] =
-        [3, 4, 5, 6, 7].map(|seed| values(seed, channels, 0.6, 0.3, Storage::F32));
-    let bytes = storage.bytes() as usize;
-    let per_channel = Bytes::out(4 * channels);
-    let mut memory = vec![Bytes::stored(storage, &x), Bytes::f32(&gamma), Bytes::f32(&beta)];
-    memory.extend([(); 4].map(|()| per_channel.clone()));
-    memory.extend([shape.partials(), Bytes::new(&vec![0; 4 * channels / 32]), Bytes::stored(storage, &z)]);
-    memory.extend([&z_mean, &z_scale, &z_beta].map(|values| Bytes::f32(values)));
-    memory.extend([Bytes::out(elements * bytes), Bytes::out(elements / 8)]);
+    let (layer, bytes) = (shape.layer(storage), storage.bytes() as usize);
+    let name = format!("{storage:?} {} x {} {addend:?}", layer.rows, layer.channels);
+    let case = Forward::new(layer, name.clone());
+    let mut memory = case.memory(shape.shared());
     for (sums, applies) in launches(&shape.slabs()) {
         let mut args = vec![at(0, bytes, sums), at(1, 4, sums)];
         args.extend([3, 4, 5, 6].map(|memory| at(memory, 4, sums)));
@@ -120,40 +109,15 @@ fn forward(oracle: &Oracle, storage: Storage, shape: &Shape, addend: Addend) {
             [10, 11, 12].map(|z| if addend == Addend::Normalised { at(z, 4, applies) } else { Null }),
         );
         args.extend([at(13, bytes, applies), mask_at(14, applies), U32(1)]);
-        args.extend([U32(applies.map_or(0, |slab| slab.len() / 32)), U32(rows), U32(channels)]);
+        args.extend(shape.applied(applies));
         match run(&named("bn_slab", storage), shape.geometry(sums, applies), &memory, &args) {
             Some(result) => memory = result,
             None => return,
         }
     }
-    let got = |index: usize| memory[index].values(Storage::F32);
-    assert!(memory[8].get().iter().all(|&byte| byte == 0), "{name}: counters");
-    let want = batch_norm::statistics(oracle.cpu(), &x, channels);
-    let unbias = rows as f64 / (rows as f64 - 1.0).max(1.0);
-    let variance: Vec<f32> = want.var.iter().map(|var| (var * unbias) as f32).collect();
-    let adding = (rows as f64).sqrt() * 2.0 * Storage::F32.roundoff();
-    close(&format!("{name}: mean"), &got(3), &want.mean, 1e-6 + adding);
-    close(&format!("{name}: rstd"), &got(4), &want.rstd, SUMS);
-    close(&format!("{name}: scale"), &got(5), &want.scale(&gamma), SUMS);
-    close(&format!("{name}: variance"), &got(6), &variance, SUMS);
-
-    let residual: Vec<f32> = (0..elements)
-        .map(|e| match addend {
-            Addend::Normalised => {
-                (z[e] - z_mean[e % channels]) * z_scale[e % channels] + z_beta[e % channels]
-            }
-            _ => z[e],
-        })
-        .collect();
-    let affine = Affine { mean: &got(3), scale: &got(5), shift: &beta };
-    let epilogue =
-        Epilogue { residual: (addend != Addend::Nothing).then_some(residual.as_slice()), relu: true };
-    let mut y = vec![0.0; elements];
-    batch_norm::apply(oracle.cpu(), affine, epilogue, &x, &mut y);
-    let stored = memory[13].values(storage);
-    close(&format!("{name}: y"), &stored, &y, 2.0 * storage.roundoff() + 4e-6);
+    let stored = case.compare(oracle, addend, &memory);
     let bit = |e: usize| memory[14].get()[e / 8] >> (e % 8) & 1 == 1;
-    assert!((0..elements).all(|e| bit(e) == (stored[e] > 0.0) || stored[e] == 0.0), "{name}: mask");
+    assert!((0..stored.len()).all(|e| bit(e) == (stored[e] > 0.0) || stored[e] == 0.0), "{name}: mask");
 }
 
 #[test]
@@ -167,30 +131,10 @@ fn backward_is_the_cpus_in_slabs() {
 }
 
 fn backward(oracle: &Oracle, storage: Storage, shape: &Shape, gate: usize) {
-    let Shape { rows, channels, .. } = *shape;
-    let name = format!("{storage:?} {rows} x {channels}, gate {gate}");
-    let elements = shape.elements();
-    let (x, dy) = (values(1, elements, 0.5, 1.0, storage), values(2, elements, 0.1, 1.0, storage));
-    let [gamma, beta] = [3, 4].map(|seed| values(seed, channels, 0.6, 0.3, Storage::F32));
-    let statistics = batch_norm::statistics(oracle.cpu(), &x, channels);
-    let scale = statistics.scale(&gamma);
-    let affine = Affine { mean: &statistics.mean, scale: &scale, shift: &beta };
-    let mut y = vec![0.0; elements];
-    batch_norm::apply(oracle.cpu(), affine, Epilogue { residual: None, relu: true }, &x, &mut y);
-    let bits = |y: &[f32]| y.iter().enumerate().fold(0, |bits, (i, y)| bits | u8::from(*y > 0.0) << i);
-    let mask: Vec<u8> = y.chunks(8).map(bits).collect();
-    let mut gated = dy.clone();
-    let open = if gate == 0 { Gate::Open } else { Gate::Output(&y) };
-    let gradients = batch_norm::backward_reduce(oracle.cpu(), &statistics, &x, open, &mut gated);
-    let mut want = vec![0.0; elements];
-    BackwardApply::new(&statistics, &gamma, &gradients).run(oracle.cpu(), &x, &gated, &mut want);
-
-    let bytes = storage.bytes() as usize;
-    let mut memory = vec![Bytes::stored(storage, &dy), Bytes::stored(storage, &x), Bytes::new(&mask)];
-    memory.extend([&statistics.mean, &scale, &beta, &statistics.rstd].map(|values| Bytes::f32(values)));
-    memory.extend([(); 4].map(|()| Bytes::out(4 * channels)));
-    memory.extend([shape.partials(), Bytes::new(&vec![0; 4 * channels / 32])]);
-    memory.extend([(); 2].map(|()| Bytes::out(elements * bytes)));
+    let (layer, bytes) = (shape.layer(storage), storage.bytes() as usize);
+    let name = format!("{storage:?} {} x {}, gate {gate}", layer.rows, layer.channels);
+    let case = Backward::new(oracle, layer, name);
+    let mut memory = case.memory(&bits(&case.y), shape.shared());
     for (sums, applies) in launches(&shape.slabs()) {
         let gate_of = |slab| {
             let mask = if gate == 2 { mask_at(2, slab) } else { Null };
@@ -203,18 +147,11 @@ fn backward(oracle: &Oracle, storage: Storage, shape: &Shape, gate: usize) {
         args.extend(gate_of(applies));
         args.extend([at(9, 4, applies), at(10, 4, applies), at(13, bytes, applies), at(14, bytes, applies)]);
         args.push(U32(gate));
-        args.extend([U32(applies.map_or(0, |slab| slab.len() / 32)), U32(rows), U32(channels)]);
+        args.extend(shape.applied(applies));
         match run(&named("bn_backward_slab", storage), shape.geometry(sums, applies), &memory, &args) {
             Some(result) => memory = result,
             None => return,
         }
     }
-    assert!(memory[12].get().iter().all(|&byte| byte == 0), "{name}: counters");
-    close(&format!("{name}: dgamma"), &memory[7].values(Storage::F32), &gradients.gamma, SUMS);
-    close(&format!("{name}: dbeta"), &memory[8].values(Storage::F32), &gradients.beta, SUMS);
-    let tolerance = 2.0 * storage.roundoff() + SUMS;
-    if rows > 3 {
-        close(&format!("{name}: dx"), &memory[13].values(storage), &want, tolerance);
-    }
-    assert_eq!(memory[14].values(storage), gated, "{name}: dz");
+    case.compare(oracle, gate == 0, &memory);
 }
