@@ -188,16 +188,7 @@ template <class S, bool DROP> struct Apply {
             for (u32 i = 0; i < PACK; i++) pz.v[i] = other.of(pz.v[i], i);
         }
         px.unpack(from);
-        const f32 factor = DROP ? drop.of(e) : 1.0f;
-        u32 bits = 0;
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            px.v[i] = by.of(px.v[i], i);
-            if (DROP) px.v[i] *= factor;
-            if (RESIDUAL != NOTHING) px.v[i] += pz.v[i];
-            bits |= (u32)(px.v[i] > 0.0f) << i;
-            if (relu) px.v[i] = positive(px.v[i]);
-        }
+        const u32 bits = finish_norm(px, by, DROP ? drop.of(e) : 1.0f, pz, RESIDUAL != NOTHING, relu);
         px.store(y + e);
         if (mask) mask[e / PACK] = (u8)bits;
     }

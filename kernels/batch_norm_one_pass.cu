@@ -80,14 +80,7 @@ template <class S> struct Forward {
 #pragma unroll
             for (u32 i = 0; i < PACK; i++) w.v[i] = other.of(w.v[i], i);
         }
-        u32 bits = 0;
-#pragma unroll
-        for (u32 i = 0; i < PACK; i++) {
-            v.v[i] = by.of(v.v[i], i);
-            if (z) v.v[i] += w.v[i];
-            bits |= (u32)(v.v[i] > 0.0f) << i;
-            if (relu) v.v[i] = positive(v.v[i]);
-        }
+        const u32 bits = finish_norm(v, by, 1.0f, w, z, relu);
         store_streaming(v, y + e);
         if (bits_to) *bits_to = (u8)bits;
     }

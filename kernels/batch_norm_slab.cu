@@ -209,14 +209,7 @@ template <class S> struct ForwardApply {
             v.load(x + e);
             if (z) w.load(z + e);
             if (z_mean) normalise(w, at.channel);
-            u32 bits = 0;
-#pragma unroll
-            for (u32 i = 0; i < PACK; i++) {
-                v.v[i] = by.of(v.v[i], i);
-                if (z) v.v[i] += w.v[i];
-                bits |= (u32)(v.v[i] > 0.0f) << i;
-                if (relu) v.v[i] = positive(v.v[i]);
-            }
+            const u32 bits = finish_norm(v, by, 1.0f, w, z, relu);
             store_streaming(v, y + e);
             if (mask) mask[e / PACK] = (u8)bits;
         }

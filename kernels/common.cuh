@@ -234,6 +234,20 @@ struct Affine {
     __device__ f32 of(f32 x, u32 i) const { return normalised(x, mean.v[i], scale.v[i], beta.v[i]); }
 };
 
+// A pack behind its batch norm, times `factor`, plus `other` where `adds`, behind a ReLU where `relu`. A bit an element: whether
+// what the ReLU sees is positive.
+template <class S> __device__ inline u32 finish_norm(Pack<S>& v, const Affine& by, f32 factor, const Pack<S>& other, bool adds, bool relu) {
+    u32 bits = 0;
+#pragma unroll
+    for (u32 i = 0; i < PACK; i++) {
+        v.v[i] = by.of(v.v[i], i) * factor;
+        if (adds) v.v[i] += other.v[i];
+        bits |= (u32)(v.v[i] > 0.0f) << i;
+        if (relu) v.v[i] = positive(v.v[i]);
+    }
+    return bits;
+}
+
 // What of the gradient of a batch norm's output reaches the batch norm.
 enum : u32 {
     GATE_OPEN = 0,        // no ReLU

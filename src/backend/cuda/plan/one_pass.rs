@@ -104,14 +104,7 @@ impl Builder<'_> {
         if !wanted || apart {
             return None;
         }
-        let layer = Layer {
-            rows: self.rows(unit.raw),
-            channels: unit.shape.k,
-            bytes: self.options.storage.bytes(),
-            operands,
-            mask: mask.is_some(),
-        };
-        layer.one_pass(form.chip, mask == Some(true))
+        self.layer(unit, operands, mask.is_some()).one_pass(form.chip, mask == Some(true))
     }
 
     /// The same of a whole unit on its way forward, whose mask, if it leaves one, lies by columns: that is for a way back in one

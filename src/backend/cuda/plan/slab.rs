@@ -125,14 +125,13 @@ impl Builder<'_> {
         if self.factors[unit.y].is_some() || self.synced().is_some() {
             return None;
         }
-        let layer = Layer {
-            rows: self.rows(unit.raw),
-            channels: unit.shape.k,
-            bytes: self.options.storage.bytes(),
-            operands,
-            mask: self.mask[unit.y].is_some(),
-        };
-        layer.slabs(self.options.form.slabs)
+        self.layer(unit, operands, self.mask[unit.y].is_some()).slabs(self.options.form.slabs)
+    }
+
+    /// The layer that a unit's batch norm is, with `operands` tensors to be read.
+    pub fn layer(&self, unit: &ConvUnit, operands: u64, mask: bool) -> Layer {
+        let (rows, bytes) = (self.rows(unit.raw), self.options.storage.bytes());
+        Layer { rows, channels: unit.shape.k, bytes, operands, mask }
     }
 
     fn norm_shared(&mut self, unit: &ConvUnit, slabs: &[Range<usize>], name: &str) -> Shared {
