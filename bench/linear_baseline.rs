@@ -6,26 +6,23 @@
 //! runs once for each strength of L2, and the best validation figure of all strengths and epochs is printed, which
 //! favours the linear classifier.
 
+use engine::data::{Dataset, EvalOptions, EvalTransform, Interpolation, Loader, Split};
+use engine::error::{Error, Result};
 use engine::rng::{Purpose, Rng};
-use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use std::error::Error;
-use std::fs;
-use std::path::{Path, PathBuf};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+use std::path::Path;
+use std::sync::Arc;
 
 const SIDE: usize = 64;
 const PIXELS: usize = SIDE * SIDE * 3;
 const EPOCHS: usize = 30;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<()> {
+    let folder = std::env::args().nth(1);
     let folder =
-        std::env::args().nth(1).ok_or("usage: linear_baseline FOLDER (with train/ and val/ inside)")?;
-    let classes = class_names(&Path::new(&folder).join("train"))?;
-    let mut train = load(&Path::new(&folder).join("train"), &classes)?;
-    let mut val = load(&Path::new(&folder).join("val"), &classes)?;
+        folder.ok_or_else(|| Error::usage("usage: linear_baseline FOLDER (with train/ and val/ inside)"))?;
+    let data = Dataset::open(Path::new(&folder))?;
+    let set = |split: &Arc<Split>| load(Arc::clone(split), data.classes.len());
+    let (mut train, mut val) = (set(&data.train)?, set(&data.val)?);
     standardise(&mut train, &mut val);
     let mut best = Accuracy { train: 0.0, val: 0.0 };
     for l2 in [0.0, 1.0, 30.0] {
@@ -57,51 +54,16 @@ impl Set {
     }
 }
 
-fn class_names(folder: &Path) -> Result<Vec<String>, Box<dyn Error>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
-        let entry = entry?;
-        if entry.path().is_dir() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn load(folder: &Path, classes: &[String]) -> Result<Set, Box<dyn Error>> {
-    let mut set = Set { pixels: Vec::new(), labels: Vec::new(), classes: classes.len() };
-    for (label, class) in classes.iter().enumerate() {
-        let class_folder = folder.join(class);
-        let entries = fs::read_dir(&class_folder).map_err(|e| format!("{}: {e}", class_folder.display()))?;
-        let mut paths: Vec<PathBuf> = entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
-        paths.sort();
-        for path in paths {
-            let pixels = decode(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-            set.pixels.extend(pixels.iter().map(|&v| f32::from(v) / 255.0));
-            set.labels.push(label);
-        }
+/// A split as the trainer's validation sees one: shorter side resized, middle cropped.
+fn load(split: Arc<Split>, classes: usize) -> Result<Set> {
+    let transform = EvalTransform::new(SIDE, 1.0, Interpolation::Bilinear);
+    let mut set = Set { pixels: Vec::new(), labels: Vec::new(), classes };
+    for batch in Loader::eval(split, EvalOptions::new(transform, 64))? {
+        let batch = batch?;
+        set.pixels.extend(batch.images.iter().map(|&v| f32::from(v) / 255.0));
+        set.labels.extend(batch.labels.iter().map(|&label| label as usize));
     }
     Ok(set)
-}
-
-/// A JPEG file as SIDE x SIDE RGB bytes: shorter side resized, middle cropped.
-fn decode(path: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
-    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(std::io::Cursor::new(fs::read(path)?), options);
-    let bytes = decoder.decode()?;
-    let (width, height) = decoder.dimensions().ok_or("no dimensions in the header")?;
-    let source = Image::from_vec_u8(width as u32, height as u32, bytes, PixelType::U8x3)?;
-    let short = width.min(height) as f64;
-    let mut target = Image::new(SIDE as u32, SIDE as u32, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
-        (width as f64 - short) / 2.0,
-        (height as f64 - short) / 2.0,
-        short,
-        short,
-    );
-    Resizer::new().resize(&source, &mut target, &options)?;
-    Ok(target.into_vec())
 }
 
 /// Zero mean and unit variance per channel, with the training set's figures.
