@@ -342,7 +342,11 @@ mod tests {
             let name = ["here", "there"][star.rank()];
             star.all_gather(soon(name), &[]).unwrap_err()
         });
-        assert!(errors[0].message.contains("rank 1, at \"here\": it is at call 1"), "{}", errors[0]);
+        assert!(
+            errors[0].message.contains("rank 1, at \"here\": it is somewhere else (call 1, this rank 1)"),
+            "{}",
+            errors[0]
+        );
         assert!(errors.iter().all(|error| error.exit_code() == 70));
     }
 
