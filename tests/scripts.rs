@@ -444,7 +444,7 @@ fn the_log_is_committed_with_its_curve_and_an_unreachable_remote_is_no_end() {
     home.file("repo/.gitignore", "/curve.svg\n");
     home.file("run/logs.md", "# Training logs\n\nepoch: 1  train_loss: 2.0\n");
     home.file("run/curve.svg", "<svg/>");
-    home.sh("mkdir repo/experiments; cd repo; git init -q; git config user.name t; git config user.email t@t; git add -A; git commit -qm begin");
+    home.sh("mkdir repo/experiments; cd repo; git init -q; git config user.name t; git config user.email t@t; git remote add origin /nowhere; git add -A; git commit -qm begin");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/push_logs.sh");
     fs::copy(script, home.path("repo/experiments/push_logs.sh")).unwrap();
     home.sh("OUTPUT_DIR=run bash repo/experiments/push_logs.sh --once 2>says.txt");
