@@ -10,16 +10,27 @@ use engine::data::{Dataset, EvalOptions, EvalTransform, Interpolation, Loader, S
 use engine::error::{Error, Result};
 use engine::rng::{Purpose, Rng};
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 const SIDE: usize = 64;
 const PIXELS: usize = SIDE * SIDE * 3;
 const EPOCHS: usize = 30;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("linear_baseline: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn measure() -> Result<()> {
     let folder = std::env::args().nth(1);
     let folder =
-        folder.ok_or_else(|| Error::usage("usage: linear_baseline FOLDER (with train/ and val/ inside)"))?;
+        folder.ok_or_else(|| Error::usage("wanted: linear_baseline FOLDER (with train/ and val/ inside)"))?;
     let data = Dataset::open(Path::new(&folder))?;
     let set = |split: &Arc<Split>| load(Arc::clone(split), data.classes.len());
     let (mut train, mut val) = (set(&data.train)?, set(&data.val)?);
