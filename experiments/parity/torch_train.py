@@ -35,6 +35,7 @@ class Plan:
     """What the recipe asks for."""
 
     seed: int
+    arch: str
     epochs: int
     resolution: int
     batch: int
@@ -66,8 +67,11 @@ def read_plan(tables):
     keys = recipes.Reader(tables)
     for ignored in ("name", "checkpoint.every_epochs"):
         keys.take(ignored)
-    for key, value in [("model.arch", "resnet50"), ("optim.rule", "sgd"), ("schedule.kind", "cosine")]:
+    for key, value in [("optim.rule", "sgd"), ("schedule.kind", "cosine")]:
         keys.insist(key, value)
+    arch = keys.take("model.arch")
+    if arch not in ("resnet50", "resnet-tiny"):
+        raise SystemExit(f"model.arch is {arch!r}; torch_train.py knows resnet50 and resnet-tiny")
     randaugment = keys.take("augment.auto", "none")
     if randaugment not in ("none", "randaugment-n2-m9"):
         raise SystemExit(f"augment.auto is {randaugment!r}; torch_train.py knows none and randaugment-n2-m9")
@@ -76,6 +80,7 @@ def read_plan(tables):
     batch = keys.take("data.batch")
     plan = Plan(
         seed=keys.take("seed", 0),
+        arch=arch,
         epochs=keys.take("epochs"),
         resolution=keys.take("data.resolution"),
         batch=batch,
@@ -102,9 +107,15 @@ def read_plan(tables):
 
 
 def network(plan):
-    """torchvision's, with its own first weights."""
+    """torchvision's, with its own first weights; the small one, which it does not have, is put together as it would be."""
     torch.manual_seed(plan.seed)
-    return torchvision.models.resnet50(weights=None, num_classes=plan.classes, zero_init_residual=plan.zero_gamma)
+    if plan.arch == "resnet50":
+        return torchvision.models.resnet50(weights=None, num_classes=plan.classes, zero_init_residual=plan.zero_gamma)
+    model = peer.network(plan.arch, plan.classes)
+    for module in model.modules():
+        if plan.zero_gamma and isinstance(module, peer.Bottleneck):
+            torch.nn.init.zeros_(module.bn3.weight)
+    return model
 
 
 def schedule(rule, plan):
