@@ -243,6 +243,7 @@ fn positive(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// GPUs of a machine.
+#[cfg(feature = "cuda")]
 fn cards(text: &str) -> std::result::Result<usize, String> {
     let count = text.parse::<usize>().ok().filter(|&count| count > 0);
     count.ok_or_else(|| "expected a number from 1".to_owned())
